@@ -1,0 +1,211 @@
+"""FER-2013 prepared once by TensorFlow Datasets, then read back as arrays within a second.
+
+Importing this module imports TensorFlow, which takes seconds: import it where it is used.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+from array_record.python import array_record_module
+
+from fer_jax.data import fer2013
+from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, SPLITS, Dataset, Split
+from fer_jax.errors import UserError
+
+_MANIFEST = "prepared.json"
+_PREPARING = ".preparing-"
+_LEFTOVER_AFTER = 24 * 60 * 60  # seconds after which an unfinished preparation belongs to a process that was killed
+
+
+class _LocalInfo(tfds.core.DatasetInfo):
+    """The description of a data set that tfds doesn't look up on the network (nor make a temporary folder for)."""
+
+    def initialize_from_bucket(self) -> None:
+        pass
+
+
+class Fer2013(tfds.core.GeneratorBasedBuilder):
+    """FER-2013 from files at hand: image uint8 [48, 48, 1], label, and row, its position in the source.
+
+    FER+ labels, and whatever else is published about the images, can only be joined by row.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    # There are no downloads whose checksums tfds would have to look up; it does so with importlib_resources, which it
+    # doesn't require.
+    url_infos = None
+
+    def __init__(self, dataset: Dataset, **kwargs):
+        self._dataset = dataset
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return _LocalInfo(
+            builder=self,
+            description="48 x 48 grey images of faces with one of seven expressions each.",
+            homepage="https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
+            features=tfds.features.FeaturesDict(
+                {
+                    # As bytes: without an encoding tfds stores each pixel as a 64-bit integer.
+                    "image": tfds.features.Tensor(shape=IMAGE_SHAPE, dtype=np.uint8, encoding="bytes"),
+                    "label": tfds.features.ClassLabel(names=CLASS_NAMES),
+                    "row": tfds.features.Scalar(dtype=np.int64),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        del dl_manager  # nothing is downloaded
+        return {name: self._generate_examples(split) for name, split in self._dataset.splits.items()}
+
+    def _generate_examples(self, split: Split):
+        for image, label, row in zip(split.images, split.labels.tolist(), split.rows.tolist(), strict=True):
+            yield row, {"image": image, "label": label, "row": row}
+
+
+def load(path: str | os.PathLike, cache_dir: str | os.PathLike, seed: int = 0) -> Dataset:
+    """Gives what `fer2013.read(path, seed)` gives, from a copy prepared in `cache_dir` on the first call.
+
+    A prepared copy is found again by the content of the source, not by its path, and has no part in the seed: where
+    the files tell no validation split it is held out after reading. A copy that isn't, byte for byte, what was
+    prepared is moved out of the way, with a warning, and prepared again. Raises UserError as `fer2013.read` does, and
+    where `cache_dir` can't be written.
+    """
+    path, cache_dir = pathlib.Path(path), pathlib.Path(cache_dir)
+    source = fer2013.identify(path)
+    prepared = cache_dir / f"fer2013-{Fer2013.VERSION}-{source[:16]}"
+    try:
+        was_there = prepared.exists()
+        dataset = _read_prepared(prepared, fer2013.name_of(path))
+        if dataset is None:
+            if was_there:
+                logging.warning("%s is damaged; it is prepared again.", prepared)
+                _discard(prepared)
+            dataset = _prepare(path, source, prepared)
+    except (OSError, tf.errors.OpError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise UserError(f"{cache_dir}: the prepared data set can't be kept in this folder ({reason})") from error
+    return fer2013.with_validation(dataset, seed)
+
+
+def _prepare(path: pathlib.Path, source: str, prepared: pathlib.Path) -> Dataset:
+    """Writes the copy `prepared` of the source at `path` and gives the data set as read back from it.
+
+    It is written to a folder of its own and renamed when it is complete and checked: what a killed process leaves is
+    never taken for a copy. Of two processes that prepare the same source at once each uses its own; the first is kept.
+    """
+    dataset = fer2013.read_published(path)
+    if fer2013.identify(path) != source:
+        raise UserError(f"{path}: it changed while it was being read; start again when it is complete")
+    prepared.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(prepared.parent)
+    logging.info("Preparing %s in %s, once for all runs.", dataset.name, prepared)
+    with _temporary_folder(prepared.parent) as folder:
+        copy = folder / "copy"
+        _write(dataset, copy)
+        checked = _read_prepared(copy, dataset.name)
+        if checked is None or checked.fingerprint != dataset.fingerprint:
+            raise UserError(f"{prepared}: what was written here does not read back the same; is the disk sound?")
+        try:
+            copy.rename(prepared)
+        except OSError:
+            if not prepared.is_dir():  # otherwise another process was first
+                raise
+    return checked
+
+
+def _discard(prepared: pathlib.Path) -> None:
+    """Removes a damaged copy, at once for all processes that look for it."""
+    with _temporary_folder(prepared.parent) as folder, contextlib.suppress(FileNotFoundError):
+        prepared.rename(folder / "damaged")
+
+
+@contextlib.contextmanager
+def _temporary_folder(parent: pathlib.Path) -> Iterator[pathlib.Path]:
+    with tempfile.TemporaryDirectory(prefix=_PREPARING, dir=parent, ignore_cleanup_errors=True) as folder:
+        yield pathlib.Path(folder)
+
+
+def _write(dataset: Dataset, folder: pathlib.Path) -> None:
+    tfds.disable_progress_bar()
+    builder = Fer2013(dataset, data_dir=folder)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints that it downloads, which it doesn't
+            builder.download_and_prepare(
+                download_dir=folder.with_name("downloads"),
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            )
+    except RuntimeError as error:  # what array_record raises when the disk is full
+        raise OSError(str(error)) from error
+    manifest = {
+        "fingerprint": dataset.fingerprint,
+        "builder": os.path.relpath(builder.data_dir, folder),
+        "files": _digests(folder),
+    }
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _read_prepared(prepared: pathlib.Path, name: str) -> Dataset | None:
+    """Gives the data set of a prepared copy, or None where there is none or it is damaged."""
+    try:
+        manifest = json.loads((prepared / _MANIFEST).read_bytes())
+        folder, fingerprint, digests = prepared / manifest["builder"], manifest["fingerprint"], manifest["files"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    # Every byte is checked before it is read, since what a reader makes of damaged records is anybody's guess.
+    if digests != _digests(prepared):
+        return None
+    splits = tfds.builder_from_directory(folder).info.splits
+    dataset = Dataset(name, {split: _read_split(splits[split]) for split in SPLITS if split in splits})
+    rows = np.sort(np.concatenate([split.rows for split in dataset.splits.values()]))
+    is_whole = fingerprint == dataset.fingerprint and np.array_equal(rows, np.arange(len(rows)))
+    return dataset if is_whole else None
+
+
+def _read_split(info: tfds.core.SplitInfo) -> Split:
+    """Reads all records of a split, in the order in which they were written."""
+    images, labels, rows = [], [], []
+    for path in info.filepaths:
+        reader = array_record_module.ArrayRecordReader(os.fspath(path))
+        for record in reader.read_all():
+            # A loop over protocol buffers takes as long as tf.io.parse_example (0.2 s), which would start TensorFlow's
+            # runtime, and with it claim the memory of the accelerators.
+            feature = tf.train.Example.FromString(record).features.feature
+            images.append(feature["image"].bytes_list.value[0])
+            labels.append(feature["label"].int64_list.value[0])
+            rows.append(feature["row"].int64_list.value[0])
+        reader.close()
+    # A bytearray, since arrays over bytes can't be written to.
+    pixels = np.frombuffer(bytearray().join(images), np.uint8)
+    return Split(pixels.reshape(-1, *IMAGE_SHAPE), np.array(labels, np.int32), np.array(rows, np.int64))
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    """Gives the SHA-256 of each file under a prepared copy's folder, by its path in it, but for the manifest."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != _MANIFEST:
+            with path.open("rb") as file:
+                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _remove_leftovers(cache_dir: pathlib.Path) -> None:
+    for folder in cache_dir.glob(f"{_PREPARING}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - folder.stat().st_mtime > _LEFTOVER_AFTER:
+                shutil.rmtree(folder, ignore_errors=True)

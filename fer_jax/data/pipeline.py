@@ -1,0 +1,75 @@
+"""Batches on the host, by tf.data: each a function of (seed, step) alone, with no state to save.
+
+A batch is {image: uint8 [batch, 48, 48, 1], label: int32 [batch], index: int64 [batch], mask: bool [batch]}, numpy
+arrays; `index` is the example's position in its split, `mask` is False where the batch is padded. With several
+hosts each gets its contiguous part of the same global batch.
+"""
+
+import os
+from collections.abc import Iterator
+
+from fer_jax.data.dataset import Split
+
+# Nothing here is a oneDNN operation, but TensorFlow announces them at length.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import tensorflow as tf
+
+# The accelerators belong to JAX.
+tf.config.set_visible_devices([], "GPU")
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Full batches only: what an epoch leaves over differs from epoch to epoch, so no image is left out for long."""
+    return num_examples // batch_size
+
+
+def train_batches(
+    split: Split, *, seed: int, batch_size: int, first_step: int, last_step: int, host: int = 0, num_hosts: int = 1
+) -> Iterator[dict]:
+    """Yields this host's part of the batches of steps first_step..last_step - 1.
+
+    Each epoch is a permutation of the split keyed by (seed, epoch): `index_shuffle` gives any one position of it.
+    batch_size: of the global batch, a multiple of num_hosts.
+    """
+    arrays = _arrays(split)
+    per_epoch = steps_per_epoch(len(split), batch_size)
+
+    def batch(step):
+        epoch, step_of_epoch = step // per_epoch, step % per_epoch
+        positions = step_of_epoch * batch_size + _host_positions(batch_size, host, num_hosts)
+        key = tf.stack([tf.constant(seed, tf.int64), epoch])
+        index = tf.random.experimental.index_shuffle(positions, key, tf.constant(len(split) - 1, tf.int64))
+        return _gather(arrays, index, tf.ones_like(index, tf.bool))
+
+    return _iterate(tf.data.Dataset.range(first_step, last_step), batch)
+
+
+def eval_batches(split: Split, *, batch_size: int, host: int = 0, num_hosts: int = 1) -> Iterator[dict]:
+    """Yields this host's part of the split in order, every example once; the last batch is padded and masked."""
+    arrays = _arrays(split)
+
+    def batch(number):
+        positions = number * batch_size + _host_positions(batch_size, host, num_hosts)
+        return _gather(arrays, tf.minimum(positions, len(split) - 1), positions < len(split))
+
+    return _iterate(tf.data.Dataset.range(-(-len(split) // batch_size)), batch)
+
+
+def _host_positions(batch_size: int, host: int, num_hosts: int):
+    part = batch_size // num_hosts
+    return tf.range(host * part, (host + 1) * part, dtype=tf.int64)
+
+
+def _arrays(split: Split) -> dict:
+    with tf.device("CPU"):
+        return {"image": tf.constant(split.images), "label": tf.constant(split.labels)}
+
+
+def _gather(arrays: dict, index, mask) -> dict:
+    return {key: tf.gather(array, index) for key, array in arrays.items()} | {"index": index, "mask": mask}
+
+
+def _iterate(numbers: tf.data.Dataset, batch) -> Iterator[dict]:
+    # Each batch takes some ten microseconds: one thread ahead of the step is plenty, more would only take its cores.
+    return numbers.map(batch, num_parallel_calls=1, deterministic=True).prefetch(4).as_numpy_iterator()
