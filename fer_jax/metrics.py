@@ -1,0 +1,68 @@
+"""From masked sums on the device to accuracy, confusion matrix and per-class figures on the host."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def evaluation_sums(logits, labels, mask):
+    """Sums what an evaluation needs; sums of parts of a split add up to the sums of the split.
+
+    logits: float32 [batch, classes]; labels: int32 [batch]; mask: bool [batch], False where an example is padding.
+    Returns loss: float32 [], the summed cross-entropy; confusion: int32 [classes, classes], rows the true class.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    true = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.int32) * mask[:, None]
+    predicted = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.int32)
+    # Padding may have any loss, even a non-finite one, which a product with zero would let through.
+    return {"loss": jnp.sum(jnp.where(mask, losses, 0.0)), "confusion": true.T @ predicted}
+
+
+def accuracy(sums: dict) -> float:
+    """The share of examples on the diagonal of the confusion matrix."""
+    return int(np.trace(sums["confusion"])) / int(np.sum(sums["confusion"]))
+
+
+def mean_loss(sums: dict) -> float:
+    """The cross-entropy per example, in nats."""
+    return float(sums["loss"]) / int(np.sum(sums["confusion"]))
+
+
+def summarize(sums: dict, class_names: Sequence[str]) -> dict:
+    """Turns an evaluation's sums into the figures of a report, as plain Python values.
+
+    Accuracy's 95 % interval is Wilson's (1927). A class that is never predicted has precision 0; one without
+    examples counts in neither the macro F1 nor the balanced accuracy.
+    """
+    from scipy.stats import binomtest
+    from sklearn.metrics import precision_recall_fscore_support
+
+    confusion = np.asarray(sums["confusion"])
+    true, predicted = np.indices(confusion.shape).reshape(2, -1)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        true, predicted, labels=range(len(class_names)), sample_weight=confusion.ravel(), zero_division=0.0
+    )
+    total, correct = int(confusion.sum()), int(np.trace(confusion))
+    interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    present = support > 0
+    return {
+        "num_examples": total,
+        "accuracy": accuracy(sums),
+        "accuracy_ci95": [float(interval.low), float(interval.high)],
+        "loss": mean_loss(sums),
+        "macro_f1": float(f1[present].mean()),
+        "balanced_accuracy": float(recall[present].mean()),
+        "per_class": {
+            name: {
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "support": int(support[i]),
+            }
+            for i, name in enumerate(class_names)
+        },
+        "confusion_matrix": confusion.tolist(),
+    }
