@@ -1,0 +1,111 @@
+"""Checks a config once, at start-up, and says what is wrong with it."""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+from fer_jax.errors import UserError
+
+_AT_LEAST_ONE = ("at least 1", lambda value: value >= 1)
+_NOT_NEGATIVE = ("at least 0", lambda value: value >= 0)
+_POSITIVE = ("above 0", lambda value: value > 0)
+_BELOW_ONE = ("from 0 to below 1", lambda value: 0 <= value < 1)
+
+
+def _one_of(*choices) -> tuple[str, Callable[[Any], bool]]:
+    return "one of " + ", ".join(map(str, choices)), lambda value: value in choices
+
+
+# Every key there is, the type of its value and what the value must be.
+_RULES = {
+    "seed": (int, *_NOT_NEGATIVE),
+    "num_epochs": (int, *_AT_LEAST_ONE),
+    "batch_size": (int, *_AT_LEAST_ONE),
+    "dataset.source": (str, *_one_of("auto", "fer2013", "embedded")),
+    "dataset.path": (str, "a file or folder", bool),
+    "dataset.cache_dir": (str, "a folder", bool),
+    "augment.flip": (float, "from 0 to 1", lambda value: 0 <= value <= 1),
+    "augment.rotation": (float, "from 0 to 180", lambda value: 0 <= value <= 180),
+    "augment.zoom": (float, *_BELOW_ONE),
+    "augment.shift": (float, *_BELOW_ONE),
+    "model.depth": (int, *_one_of(18, 34, 50, 101, 152)),
+    "model.width": (int, *_AT_LEAST_ONE),
+    "model.stem_kernel": (int, "odd", lambda value: value > 0 and value % 2 == 1),
+    "model.stem_stride": (int, *_AT_LEAST_ONE),
+    "model.stem_pool": (bool, "True or False", lambda value: True),
+    "model.zero_init": (bool, "True or False", lambda value: True),
+    "model.dtype": (str, *_one_of("bfloat16", "float32")),
+    "model.sync_batch_norm": (bool, "True or False", lambda value: True),
+    "model.conv": (str, *_one_of("auto", "lax", "matmul")),
+    "optimizer.learning_rate": (float, *_POSITIVE),
+    "optimizer.schedule": (str, *_one_of("constant", "cosine")),
+    "optimizer.warmup_epochs": (float, *_NOT_NEGATIVE),
+    "optimizer.weight_decay": (float, *_NOT_NEGATIVE),
+    "optimizer.clip_norm": (float, *_POSITIVE),
+    "optimizer.label_smoothing": (float, *_BELOW_ONE),
+    "early_stopping.patience": (int, *_AT_LEAST_ONE),
+    "early_stopping.min_delta": (float, *_NOT_NEGATIVE),
+    "parallel.mapper": (str, *_one_of("shard_map", "pmap")),
+    "parallel.distributed": (bool, "True or False", lambda value: True),
+    "checkpoint.every_steps": (int, *_AT_LEAST_ONE),
+    "log.every_steps": (int, *_AT_LEAST_ONE),
+}
+_MAY_BE_UNSET = {"dataset.path", "optimizer.clip_norm", "checkpoint.every_steps"}
+
+
+def check(config: config_dict.ConfigDict) -> None:
+    """Raises UserError, naming the key and what would be right, where a value can't be meant."""
+    values = dict(flatten(config))
+    for key in _RULES.keys() - values.keys():
+        raise UserError(f"config.{key} is missing; configs/resnet50.py has every key")
+    for key in values.keys() - _RULES.keys():
+        raise UserError(f"config.{key} is not a key of this project; configs/resnet50.py has every key")
+    for key, (kind, wanted, is_right) in _RULES.items():
+        value = values[key]
+        if value is None and key in _MAY_BE_UNSET:
+            continue
+        has_type = isinstance(value, (int, float) if kind is float else kind) and (
+            kind is bool or not isinstance(value, bool)
+        )
+        if not has_type or not is_right(value):
+            raise UserError(f"config.{key} is {value!r}; it must be {wanted} ({kind.__name__})")
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every ('section.key', value) of a nested config."""
+    for key, value in config.items():
+        if isinstance(value, Mapping | config_dict.ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Gives {key: (our value, their value)} of every key in which two configs differ."""
+    a, b = dict(flatten(ours)), dict(flatten(theirs))
+    return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
+
+
+def describe_differences(different: dict[str, tuple[Any, Any]]) -> str:
+    """One line for an error message."""
+    return ", ".join(f"config.{key} is {ours!r} here and {theirs!r} there" for key, (ours, theirs) in different.items())
+
+
+def load(path: pathlib.Path) -> config_dict.ConfigDict:
+    """Reads the config.json of a run; raises UserError where there is none or it is damaged."""
+    try:
+        return config_dict.ConfigDict(json.loads(path.read_text())).lock()
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there: is {path.parent} the workdir of a run?") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as a run's config: {error}") from None
+
+
+def save(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
+    """Writes a run's config.json, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    partial.rename(path)

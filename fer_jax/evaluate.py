@@ -1,0 +1,160 @@
+"""Evaluates one split exactly, and writes the report of a run's checkpoint."""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import config_dict
+
+from fer_jax import config as config_lib
+from fer_jax import metrics, parallel, report, steps
+from fer_jax.checkpoint import Checkpoints
+from fer_jax.data import pipeline, source
+from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Dataset, Split
+from fer_jax.errors import UserError
+from fer_jax.models import resnet
+from fer_jax.signals import StopRequest
+from fer_jax.writers import Terminal
+
+# What is done to an image before the network; stored in every checkpoint and compared when one is restored.
+PREPROCESSING = {"image_shape": list(IMAGE_SHAPE), "pixels": "uint8 / 255"}
+
+
+class Stopped(Exception):
+    """A request to stop came while evaluating."""
+
+
+class Evaluator:
+    """Evaluates splits with one compiled step.
+
+    predict: (variables, float32 images in [0, 1]) -> logits; any function will do. batch_size: rounded up to a
+    multiple of the devices; the result is the same for all.
+    """
+
+    def __init__(self, predict: Callable, mesh: Mesh, mapper: str, *, batch_size: int, stop: StopRequest):
+        self._step = parallel.map_step(steps.make_eval_step(predict, axis_name=parallel.AXIS), mesh, mapper)
+        self._mesh, self._mapper, self._stop = mesh, mapper, stop
+        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+
+    def __call__(self, variables, split: Split) -> dict:
+        """Gives the sums (`metrics.evaluation_sums`) over a split, on the host; raises Stopped if asked to stop."""
+        host, num_hosts = jax.process_index(), jax.process_count()
+        total, pending = None, None
+        batches = pipeline.eval_batches(split, batch_size=self._batch_size, host=host, num_hosts=num_hosts)
+        for number, batch in enumerate(batches):
+            if self._stop.is_agreed(number):
+                raise Stopped
+            sums = self._step(variables, parallel.place(batch, self._mesh, self._mapper))
+            total = _add(total, pending)  # one batch late, so that the device never waits
+            pending = sums
+        return _add(total, pending)
+
+
+def _add(total: dict | None, sums: dict | None) -> dict | None:
+    if sums is None:
+        return total
+    sums = {key: np.asarray(value, np.float64 if key == "loss" else np.int64) for key, value in sums.items()}
+    return sums if total is None else {key: total[key] + sums[key] for key in sums}
+
+
+def predictor(model: resnet.ResNet) -> Callable:
+    """Gives the network's `predict(variables, images) -> logits`, with running batch statistics."""
+    return lambda variables, images: model.apply(variables, images, train=False)
+
+
+def run(
+    config: config_dict.ConfigDict | None, workdir: pathlib.Path, *, split: str, checkpoint: str, stop: StopRequest
+) -> int:
+    """Evaluates a checkpoint ('best', 'latest' or a step) of the run in `workdir` on a split and writes its report.
+
+    Gives the exit status: 0, or 128 + signal if stopped.
+
+    config: None for the run's own; else it may differ from that in `dataset` only, to evaluate on other data.
+    Raises UserError where it differs otherwise, or where what was logged with a checkpoint can't be reproduced.
+    """
+    say = Terminal(is_primary=jax.process_index() == 0).say
+    own = config_lib.load(workdir / "config.json")
+    config_lib.check(own)
+    config = config or own
+    different = {
+        key: values for key, values in config_lib.differences(config, own).items() if not key.startswith("dataset.")
+    }
+    if different:
+        raise UserError(
+            f"{workdir} holds a run of another config: {config_lib.describe_differences(different)}. "
+            "Leave --config out to use the run's own; only config.dataset.* may differ"
+        )
+    dataset = source.load(config.dataset.source, config.dataset.path, config.dataset.cache_dir, config.seed)
+    say(f"Data set: {dataset.describe()}")
+    dataset.split(split)
+    try:
+        report_checkpoint(own, workdir, dataset, splits=[split], checkpoint=checkpoint, stop=stop, say=say)
+    except Stopped:
+        return stop.exit_status
+    return 0
+
+
+def report_checkpoint(
+    config: config_dict.ConfigDict,
+    workdir: pathlib.Path,
+    dataset: Dataset,
+    *,
+    splits: list[str],
+    checkpoint: str,
+    stop: StopRequest,
+    say: Callable[[str], None],
+) -> None:
+    """Restores a checkpoint, evaluates each of `splits` and writes and prints their reports.
+
+    Where the checkpoint's validation accuracy was logged, on this data, it is computed again and must be the same.
+    """
+    mesh = parallel.make_mesh()
+    model = resnet.make(
+        config.model, num_classes=len(CLASS_NAMES), axis_name=parallel.AXIS, backend=jax.default_backend()
+    )
+    evaluator = Evaluator(predictor(model), mesh, config.parallel.mapper, batch_size=config.batch_size, stop=stop)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        step = checkpoints.find(checkpoint)
+        stored = checkpoints.run(step)
+        for key, ours in (("class_names", list(CLASS_NAMES)), ("preprocessing", PREPROCESSING)):
+            if stored[key] != ours:
+                raise UserError(f"the checkpoint of step {step} has {key} {stored[key]}, this code has {ours}")
+        variables = checkpoints.restore_weights(step, _abstract_variables(model, mesh))
+
+    sums = {}
+    logged = stored["validation"]
+    if logged and stored["dataset_fingerprint"] == dataset.fingerprint:
+        sums["validation"] = evaluator(variables, dataset.split("validation"))
+        again = metrics.accuracy(sums["validation"])
+        if again != logged["accuracy"]:
+            raise UserError(
+                f"the checkpoint of step {step} had a validation accuracy of {logged['accuracy']:.6f} in training and "
+                f"has {again:.6f} now: it is damaged, or this device computes otherwise than the one it was trained on"
+            )
+        say(f"Restored step {step}: its validation accuracy, {again:.4%}, is the one logged in training.")
+    else:
+        say(f"Restored step {step}.")
+    for split in splits:
+        if split not in sums:
+            sums[split] = evaluator(variables, dataset.split(split))
+        evaluation = {
+            "split": split,
+            **metrics.summarize(sums[split], CLASS_NAMES),
+            "class_names": list(CLASS_NAMES),
+            "checkpoint_step": step,
+            "selected_on": "validation accuracy" if checkpoint == "best" else f"not selected ({checkpoint})",
+            "dataset": dataset.name,
+            "dataset_fingerprint": dataset.fingerprint,
+        }
+        if jax.process_index() == 0:
+            report.write_evaluation(evaluation, workdir / "report")
+        say("\n" + report.table(evaluation))
+
+
+def _abstract_variables(model: resnet.ResNet, mesh: Mesh) -> dict:
+    sharding = NamedSharding(mesh, PartitionSpec())
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)), train=False))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), variables)

@@ -1,0 +1,68 @@
+"""Reads each training step's sums, one step late, and passes them on to those who show or keep them."""
+
+import time
+
+import jax
+
+from fer_jax.progress import Progress
+from fer_jax.writers import MetricsWriter, Terminal
+
+
+class Meter:
+    """Follows one epoch of training.
+
+    A step's sums are read when the next step has been given to the device, so that it never waits for the host. The
+    clock of images_per_second runs from `start` to the last step read, and stands still from `flush` to `start`.
+    """
+
+    def __init__(self, progress: Progress, writer: MetricsWriter, terminal: Terminal, *, epoch: int, log_every: int):
+        self._progress, self._writer, self._terminal = progress, writer, terminal
+        self._epoch, self._log_every = epoch, log_every
+        self._pending = self._since = self._last = None
+        self._images, self._seconds = 0, 0.0
+
+    def start(self) -> None:
+        """Starts the clock."""
+        self._since = time.perf_counter()
+
+    def push(self, step: int, sums: dict) -> None:
+        """Takes the sums (on the device) of the step that makes `step` steps, and reads those of the one before."""
+        previous, self._pending = self._pending, (step, sums)
+        if previous:
+            self._read(*previous)
+
+    def flush(self) -> None:
+        """Reads what has not been read, so that the progress is that of the last step pushed."""
+        if self._pending:
+            self._read(*self._pending)
+        self._pending = None
+
+    def end_epoch(self) -> None:
+        """Flushes, and writes the epoch's figures."""
+        self.flush()
+        if self._last and self._last["step"] % self._log_every:
+            self._writer.write(**self._last)
+
+    def _read(self, step: int, sums: dict) -> None:
+        sums = jax.device_get(sums)
+        now = time.perf_counter()
+        self._images += int(sums["count"])
+        self._seconds += now - self._since
+        self._since = now
+        self._progress.add(sums)
+        self._last = {
+            "step": step,
+            "epoch": self._epoch,
+            "kind": "train",
+            **self._progress.mean(),
+            "learning_rate": float(sums["learning_rate"]),
+            "images_per_second": self.images_per_second,
+        }
+        self._terminal.step(self._last)
+        if step % self._log_every == 0:
+            self._writer.write(**self._last)
+
+    @property
+    def images_per_second(self) -> float:
+        """Over the epoch so far, in this process's run; nan before the first step."""
+        return self._images / self._seconds if self._seconds else float("nan")

@@ -1,0 +1,113 @@
+"""What a run leaves for a person: history, curves, confusion matrices, evaluation files, tables."""
+
+import json
+import pathlib
+from collections.abc import Iterable
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from fer_jax.data.dataset import Dataset
+
+
+def history(events: Iterable[dict]) -> pd.DataFrame:
+    """One row an epoch, from the events of metrics.jsonl.
+
+    The training figures are those of the epoch's last 'train' event, which is the mean over the epoch.
+    """
+    rows = {}
+    for event in events:
+        row = rows.setdefault(event["epoch"], {})
+        if event["kind"] == "train":
+            row |= {f"train_{key}": event[key] for key in ("loss", "accuracy")}
+            row |= {key: event[key] for key in ("learning_rate", "images_per_second")}
+        else:
+            row |= {"step": event["step"]} | {f"validation_{key}": event[key] for key in ("loss", "accuracy")}
+    finished = {epoch: row for epoch, row in sorted(rows.items()) if "validation_accuracy" in row}
+    columns = ["step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
+    columns += ["learning_rate", "images_per_second"]
+    return pd.DataFrame.from_dict(finished, orient="index", columns=columns).rename_axis("epoch").reset_index()
+
+
+def write_history(events: Iterable[dict], dataset: Dataset, folder: pathlib.Path) -> None:
+    """Writes history.csv and curves.png, the best epoch marked."""
+    folder.mkdir(exist_ok=True)
+    table = history(events)
+    table.assign(dataset=dataset.name, dataset_fingerprint=dataset.fingerprint).to_csv(
+        folder / "history.csv", index=False
+    )
+    if table.empty:
+        return
+    best = table.loc[table["validation_accuracy"].idxmax()]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, figure_of, scale in zip(axes, ("accuracy", "loss"), (100, 1), strict=True):
+        for split, color in (("train", "tab:gray"), ("validation", "tab:blue")):
+            values = table[f"{split}_{figure_of}"] * scale
+            axis.plot(table["epoch"], values, color=color, marker="o", markersize=3, label=split)
+        axis.axvline(best["epoch"], color="tab:orange", linestyle=":", label=f"best: epoch {best['epoch']:.0f}")
+        axis.set(xlabel="epoch", ylabel="accuracy (%)" if figure_of == "accuracy" else "cross-entropy (nats)")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    title = f"{dataset.name} ({dataset.fingerprint})"
+    figure.suptitle(f"{title}: best validation accuracy {best['validation_accuracy']:.2%}", fontsize=11)
+    figure.savefig(folder / "curves.png", dpi=120)
+    plt.close(figure)
+
+
+def write_evaluation(evaluation: dict, folder: pathlib.Path) -> None:
+    """Writes evaluation_<split>.json and confusion_matrix_<split>.png."""
+    folder.mkdir(exist_ok=True)
+    split = evaluation["split"]
+    (folder / f"evaluation_{split}.json").write_text(json.dumps(evaluation, indent=2) + "\n")
+
+    counts = np.array(evaluation["confusion_matrix"])
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = evaluation["class_names"]
+    figure, axis = plt.subplots(figsize=(6.5, 6), layout="constrained")
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if share[row, column] > 0.5 else "black"
+        text = f"{share[row, column]:.0%}\n{count}"
+        axis.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.set_title(f"{evaluation['dataset']}, {split}: {_accuracy(evaluation)}", fontsize=10)
+    figure.savefig(folder / f"confusion_matrix_{split}.png", dpi=110)
+    plt.close(figure)
+
+
+def table(evaluation: dict) -> str:
+    """The evaluation as lines for a person to read."""
+    lines = [
+        f"{evaluation['split']} split of {evaluation['dataset']} ({evaluation['dataset_fingerprint']}), "
+        f"{evaluation['num_examples']:,} images",
+        f"checkpoint of step {evaluation['checkpoint_step']}, {evaluation['selected_on']}",
+        "",
+        f"  accuracy           {_accuracy(evaluation)}",
+        f"  balanced accuracy  {evaluation['balanced_accuracy']:.2%}",
+        f"  macro F1           {evaluation['macro_f1']:.4f}",
+        f"  loss               {evaluation['loss']:.4f}",
+        "",
+        f"  {'class':<10}{'precision':>10}{'recall':>10}{'F1':>10}{'images':>9}",
+    ]
+    for name, figures in evaluation["per_class"].items():
+        lines.append(
+            f"  {name:<10}{figures['precision']:>10.4f}{figures['recall']:>10.4f}{figures['f1']:>10.4f}"
+            f"{figures['support']:>9,}"
+        )
+    lines += ["", "  rows: true, columns: predicted", "  " + " " * 10]
+    lines[-1] += "".join(f"{name[:8]:>9}" for name in evaluation["class_names"])
+    for name, row in zip(evaluation["class_names"], evaluation["confusion_matrix"], strict=True):
+        lines.append(f"  {name:<10}" + "".join(f"{count:>9,}" for count in row))
+    return "\n".join(lines)
+
+
+def _accuracy(evaluation: dict) -> str:
+    low, high = evaluation["accuracy_ci95"]
+    return f"{evaluation['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"

@@ -1,0 +1,272 @@
+"""The loop: epochs, evaluation, early stopping, checkpoints. No maths in it."""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import config_dict
+
+from fer_jax import augment, evaluate, metrics, optimizer, parallel, report, steps
+from fer_jax import config as config_lib
+from fer_jax import state as state_lib
+from fer_jax.checkpoint import Checkpoints
+from fer_jax.data import pipeline, source
+from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Dataset
+from fer_jax.errors import UserError
+from fer_jax.meter import Meter
+from fer_jax.models import resnet
+from fer_jax.progress import Diverged, Progress
+from fer_jax.signals import StopRequest
+from fer_jax.writers import MetricsWriter, Terminal, read_events
+
+
+def run(config: config_dict.ConfigDict, workdir: pathlib.Path, stop: StopRequest) -> int:
+    """Trains the run of `workdir`, from its latest checkpoint if there is one; gives the exit status.
+
+    0: done, with a report of the best checkpoint; 3: diverged; 128 + signal: stopped and saved. Raises UserError,
+    before anything is touched, where the workdir holds a run of another config or data set.
+    """
+    is_primary = jax.process_index() == 0
+    terminal = Terminal(is_primary=is_primary)
+    _check_workdir(config, workdir)
+    dataset = source.load(config.dataset.source, config.dataset.path, config.dataset.cache_dir, config.seed)
+    terminal.say(f"Data set: {dataset.describe()}")
+    trainer = Trainer(config, dataset, stop, terminal)
+    if is_primary:
+        workdir.mkdir(parents=True, exist_ok=True)
+        config_lib.save(config, workdir / "config.json")
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        status = trainer.train(workdir, checkpoints)
+    if status == 0:
+        splits = [split for split in ("validation", "test") if split in dataset.splits]
+        try:
+            evaluate.report_checkpoint(
+                config, workdir, dataset, splits=splits, checkpoint="best", stop=stop, say=terminal.say
+            )
+        except evaluate.Stopped:
+            return stop.exit_status
+        if "test" not in splits:
+            terminal.say(f"\n{dataset.name} has no test split, so there is no report on it.")
+        terminal.say(f"\nReport, curves and confusion matrices: {workdir / 'report'}")
+    return status
+
+
+def _check_workdir(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+    if not (workdir / "config.json").exists():
+        return
+    different = config_lib.differences(config, config_lib.load(workdir / "config.json"))
+    if different:
+        raise UserError(
+            f"{workdir} holds a run of another config: {config_lib.describe_differences(different)}. "
+            "Choose another --workdir, or the run's own config to go on with it"
+        )
+
+
+class Trainer:
+    """One run: its network, its compiled steps, its state, its loop."""
+
+    def __init__(self, config: config_dict.ConfigDict, dataset: Dataset, stop: StopRequest, terminal: Terminal):
+        self._config, self._dataset, self._stop, self._terminal = config, dataset, stop, terminal
+        self._train_split, self._validation_split = dataset.split("train"), dataset.split("validation")
+        self._mesh = parallel.make_mesh()
+        _check_batch_size(config.batch_size, len(self._train_split), self._mesh)
+        self._steps_per_epoch = pipeline.steps_per_epoch(len(self._train_split), config.batch_size)
+        self._model = resnet.make(
+            config.model, num_classes=len(CLASS_NAMES), axis_name=parallel.AXIS, backend=jax.default_backend()
+        )
+        schedule = optimizer.make_schedule(
+            config.optimizer, steps_per_epoch=self._steps_per_epoch, num_epochs=config.num_epochs
+        )
+        self._optimizer = optimizer.make(config.optimizer, schedule)
+        train_step = steps.make_train_step(
+            self._model,
+            self._optimizer,
+            schedule=schedule,
+            ranges=augment.Ranges(**config.augment),
+            label_smoothing=config.optimizer.label_smoothing,
+            seed=config.seed,
+            axis_name=parallel.AXIS,
+        )
+        mapper = config.parallel.mapper
+        self._train_step = parallel.map_step(train_step, self._mesh, mapper, donate=True)
+        self._evaluate = evaluate.Evaluator(
+            evaluate.predictor(self._model), self._mesh, mapper, batch_size=config.batch_size, stop=stop
+        )
+
+    def train(self, workdir: pathlib.Path, checkpoints: Checkpoints) -> int:
+        """Trains to the end of the last epoch or of the patience; gives the exit status."""
+        self._checkpoints = checkpoints
+        self._restore_or_create()
+        if self._is_complete():
+            self._terminal.say(f"The run in {workdir} is complete: {self._progress.epochs} epochs.")
+            return 0
+        self._announce(workdir)
+        is_primary = jax.process_index() == 0
+        self._writer = MetricsWriter(
+            workdir,
+            step=self._step,
+            epochs=self._progress.epochs,
+            common={"dataset": self._dataset.name, "dataset_fingerprint": self._dataset.fingerprint},
+            is_primary=is_primary,
+        )
+        with contextlib.closing(self._writer):
+            try:
+                self._train_epochs()
+            except evaluate.Stopped:
+                self._save()
+                self._terminal.say(f"Stopped and saved at step {self._step}; the same command goes on from there.")
+                return self._stop.exit_status
+            except Diverged as error:
+                kept = checkpoints.latest_step
+                self._terminal.say(
+                    f"Training diverged at step {self._step}: {error}. "
+                    + (f"The checkpoint of step {kept} is kept. " if kept is not None else "")
+                    + f"config.optimizer.learning_rate is {self._config.optimizer.learning_rate}: try a lower one."
+                )
+                return 3
+            finally:
+                self._terminal.end_epoch()
+                if is_primary:
+                    report.write_history(read_events(workdir), self._dataset, workdir / "report")
+        if self._progress.should_stop:
+            self._terminal.say(
+                f"Stopped early: no better validation accuracy in {self._config.early_stopping.patience} epochs."
+            )
+        return 0
+
+    def _is_complete(self) -> bool:
+        return self._progress.should_stop or self._progress.epochs == self._config.num_epochs
+
+    def _restore_or_create(self) -> None:
+        create = functools.partial(
+            state_lib.create, self._model, self._optimizer, seed=self._config.seed, image_shape=IMAGE_SHAPE
+        )
+        self._state, self._progress = parallel.replicate(jax.jit(create)(), self._mesh), Progress()
+        if self._checkpoints.latest_step is not None:
+            latest = self._checkpoints.latest_step
+            stored = self._checkpoints.run(latest)
+            if stored["dataset_fingerprint"] != self._dataset.fingerprint:
+                raise UserError(
+                    f"the run was started on {stored['dataset']} ({stored['dataset_fingerprint']}), not on "
+                    f"{self._dataset.name} ({self._dataset.fingerprint}): choose another --workdir"
+                )
+            self._terminal.say(f"Going on from the checkpoint of step {latest}.")
+            self._state = self._checkpoints.restore(latest, self._state)
+            self._progress = Progress(**stored["progress"])
+        self._step = int(self._state.step)
+
+    def _announce(self, workdir: pathlib.Path) -> None:
+        config, devices, processes = self._config, self._mesh.devices.flat, jax.process_count()
+        self._terminal.say(
+            f"Device:   {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), "
+            f"{processes} process{'es' if processes > 1 else ''}, {config.parallel.mapper}\n"
+            f"Network:  ResNet-{config.model.depth}, {state_lib.num_parameters(self._state.params):,} parameters, "
+            f"{config.model.dtype}\n"
+            f"Training: up to {config.num_epochs} epochs of {self._steps_per_epoch} steps of {config.batch_size} "
+            f"images, Adam at {config.optimizer.learning_rate} ({config.optimizer.schedule}), seed {config.seed}\n"
+            f"Workdir:  {workdir}"
+        )
+
+    def _train_epochs(self) -> None:
+        """Trains until the run is complete; raises Stopped, with nothing lost, or Diverged."""
+        batches = pipeline.train_batches(
+            self._train_split,
+            seed=self._config.seed,
+            batch_size=self._config.batch_size,
+            first_step=self._step,
+            last_step=self._config.num_epochs * self._steps_per_epoch,
+            host=jax.process_index(),
+            num_hosts=jax.process_count(),
+        )
+        train_step = self._compile()
+        while not self._is_complete():
+            started, epoch = time.perf_counter(), self._progress.epochs + 1
+            title = f"epoch {epoch:>2}/{self._config.num_epochs}"
+            meter = Meter(
+                self._progress, self._writer, self._terminal, epoch=epoch, log_every=self._config.log.every_steps
+            )
+            done = self._step - (epoch - 1) * self._steps_per_epoch
+            self._terminal.start_epoch(title, first=done, total=self._steps_per_epoch)
+            self._train_epoch(train_step, batches, meter, end=epoch * self._steps_per_epoch)
+            self._terminal.end_epoch()
+            trained, evaluation, improved = self._progress.mean(), *self._end_epoch(epoch)
+            self._terminal.say(
+                f"{title}  loss {trained['loss']:.4f}  accuracy {trained['accuracy']:.2%}  |  "
+                f"validation loss {evaluation['loss']:.4f}  accuracy {evaluation['accuracy']:.2%}"
+                f"{' (best)' if improved else '       '}  |  "
+                f"{meter.images_per_second:.0f} images/s, {time.perf_counter() - started:.0f} s"
+            )
+
+    def _train_epoch(self, train_step: Callable, batches: Iterator[dict], meter: Meter, *, end: int) -> None:
+        save_every = self._config.checkpoint.every_steps or end
+        meter.start()
+        while self._step < end:
+            if self._stop.is_agreed(self._step):
+                meter.flush()
+                raise evaluate.Stopped
+            # Whatever crosses between host and device here does so by name; a slip is an error, not a delay.
+            with jax.transfer_guard("disallow"):
+                batch = parallel.place(next(batches), self._mesh, self._config.parallel.mapper)
+                self._state, sums = train_step(self._state, batch)
+                self._step += 1
+                meter.push(self._step, sums)
+            if self._step < end and self._step % save_every == 0:
+                meter.flush()
+                self._save()
+                meter.start()
+        meter.end_epoch()
+
+    def _end_epoch(self, epoch: int) -> tuple[dict, bool]:
+        """Evaluates, takes the result in and saves; gives it, and whether it is the best so far."""
+        variables = {"params": self._state.params, "batch_stats": self._state.batch_stats}
+        sums = self._evaluate(variables, self._validation_split)
+        evaluation = {"loss": metrics.mean_loss(sums), "accuracy": metrics.accuracy(sums)}
+        improved = self._progress.end_epoch(evaluation, **self._config.early_stopping)
+        self._writer.write(step=self._step, epoch=epoch, kind="validation", **evaluation)
+        self._save(validation=evaluation, improved=improved)
+        return evaluation, improved
+
+    def _compile(self) -> Callable:
+        """Compiles the training step ahead of the first batch, so that no step's time contains it."""
+        started = time.perf_counter()
+        local_batch_size = self._config.batch_size // jax.process_count()
+        example = next(pipeline.eval_batches(self._train_split, batch_size=local_batch_size))
+        example = parallel.place(example, self._mesh, self._config.parallel.mapper)
+        compiled = self._train_step.lower(self._state, example).compile()
+        self._terminal.say(f"Compiled in {time.perf_counter() - started:.1f} s\n")
+        return compiled
+
+    def _save(self, *, validation: dict | None = None, improved: bool = False) -> None:
+        """Saves the run as it stands; raises Diverged rather than save weights that are not finite."""
+        if validation is None and self._checkpoints.latest_step == self._step:
+            return  # stopped before anything was added to it
+        if not _is_finite(self._state.params):
+            raise Diverged("the weights are not finite")
+        run = {
+            "config": self._config.to_dict(),
+            "class_names": list(CLASS_NAMES),
+            "preprocessing": evaluate.PREPROCESSING,
+            "dataset": self._dataset.name,
+            "dataset_fingerprint": self._dataset.fingerprint,
+            "validation": validation,
+            "progress": dataclasses.asdict(self._progress),
+        }
+        self._checkpoints.save(self._state, run, improved=improved)
+
+
+@jax.jit
+def _is_finite(tree) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def _check_batch_size(batch_size: int, num_examples: int, mesh: Mesh) -> None:
+    if batch_size % mesh.size:
+        raise UserError(f"config.batch_size is {batch_size}; it must be a multiple of the {mesh.size} devices")
+    if batch_size > num_examples:
+        raise UserError(f"config.batch_size is {batch_size}, more than the {num_examples} training images")

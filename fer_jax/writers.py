@@ -1,0 +1,98 @@
+"""Where a run's figures go as they are made: metrics.jsonl, TensorBoard, and the terminal."""
+
+import json
+import pathlib
+import sys
+
+import tqdm
+from clu import metric_writers
+
+
+class MetricsWriter:
+    """Writes events to metrics.jsonl, one JSON object a line, and to TensorBoard.
+
+    step, epochs: what the run has done. Events beyond are dropped: the resumed run makes them again. common: goes into
+    every event. is_primary: only one process of a run writes.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, step: int, epochs: int, common: dict, is_primary: bool):
+        self._file = self._tensorboard = None
+        self._common = common
+        if is_primary:
+            path = workdir / "metrics.jsonl"
+            kept = [
+                event
+                for event in read_events(workdir)
+                if event["step"] <= step and (event["kind"] == "train" or event["epoch"] <= epochs)
+            ]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(event) + "\n" for event in kept))
+            partial.rename(path)
+            self._file = path.open("a")
+            self._tensorboard = metric_writers.SummaryWriter(str(workdir))
+
+    def write(self, *, step: int, epoch: int, kind: str, **values: float) -> None:
+        """Writes one event; kind: 'train' or 'validation'."""
+        if self._file:
+            self._file.write(json.dumps({"step": step, "epoch": epoch, "kind": kind, **values, **self._common}) + "\n")
+            self._file.flush()
+            self._tensorboard.write_scalars(step, {f"{kind}/{key}": value for key, value in values.items()})
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+            self._tensorboard.close()
+
+
+def read_events(workdir: pathlib.Path) -> list[dict]:
+    """Reads metrics.jsonl; a last line cut off by a crash is left out."""
+    path = workdir / "metrics.jsonl"
+    events = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return events
+
+
+class Terminal:
+    """What a person sees: a bar for each epoch where standard error is a terminal, else plain lines."""
+
+    def __init__(self, *, is_primary: bool):
+        self._is_primary = is_primary
+        self._bar = None
+
+    def start_epoch(self, title: str, *, first: int, total: int) -> None:
+        """Opens the bar of an epoch of `total` steps, of which `first` are done."""
+        if self._is_primary and sys.stderr.isatty():
+            self._bar = tqdm.tqdm(
+                total=total,
+                initial=first,
+                desc=title,
+                leave=False,
+                dynamic_ncols=True,
+                bar_format="{desc} {bar} {n_fmt}/{total_fmt}{postfix}, {remaining} left",
+            )
+
+    def step(self, event: dict) -> None:
+        """Shows a training step: moves the bar, or prints a line at each event that is logged."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"loss {event['loss']:.4f}, accuracy {event['accuracy']:.2%}, "
+                f"{event['images_per_second']:.0f} images/s",
+                refresh=False,
+            )
+            self._bar.update()
+
+    def end_epoch(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def say(self, line: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        if self._is_primary:
+            tqdm.tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
