@@ -33,10 +33,11 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A named data set; a split that has no examples is absent from `splits`."""
+    """A named data set; a split that has no examples is absent from `splits`. note: what its user should know of it."""
 
     name: str
     splits: Mapping[str, Split]
+    note: str = ""
 
     def split(self, name: str) -> Split:
         """Gives the split called `name`; raises UserError where the data set has no such examples."""
@@ -46,9 +47,9 @@ class Dataset:
         return self.splits[name]
 
     def describe(self) -> str:
-        """One line: the name, the sizes of the splits and the fingerprint."""
+        """One line: the name, the sizes of the splits, the fingerprint and the note."""
         sizes = ", ".join(f"{len(self.splits[split]):,} {split}" for split in SPLITS if split in self.splits)
-        return f"{self.name} ({sizes}; fingerprint {self.fingerprint})"
+        return f"{self.name} ({sizes}; fingerprint {self.fingerprint}){': ' if self.note else ''}{self.note}"
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -1,9 +1,9 @@
 """The embedded data set: drawn faces that stand in for FER-2013 where its files aren't at hand.
 
-Every image is a function of the seed alone. What a face does follows the facial action units (AU) of its emotion as
-EMFACS lists them (Friesen & Ekman, 1983); who does it, from where and in which light is drawn at random and says
-nothing about the label. Pixels are made with +, -, *, / and sqrt only, which IEEE 754 rounds alike on every machine;
-exp, sin or a reordered sum would not be the same bits everywhere.
+What a face does follows the facial action units (AU) of its emotion as EMFACS lists them (Friesen & Ekman, 1983); who
+does it, from where and in which light is drawn at random and says nothing about the label. Pixels come of +, -, *, /,
+sqrt, comparison and rounding only, which IEEE 754 defines to the bit: one seed gives the same images on every machine,
+where exp, sin or a reordered sum would not.
 
 Coordinates: x to the right, y downwards, in units of some 22 pixels, the origin between eyes and mouth. Arrays of
 pixels are float32 [batch, 48, 48] and parameters [batch, 1, 1], so that they broadcast.
@@ -107,7 +107,8 @@ def make(seed: int = 0, sizes: Mapping[str, int] = SIZES) -> Dataset:
             rows = np.arange(first_row, first_row + size, dtype=np.int64)
             splits[name] = Split(draw(labels, rng), labels, rows)
             first_row += size
-    return Dataset("embedded faces", splits)
+    note = "drawn, not photographed; for FER-2013 put fer2013.csv into data/ or set --config.dataset.path"
+    return Dataset("embedded faces", splits, note)
 
 
 def draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

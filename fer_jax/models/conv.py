@@ -1,7 +1,7 @@
 """How a convolution is computed: XLA's own on accelerators, a matrix product over patches on CPU.
 
 XLA:CPU computes small-image convolutions at a few GFLOP/s and its gradients no faster, while its matrix
-products run near the processor's limit; `scripts/benchmark.py step` measures what that makes of a training step.
+products run near the processor's limit; `python -m scripts.benchmark step` measures what that makes of a training step.
 """
 
 import functools

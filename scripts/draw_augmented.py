@@ -1,0 +1,62 @@
+"""Draws training faces as the training step augments them: python scripts/draw_augmented.py OUT.png [--config=FILE].
+
+A row for each face, the original first, then the same position of the batch at nine steps. The last row stretches every
+range, so that what lies outside the image shows.
+"""
+
+import argparse
+import runpy
+
+import jax
+import matplotlib
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from fer_jax import steps
+from fer_jax.augment import Ranges
+from fer_jax.data import synthetic
+from fer_jax.parallel import AXIS
+
+FACES = 6
+STEPS = 9
+STRONG = Ranges(flip=0.5, rotation=45.0, zoom=0.4, shift=0.25)
+
+
+def augmented(images: np.ndarray, ranges: Ranges, seed: int) -> np.ndarray:
+    """uint8 [N, 48, 48, 1] -> float32 [N, 1 + STEPS, 48, 48]: the original, then as each step makes it."""
+
+    def augment_all(images):
+        scaled = steps.scale_pixels(images)
+        views = [steps.augment_batch(scaled, seed=seed, step=step, ranges=ranges, axis=AXIS) for step in range(STEPS)]
+        return jax.numpy.stack([scaled, *views], axis=1)[..., 0]
+
+    mesh, batch = Mesh(jax.devices()[:1], (AXIS,)), PartitionSpec(AXIS)
+    return np.asarray(jax.jit(jax.shard_map(augment_all, mesh=mesh, in_specs=batch, out_specs=batch))(images))
+
+
+def draw_sheet(path: str, config) -> None:
+    """Writes the PNG, with the ranges and the seed of `config`."""
+    images = synthetic.make(sizes={"train": FACES}).split("train").images
+    rows = {f"face {i + 1}": row for i, row in enumerate(augmented(images, Ranges(**config.augment), config.seed))}
+    rows["strong"] = augmented(images[:1], STRONG, config.seed)[0]
+
+    figure, axes = plt.subplots(len(rows), 1, figsize=(STEPS + 1, len(rows)), layout="constrained")
+    for axis, (name, row) in zip(axes, rows.items(), strict=True):
+        sheet = np.concatenate(np.pad(row, ((0, 0), (1, 1), (1, 1)), constant_values=1.0), axis=1)
+        axis.imshow(sheet, "gray", vmin=0, vmax=1)
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(name, rotation=0, ha="right", va="center")
+        axis.spines[:].set_visible(False)
+    axes[0].set_title("the original, then nine steps", loc="left")
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("path", metavar="OUT.png")
+    parser.add_argument("--config", default="configs/resnet50.py")
+    arguments = parser.parse_args()
+    draw_sheet(arguments.path, runpy.run_path(arguments.config)["get_config"]())

@@ -1,0 +1,166 @@
+"""Batches: the same for every start, host count and process; every example as often as promised."""
+
+import runpy
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fer_jax.data import pipeline
+from fer_jax.data.dataset import Split
+
+
+def make_split(num_examples: int) -> Split:
+    """Examples of random pixels, so that each image tells which it is."""
+    generator = np.random.default_rng(num_examples)
+    return Split(
+        images=generator.integers(0, 256, (num_examples, 48, 48, 1), dtype=np.uint8),
+        labels=generator.integers(0, 7, num_examples).astype(np.int32),
+        rows=np.arange(num_examples),
+    )
+
+
+def train(split, *, seed=3, batch_size, first=0, last, **hosts) -> list[dict]:
+    return list(
+        pipeline.train_batches(split, seed=seed, batch_size=batch_size, first_step=first, last_step=last, **hosts)
+    )
+
+
+def epoch_order(split, *, seed, epoch, batch_size) -> list[int]:
+    per_epoch = pipeline.steps_per_epoch(len(split), batch_size)
+    batches = train(split, seed=seed, batch_size=batch_size, first=epoch * per_epoch, last=(epoch + 1) * per_epoch)
+    assert len(batches) == per_epoch
+    return np.concatenate([batch["index"] for batch in batches]).tolist()
+
+
+def assert_same_batches(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+
+
+def join_hosts(parts: list[list[dict]]) -> list[dict]:
+    """Puts the hosts' parts of each batch side by side."""
+    return [
+        {key: np.concatenate([part[key] for part in batch]) for key in batch[0]} for batch in zip(*parts, strict=True)
+    ]
+
+
+sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
+
+
+@given(sizes, st.integers(0, 2**31 - 1), st.data())
+def test_starting_at_any_step_gives_the_batches_of_never_having_stopped(size, seed, data):
+    num_examples, batch_size = size
+    split = make_split(num_examples)
+    last = min(3 * pipeline.steps_per_epoch(num_examples, batch_size), 40)
+    first = data.draw(st.integers(0, last))
+    whole = train(split, seed=seed, batch_size=batch_size, last=last)
+    assert len(whole) == last
+    assert_same_batches(train(split, seed=seed, batch_size=batch_size, first=first, last=last), whole[first:])
+
+
+@given(sizes, st.integers(0, 100), st.integers(0, 2**31 - 1))
+def test_an_epoch_is_a_permutation_cut_into_full_batches(size, epoch, seed):
+    num_examples, batch_size = size
+    order = epoch_order(make_split(num_examples), seed=seed, epoch=epoch, batch_size=batch_size)
+    assert len(order) == num_examples - num_examples % batch_size
+    assert len(set(order)) == len(order)
+    assert set(order) <= set(range(num_examples))
+    # A smaller batch cuts the same permutation, so that what is left over is what the permutation ends with.
+    assert epoch_order(make_split(num_examples), seed=seed, epoch=epoch, batch_size=1)[: len(order)] == order
+
+
+def test_every_epoch_and_every_seed_has_an_order_of_its_own():
+    split = make_split(40)
+    orders = {
+        (seed, epoch): tuple(epoch_order(split, seed=seed, epoch=epoch, batch_size=8))
+        for seed in range(4)
+        for epoch in range(4)
+    }
+    assert len(set(orders.values())) == 16
+    assert tuple(range(40)) not in orders.values()
+
+
+def test_no_example_is_left_out_for_long():
+    split = make_split(40)
+    left_out = [set(range(40)) - set(epoch_order(split, seed=0, epoch=epoch, batch_size=16)) for epoch in range(4)]
+    assert [len(examples) for examples in left_out] == 4 * [8]
+    assert not set.intersection(*left_out)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 30])
+def test_images_and_labels_are_those_of_their_index(batch_size):
+    split = make_split(23)
+    batches = [*pipeline.eval_batches(split, batch_size=batch_size)]
+    if batch_size <= len(split):
+        batches += train(split, batch_size=batch_size, last=6)
+    for batch in batches:
+        index = batch["index"][batch["mask"]]
+        np.testing.assert_array_equal(batch["image"][batch["mask"]], split.images[index])
+        np.testing.assert_array_equal(batch["label"][batch["mask"]], split.labels[index])
+
+
+@pytest.mark.parametrize("num_hosts", [1, 2, 4])
+def test_hosts_share_the_batches_of_a_single_host(num_hosts):
+    split = make_split(30)
+    alone = train(split, batch_size=8, first=1, last=7)
+    parts = [train(split, batch_size=8, first=1, last=7, host=host, num_hosts=num_hosts) for host in range(num_hosts)]
+    assert {len(batch["label"]) for part in parts for batch in part} == {8 // num_hosts}
+    assert_same_batches(join_hosts(parts), alone)
+
+    alone = list(pipeline.eval_batches(split, batch_size=8))
+    parts = [
+        list(pipeline.eval_batches(split, batch_size=8, host=host, num_hosts=num_hosts)) for host in range(num_hosts)
+    ]
+    assert_same_batches(join_hosts(parts), alone)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.sampled_from([1, 2, 3, 4]))
+def test_evaluation_sees_every_example_once_and_in_order(num_examples, part, num_hosts):
+    split = make_split(num_examples)
+    batch_size = part * num_hosts
+    batches = join_hosts(
+        [
+            list(pipeline.eval_batches(split, batch_size=batch_size, host=host, num_hosts=num_hosts))
+            for host in range(num_hosts)
+        ]
+    )
+    index, mask, images, labels = (
+        np.concatenate([batch[key] for batch in batches]) for key in ("index", "mask", "image", "label")
+    )
+    assert {len(batch["mask"]) for batch in batches} == {batch_size}
+    assert len(batches) == -(-num_examples // batch_size)
+    # The examples first, then padding up to a full batch.
+    np.testing.assert_array_equal(mask, np.arange(len(mask)) < num_examples)
+    np.testing.assert_array_equal(index[mask], np.arange(num_examples))
+    np.testing.assert_array_equal(images[mask], split.images)
+    np.testing.assert_array_equal(labels[mask], split.labels)
+
+
+def test_training_masks_nothing():
+    assert all(batch["mask"].all() for batch in train(make_split(11), batch_size=4, last=6))
+
+
+@pytest.mark.parametrize("kind", ["train", "eval"])
+def test_batches_are_numpy_arrays_of_the_documented_kind(kind):
+    split = make_split(10)
+    (batch, *_) = train(split, batch_size=4, last=1) if kind == "train" else pipeline.eval_batches(split, batch_size=4)
+    assert all(isinstance(value, np.ndarray) for value in batch.values())
+    assert {key: (value.dtype, value.shape) for key, value in batch.items()} == {
+        "image": (np.uint8, (4, 48, 48, 1)),
+        "label": (np.int32, (4,)),
+        "index": (np.int64, (4,)),
+        "mask": (np.bool_, (4,)),
+    }
+
+
+def test_tensorflow_is_kept_off_the_gpus(monkeypatch):
+    calls = []
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda *args: calls.append(args))
+    runpy.run_path(pipeline.__file__)
+    assert calls == [([], "GPU")]

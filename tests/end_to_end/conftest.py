@@ -1,0 +1,89 @@
+"""A data set and a network small enough to train within a test."""
+
+import json
+import pathlib
+import signal
+
+import numpy as np
+import pytest
+
+from configs import resnet50
+from fer_jax import train
+from fer_jax.signals import StopRequest
+
+
+@pytest.fixture(scope="session")
+def csv_file(tmp_path_factory):
+    """A fer2013.csv of 40 training, 21 validation and 17 test faces that a network can tell apart."""
+    generator = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "fer2013.csv"
+    lines = ["emotion,pixels,Usage"]
+    for usage, count in (("Training", 40), ("PublicTest", 21), ("PrivateTest", 17)):
+        for row in range(count):
+            label = row % 7
+            image = generator.integers(0, 60, (48, 48))
+            image[6 * label : 6 * label + 6] += 150
+            lines.append(f"{label},{' '.join(map(str, image.ravel()))},{usage}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_config(csv_file):
+    """Gives a config of the smallest network, two epochs of five steps, with `overrides` {'section.key': value}."""
+
+    def make(**overrides):
+        config = resnet50.get_config()
+        values = {
+            "num_epochs": 2,
+            "batch_size": 8,
+            "dataset.path": str(csv_file),
+            "dataset.cache_dir": str(csv_file.parent / "prepared"),
+            "model.depth": 18,
+            "model.width": 2,
+            "model.dtype": "float32",
+            "log.every_steps": 2,
+        }
+        config.update_from_flattened_dict(values | overrides)
+        return config
+
+    return make
+
+
+class SignalAt(StopRequest):
+    """A StopRequest to whose process a real SIGTERM comes at its `number`th question whether to stop."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self._left = number
+
+    def is_agreed(self, number: int) -> bool:
+        self._left -= 1
+        if self._left == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return super().is_agreed(number)
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Trains in this process: (config, workdir[, number of the question at which SIGTERM comes]) -> exit status."""
+
+    def run(config, workdir: pathlib.Path, stop_at: int = 0) -> int:
+        with SignalAt(stop_at) as stop:
+            return train.run(config, workdir, stop)
+
+    return run
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict]:
+    """The events of a run, without what depends on the clock."""
+    events = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in event.items() if key != "images_per_second"} for event in events]
+
+
+@pytest.fixture(scope="session")
+def finished(make_config, run, tmp_path_factory):
+    """The workdir of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    assert run(make_config(), workdir) == 0
+    return workdir

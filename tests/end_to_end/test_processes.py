@@ -1,0 +1,47 @@
+"""Two real processes that talk over gloo, against one."""
+
+import json
+import socket
+
+import jax
+import numpy as np
+
+from fer_jax.checkpoint import Checkpoints
+from tests.end_to_end.test_main import command, run, start
+
+
+def arrays(workdir):
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        return jax.tree.leaves(checkpoints.read_arrays(checkpoints.latest_step))
+
+
+def test_two_processes_train_the_network_that_one_trains(csv_file, tmp_path):
+    status, _, err = run(command(csv_file, tmp_path / "one"))
+    assert status == 0, err
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        start(
+            command(csv_file, tmp_path / "two", **{"parallel.distributed": True}),
+            JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(process_id),
+        )
+        for process_id in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "2 x cpu (cpu), 2 processes" in outputs[0][0]
+    assert outputs[1][0] == ""  # one process speaks and writes for all
+
+    events = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert len(events[0]) == len(events[1])
+    for one, two in zip(*events, strict=True):
+        assert (one["step"], one["kind"]) == (two["step"], two["kind"])
+        np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-3)
+    for one, two in zip(arrays(tmp_path / "one"), arrays(tmp_path / "two"), strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-3)

@@ -1,0 +1,156 @@
+"""The loop, end to end, on a tiny network."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from fer_jax import parallel
+from fer_jax.checkpoint import Checkpoints
+from fer_jax.errors import UserError
+from tests.end_to_end.conftest import read_metrics
+
+# Questions whether to stop in a run of two epochs: five before steps, then one before each of three evaluation
+# batches, in each epoch; the first of the second epoch is the ninth.
+QUESTIONS = {"before the first step": 1, "within an epoch": 4, "while evaluating": 7, "between two epochs": 9}
+
+
+def weights(workdir):
+    """All arrays of the latest checkpoint, by path."""
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        restored = checkpoints.read_arrays(checkpoints.latest_step)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored)}
+
+
+def assert_same_run(workdir, other):
+    assert read_metrics(workdir) == read_metrics(other)
+    ours, theirs = weights(workdir), weights(other)
+    assert ours.keys() == theirs.keys()
+    for path in ours:
+        np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+
+
+def test_a_run_leaves_what_the_readme_says(finished):
+    for name in ("curves.png", "confusion_matrix_validation.png", "confusion_matrix_test.png"):
+        assert (finished / "report" / name).read_bytes().startswith(b"\x89PNG")
+    assert list(finished.glob("events.out.tfevents.*"))
+    events = read_metrics(finished)
+    assert [(event["step"], event["kind"]) for event in events] == [
+        (2, "train"),
+        (4, "train"),
+        (5, "train"),
+        (5, "validation"),
+        (6, "train"),
+        (8, "train"),
+        (10, "train"),
+        (10, "validation"),
+    ]
+    history = pd.read_csv(finished / "report" / "history.csv")
+    assert list(history["epoch"]) == [1, 2]
+    assert history["validation_accuracy"].to_list() == [e["accuracy"] for e in events if e["kind"] == "validation"]
+    evaluation = json.loads((finished / "report" / "evaluation_test.json").read_text())
+    assert evaluation["num_examples"] == 17
+    assert evaluation["selected_on"] == "validation accuracy"
+    assert {event["dataset_fingerprint"] for event in events} == {evaluation["dataset_fingerprint"]}
+    assert set(history["dataset_fingerprint"]) == {evaluation["dataset_fingerprint"]}
+
+
+def test_the_same_command_on_a_complete_run_changes_nothing(finished, make_config, run, capsys):
+    before = {path: path.read_bytes() for path in (finished / "metrics.jsonl", finished / "config.json")}
+    assert run(make_config(), finished) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.parametrize("moment", QUESTIONS)
+def test_stop_and_resume_equals_not_stopping(moment, finished, make_config, run, tmp_path, capsys):
+    assert run(make_config(), tmp_path / "run", stop_at=QUESTIONS[moment]) == 143
+    assert "Stopped and saved" in capsys.readouterr().out
+    assert run(make_config(), tmp_path / "run") == 0
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_two_runs_of_a_config_are_the_same(finished, make_config, run, tmp_path):
+    assert run(make_config(), tmp_path / "again") == 0
+    assert_same_run(tmp_path / "again", finished)
+
+
+def test_a_run_of_another_config_is_refused_and_left_alone(finished, make_config, run):
+    before = sorted(path for path in finished.rglob("*"))
+    with pytest.raises(UserError, match=r"config.optimizer.learning_rate is 0.5 here and 0.001 there"):
+        run(make_config(**{"optimizer.learning_rate": 0.5}), finished)
+    assert before == sorted(path for path in finished.rglob("*"))
+
+
+def test_a_run_on_other_data_is_refused(finished, make_config, run, tmp_path, csv_file):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    other = tmp_path / csv_file.name
+    other.write_text(csv_file.read_text().replace(",150 ", ",151 ").replace("0,", "1,", 1))
+    config = make_config(**{"dataset.path": str(other)})
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    with pytest.raises(UserError, match="was started on"):
+        run(config, workdir)
+
+
+def test_a_diverging_run_stops_with_3_and_keeps_the_last_good_checkpoint(make_config, run, tmp_path, capsys):
+    config = make_config(
+        **{"optimizer.learning_rate": 1e38, "optimizer.warmup_epochs": 1.0, "checkpoint.every_steps": 1}
+    )
+    # The warm-up's first step changes nothing, the second makes weights so large that the third's loss is not finite.
+    assert run(config, tmp_path) == 3
+    out = capsys.readouterr().out
+    assert "diverged at step 3" in out
+    assert "The checkpoint of step 2 is kept" in out
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step == 2
+    assert all(np.isfinite(leaf).all() for leaf in weights(tmp_path).values())
+
+
+def test_early_stopping_ends_the_run_for_good(make_config, run, tmp_path, capsys):
+    config = make_config(**{"num_epochs": 9, "optimizer.learning_rate": 1e-30, "early_stopping.patience": 1})
+    assert run(config, tmp_path) == 0
+    epochs = [event["epoch"] for event in read_metrics(tmp_path) if event["kind"] == "validation"]
+    assert len(epochs) < 9
+    assert "Stopped early" in capsys.readouterr().out
+    assert run(config, tmp_path) == 0
+    assert "is complete" in capsys.readouterr().out
+
+
+def test_an_implicit_transfer_in_the_hot_loop_is_an_error(make_config, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "place", _place_outside_of_the_rules(parallel.place))
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        run(make_config(), tmp_path)
+
+
+def _place_outside_of_the_rules(place):
+    def careless(batch, mesh, mapper):
+        jax.numpy.add(jax.numpy.ones(3), np.ones(3))  # moves a numpy array to the device in passing
+        return place(batch, mesh, mapper)
+
+    return careless
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"batch_size": 12}, "must be a multiple of the 8 devices"),
+        ({"batch_size": 48}, "more than the 40 training images"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_refused(overrides, message, make_config, run, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run(make_config(**overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_without_test_split_trains_and_says_so(make_config, run, tmp_path, csv_file, capsys):
+    path = tmp_path / "fer2013.csv"
+    path.write_text("".join(line for line in csv_file.open() if "PrivateTest" not in line))
+    config = make_config(**{"dataset.path": str(path), "num_epochs": 1, "parallel.mapper": "pmap"})
+    assert run(config, tmp_path / "run") == 0
+    assert "has no test split" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "report" / "evaluation_test.json").exists()
