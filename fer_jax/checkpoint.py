@@ -59,6 +59,7 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """The step of the checkpoint with the best validation accuracy; None before the first epoch's end."""
+        self._manager.wait_until_finished()  # until then a step is listed, but its metrics aren't there
         improved = {step: self._improved_at(step) for step in self._manager.all_steps()}
         best = max(improved, key=improved.get, default=None)
         return best if best is not None and improved[best] >= 0 else None
@@ -74,6 +75,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             # Saved at a stop between an epoch's last step and the end of its evaluation; now the epoch is whole.
+            self._manager.wait_until_finished()
             self._manager.delete(step)
         self._manager.save(
             step,

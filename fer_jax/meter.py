@@ -61,6 +61,7 @@ class Meter:
         self._terminal.step(self._last)
         if step % self._log_every == 0:
             self._writer.write(**self._last)
+            self._terminal.log(self._last)
 
     @property
     def images_per_second(self) -> float:

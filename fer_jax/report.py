@@ -50,6 +50,7 @@ def write_history(events: Iterable[dict], dataset: Dataset, folder: pathlib.Path
             axis.plot(table["epoch"], values, color=color, marker="o", markersize=3, label=split)
         axis.axvline(best["epoch"], color="tab:orange", linestyle=":", label=f"best: epoch {best['epoch']:.0f}")
         axis.set(xlabel="epoch", ylabel="accuracy (%)" if figure_of == "accuracy" else "cross-entropy (nats)")
+        axis.set_xlim(0.5, max(table["epoch"].max(), 2) + 0.5)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].legend()
@@ -77,7 +78,10 @@ def write_evaluation(evaluation: dict, folder: pathlib.Path) -> None:
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="predicted", ylabel="true")
-    axis.set_title(f"{evaluation['dataset']}, {split}: {_accuracy(evaluation)}", fontsize=10)
+    axis.set_title(
+        f"{evaluation['dataset']} ({evaluation['dataset_fingerprint']}), {split}\naccuracy {_accuracy(evaluation)}",
+        fontsize=10,
+    )
     figure.savefig(folder / f"confusion_matrix_{split}.png", dpi=110)
     plt.close(figure)
 
@@ -110,4 +114,4 @@ def table(evaluation: dict) -> str:
 
 def _accuracy(evaluation: dict) -> str:
     low, high = evaluation["accuracy_ci95"]
-    return f"{evaluation['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"
+    return f"{evaluation['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%})"

@@ -76,14 +76,15 @@ class Terminal:
             )
 
     def step(self, event: dict) -> None:
-        """Shows a training step: moves the bar, or prints a line at each event that is logged."""
+        """Moves the bar, where there is one, by a training step."""
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"loss {event['loss']:.4f}, accuracy {event['accuracy']:.2%}, "
-                f"{event['images_per_second']:.0f} images/s",
-                refresh=False,
-            )
+            self._bar.set_postfix_str(_figures(event), refresh=False)
             self._bar.update()
+
+    def log(self, event: dict) -> None:
+        """Prints a training event as a line, where there is no bar to show it."""
+        if self._bar is None:
+            self.say(f"  step {event['step']:>6}  {_figures(event)}")
 
     def end_epoch(self) -> None:
         """Takes the bar away."""
@@ -96,3 +97,7 @@ class Terminal:
         if self._is_primary:
             tqdm.tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
+
+
+def _figures(event: dict) -> str:
+    return f"loss {event['loss']:.3f}, accuracy {event['accuracy']:.1%}, {event['images_per_second']:.0f} images/s"

@@ -4,6 +4,7 @@ import pathlib
 import runpy
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
