@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from fer_jax.errors import UserError
@@ -103,11 +102,6 @@ class Checkpoints:
     def run(self, step: int) -> dict:
         """Gives what was stored beside the weights."""
         return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-
-    def read_arrays(self, step: int) -> dict:
-        """Gives everything numeric in a checkpoint as numpy arrays, without knowing what made it."""
-        items = {"weights": ocp.args.StandardRestore(), "training": ocp.args.StandardRestore()}
-        return jax.tree.map(np.asarray, dict(self._manager.restore(step, args=ocp.args.Composite(**items))))
 
     def restore_weights(self, step: int, abstract: dict) -> dict:
         """Gives {'params', 'batch_stats'}, with the shapes and shardings of `abstract`."""

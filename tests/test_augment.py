@@ -208,7 +208,8 @@ def step_augmented(images, *, step: int, num_devices: int = 8, ranges: Ranges = 
 
 def test_a_step_gives_the_same_images_on_any_number_of_devices():
     on_one = step_augmented(BATCH, step=7, num_devices=1)
-    np.testing.assert_allclose(step_augmented(BATCH, step=7, num_devices=8), on_one, rtol=0, atol=1e-6)
+    # The compiler rounds a coordinate otherwise for another batch size: a hundred-thousandth of the range of grey.
+    np.testing.assert_allclose(step_augmented(BATCH, step=7, num_devices=8), on_one, rtol=0, atol=1e-5)
     assert on_one.dtype == np.float32
     assert on_one.shape == BATCH.shape
     assert on_one.min() >= 0

@@ -189,17 +189,6 @@ def test_weights_are_restored_without_the_rest_of_the_state(tmp_path):
     assert_identical(on_host(weights), on_host({"params": state.params, "batch_stats": state.batch_stats}))
 
 
-def test_arrays_are_read_without_knowing_what_made_them(tmp_path):
-    state = update(make_state())
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, {}, improved=True)
-        arrays = checkpoints.read_arrays(1)
-    assert arrays.keys() == {"weights", "training"}
-    np.testing.assert_array_equal(arrays["weights"]["params"]["head"]["kernel"], state.params["head"]["kernel"])
-    assert arrays["training"]["step"] == 1
-    assert len(jax.tree.leaves(arrays)) == len(jax.tree.leaves(state))
-
-
 def test_what_is_stored_beside_the_weights_comes_back_as_it_was(tmp_path):
     run = {
         "config": {"seed": 0, "optimizer": {"learning_rate": 1e-3, "clip_norm": None}},

@@ -267,7 +267,7 @@ def test_an_image_gets_the_same_augmentation_on_any_number_of_devices():
     alone = augmented(images, num_devices=1)
     assert not np.allclose(alone, images, atol=0.1)
     for num_devices in (2, 8):
-        np.testing.assert_allclose(augmented(images, num_devices=num_devices), alone, atol=1e-6)
+        np.testing.assert_allclose(augmented(images, num_devices=num_devices), alone, atol=1e-5)
 
 
 def test_an_image_gets_another_augmentation_at_every_place_step_and_seed():
