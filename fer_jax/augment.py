@@ -27,8 +27,10 @@ def augment(key, image, ranges: Ranges):
     key: a typed PRNG key; image: float [height, width, channels]. What lies outside the image takes the value of
     the nearest pixel of its border, so no edge appears that isn't in the data.
     """
-    matrix, offset = _sample_affine(key, image.shape, ranges)
-    return dm_pix.affine_transform(image, matrix, offset=offset, order=1, mode="nearest")
+    # Coordinates are products of small matrices, which accelerators would round to a tenth of a pixel.
+    with jax.default_matmul_precision("float32"):
+        matrix, offset = _sample_affine(key, image.shape, ranges)
+        return dm_pix.affine_transform(image, matrix, offset=offset, order=1, mode="nearest")
 
 
 def _sample_affine(key, shape, ranges: Ranges):

@@ -1,6 +1,7 @@
 """Checks a config once, at start-up, and says what is wrong with it."""
 
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -10,8 +11,8 @@ from ml_collections import config_dict
 from fer_jax.errors import UserError
 
 _AT_LEAST_ONE = ("at least 1", lambda value: value >= 1)
-_NOT_NEGATIVE = ("at least 0", lambda value: value >= 0)
-_POSITIVE = ("above 0", lambda value: value > 0)
+_NOT_NEGATIVE = ("at least 0, and finite", lambda value: 0 <= value < math.inf)
+_POSITIVE = ("above 0, and finite", lambda value: 0 < value < math.inf)
 _BELOW_ONE = ("from 0 to below 1", lambda value: 0 <= value < 1)
 
 
@@ -72,6 +73,11 @@ def check(config: config_dict.ConfigDict) -> None:
         )
         if not has_type or not is_right(value):
             raise UserError(f"config.{key} is {value!r}; it must be {wanted} ({kind.__name__})")
+    if values["optimizer.warmup_epochs"] >= values["num_epochs"]:
+        raise UserError(
+            f"config.optimizer.warmup_epochs is {values['optimizer.warmup_epochs']}; it must be less than "
+            f"config.num_epochs, {values['num_epochs']}"
+        )
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -97,7 +103,10 @@ def describe_differences(different: dict[str, tuple[Any, Any]]) -> str:
 def load(path: pathlib.Path) -> config_dict.ConfigDict:
     """Reads the config.json of a run; raises UserError where there is none or it is damaged."""
     try:
-        return config_dict.ConfigDict(json.loads(path.read_text())).lock()
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it holds no object")
+        return config_dict.ConfigDict(values).lock()
     except FileNotFoundError:
         raise UserError(f"{path} is not there: is {path.parent} the workdir of a run?") from None
     except (OSError, ValueError) as error:

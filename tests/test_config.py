@@ -12,7 +12,7 @@ from fer_jax.errors import UserError
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "resnet50.py"
 
 NOT_INTEGERS = (None, "1", 1.5, True)
-NOT_NUMBERS = (None, "0.1", True, math.nan)
+NOT_NUMBERS = (None, "0.1", True, math.nan, math.inf)
 NOT_BOOLEANS = (None, "True", 1, 0)
 NOT_STRINGS = (None, 1, True)
 
@@ -40,7 +40,7 @@ WRONG_VALUES = {
     "optimizer.schedule": ("step", "", *NOT_STRINGS),
     "optimizer.warmup_epochs": (-1, *NOT_NUMBERS),
     "optimizer.weight_decay": (-0.1, *NOT_NUMBERS),
-    "optimizer.clip_norm": (0, -1.0, "1", True, math.nan),
+    "optimizer.clip_norm": (0, -1.0, "1", True, math.nan, math.inf),
     "optimizer.label_smoothing": (-0.1, 1.0, *NOT_NUMBERS),
     "early_stopping.patience": (0, -1, *NOT_INTEGERS),
     "early_stopping.min_delta": (-0.1, *NOT_NUMBERS),
@@ -208,7 +208,7 @@ def test_a_workdir_without_a_config_is_a_users_error(tmp_path):
         load(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("content", [b"", b'{"seed": 1', b"\xff\xfe"], ids=str)
+@pytest.mark.parametrize("content", [b"", b'{"seed": 1', b"\xff\xfe", b"[1]", b"3", b"null"], ids=str)
 def test_a_damaged_config_is_a_users_error_that_names_the_file(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)
@@ -242,3 +242,10 @@ def test_configs_resnet50_is_the_baseline_method():
 def test_a_mistyped_key_can_not_be_set():
     with pytest.raises(AttributeError, match="learning_rat"):
         baseline().optimizer.learning_rat = 0.1
+
+
+def test_a_warm_up_as_long_as_the_training_is_refused():
+    config = baseline()
+    config.optimizer.warmup_epochs = 25.0
+    with pytest.raises(UserError, match=r"config.optimizer.warmup_epochs is 25.0; it must be less than .* 25"):
+        check(config)

@@ -45,6 +45,8 @@ def conv_general_dilated(
     nhwc = lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
     if lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != nhwc:
         raise NotImplementedError(f"only NHWC images and HWIO kernels, not {dimension_numbers}")
+    if isinstance(padding, str):
+        raise NotImplementedError(f"only explicit padding, not {padding!r}")
     if feature_group_count != 1 or {*lhs_dilation, *rhs_dilation} != {1}:
         raise NotImplementedError("no groups, no dilation")
     return _conv(lhs, rhs, tuple(window_strides), tuple(tuple(pair) for pair in padding), precision)

@@ -135,6 +135,13 @@ def test_convolutions_of_another_kind_are_refused(other):
         conv.conv_general_dilated(jnp.ones((1, 8, 8, 4)), kernel, (1, 1), ((1, 1), (1, 1)), **arguments)
 
 
+def test_padding_by_name_is_refused():
+    with pytest.raises(NotImplementedError, match="'SAME'"):
+        conv.conv_general_dilated(
+            jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4)), (1, 1), "SAME", dimension_numbers=NHWC
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "backend", "expected"),
     [
