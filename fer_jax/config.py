@@ -95,9 +95,17 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
 
 
-def describe_differences(different: dict[str, tuple[Any, Any]]) -> str:
-    """One line for an error message."""
-    return ", ".join(f"config.{key} is {ours!r} here and {theirs!r} there" for key, (ours, theirs) in different.items())
+def refuse_differences(
+    config: Mapping[str, Any], workdir: pathlib.Path, *, advice: str, allowed: str | None = None
+) -> None:
+    """Raises UserError where the run in `workdir` has another config, but for keys that begin with `allowed`."""
+    different = [
+        f"config.{key} is {ours!r} here and {theirs!r} there"
+        for key, (ours, theirs) in differences(config, load(workdir / "config.json")).items()
+        if allowed is None or not key.startswith(allowed)
+    ]
+    if different:
+        raise UserError(f"{workdir} holds a run of another config: {', '.join(different)}. {advice}")
 
 
 def load(path: pathlib.Path) -> config_dict.ConfigDict:

@@ -60,6 +60,13 @@ def _add(total: dict | None, sums: dict | None) -> dict | None:
     return sums if total is None else {key: total[key] + sums[key] for key in sums}
 
 
+def make_network(model_config: config_dict.ConfigDict) -> resnet.ResNet:
+    """Gives the network of a `config.model` for FER-2013's classes and this process's devices."""
+    return resnet.make(
+        model_config, num_classes=len(CLASS_NAMES), axis_name=parallel.AXIS, backend=jax.default_backend()
+    )
+
+
 def predictor(model: resnet.ResNet) -> Callable:
     """Gives the network's `predict(variables, images) -> logits`, with running batch statistics."""
     return lambda variables, images: model.apply(variables, images, train=False)
@@ -78,16 +85,15 @@ def run(
     say = Terminal(is_primary=jax.process_index() == 0).say
     own = config_lib.load(workdir / "config.json")
     config_lib.check(own)
-    config = config or own
-    different = {
-        key: values for key, values in config_lib.differences(config, own).items() if not key.startswith("dataset.")
-    }
-    if different:
-        raise UserError(
-            f"{workdir} holds a run of another config: {config_lib.describe_differences(different)}. "
-            "Leave --config out to use the run's own; only config.dataset.* may differ"
+    if config is not None:
+        config_lib.refuse_differences(
+            config,
+            workdir,
+            allowed="dataset.",
+            advice="Leave --config out to use the run's own; only config.dataset.* may differ",
         )
-    dataset = source.load(config.dataset.source, config.dataset.path, config.dataset.cache_dir, config.seed)
+    wanted = (config or own).dataset
+    dataset = source.load(wanted.source, wanted.path, wanted.cache_dir, own.seed)
     say(f"Data set: {dataset.describe()}")
     dataset.split(split)
     try:
@@ -112,9 +118,7 @@ def report_checkpoint(
     Where the checkpoint's validation accuracy was logged, on this data, it is computed again and must be the same.
     """
     mesh = parallel.make_mesh()
-    model = resnet.make(
-        config.model, num_classes=len(CLASS_NAMES), axis_name=parallel.AXIS, backend=jax.default_backend()
-    )
+    model = make_network(config.model)
     evaluator = Evaluator(predictor(model), mesh, config.parallel.mapper, batch_size=config.batch_size, stop=stop)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.find(checkpoint)

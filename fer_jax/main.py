@@ -13,7 +13,6 @@ from fer_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, such as configs/resnet50.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<name of the config file>.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What to evaluate on.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "What to evaluate: 'best', 'latest' or a step.")
 
@@ -31,6 +30,7 @@ def _evaluate(config, workdir, stop) -> int:
 
 
 _MODES = {"train": _train, "evaluate": _evaluate}
+_MODE = flags.DEFINE_enum("mode", "train", list(_MODES), "What to do.")
 
 
 def _workdir() -> pathlib.Path:

@@ -20,7 +20,6 @@ from fer_jax.data import pipeline, source
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Dataset
 from fer_jax.errors import UserError
 from fer_jax.meter import Meter
-from fer_jax.models import resnet
 from fer_jax.progress import Diverged, Progress
 from fer_jax.signals import StopRequest
 from fer_jax.writers import MetricsWriter, Terminal, read_events
@@ -34,7 +33,10 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path, stop: StopRequest
     """
     is_primary = jax.process_index() == 0
     terminal = Terminal(is_primary=is_primary)
-    _check_workdir(config, workdir)
+    if (workdir / "config.json").exists():
+        config_lib.refuse_differences(
+            config, workdir, advice="Choose another --workdir, or the run's own config to go on with it"
+        )
     dataset = source.load(config.dataset.source, config.dataset.path, config.dataset.cache_dir, config.seed)
     terminal.say(f"Data set: {dataset.describe()}")
     trainer = Trainer(config, dataset, stop, terminal)
@@ -57,17 +59,6 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path, stop: StopRequest
     return status
 
 
-def _check_workdir(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
-    if not (workdir / "config.json").exists():
-        return
-    different = config_lib.differences(config, config_lib.load(workdir / "config.json"))
-    if different:
-        raise UserError(
-            f"{workdir} holds a run of another config: {config_lib.describe_differences(different)}. "
-            "Choose another --workdir, or the run's own config to go on with it"
-        )
-
-
 class Trainer:
     """One run: its network, its compiled steps, its state, its loop."""
 
@@ -77,9 +68,7 @@ class Trainer:
         self._mesh = parallel.make_mesh()
         _check_batch_size(config.batch_size, len(self._train_split), self._mesh)
         self._steps_per_epoch = pipeline.steps_per_epoch(len(self._train_split), config.batch_size)
-        self._model = resnet.make(
-            config.model, num_classes=len(CLASS_NAMES), axis_name=parallel.AXIS, backend=jax.default_backend()
-        )
+        self._model = evaluate.make_network(config.model)
         schedule = optimizer.make_schedule(
             config.optimizer, steps_per_epoch=self._steps_per_epoch, num_epochs=config.num_epochs
         )
@@ -117,11 +106,9 @@ class Trainer:
         )
         with contextlib.closing(self._writer):
             try:
-                self._train_epochs()
-            except evaluate.Stopped:
-                self._save()
-                self._terminal.say(f"Stopped and saved at step {self._step}; the same command goes on from there.")
-                return self._stop.exit_status
+                if not self._train_unless_stopped():
+                    self._terminal.say(f"Stopped and saved at step {self._step}; the same command goes on from there.")
+                    return self._stop.exit_status
             except Diverged as error:
                 kept = checkpoints.latest_step
                 self._terminal.say(
@@ -172,6 +159,15 @@ class Trainer:
             f"images, Adam at {config.optimizer.learning_rate} ({config.optimizer.schedule}), seed {config.seed}\n"
             f"Workdir:  {workdir}"
         )
+
+    def _train_unless_stopped(self) -> bool:
+        """Trains until the run is complete, or saves and gives False if stopped; raises Diverged."""
+        try:
+            self._train_epochs()
+        except evaluate.Stopped:
+            self._save()
+            return False
+        return True
 
     def _train_epochs(self) -> None:
         """Trains until the run is complete; raises Stopped, with nothing lost, or Diverged."""
@@ -243,11 +239,11 @@ class Trainer:
         return compiled
 
     def _save(self, *, validation: dict | None = None, improved: bool = False) -> None:
-        """Saves the run as it stands; raises Diverged rather than save weights that are not finite."""
+        """Saves the run as it stands; raises Diverged rather than save what is not finite."""
         if validation is None and self._checkpoints.latest_step == self._step:
             return  # stopped before anything was added to it
-        if not _is_finite(self._state.params):
-            raise Diverged("the weights are not finite")
+        if not _is_finite((self._state.params, self._state.batch_stats)):
+            raise Diverged("the weights or the batch statistics are not finite")
         run = {
             "config": self._config.to_dict(),
             "class_names": list(CLASS_NAMES),

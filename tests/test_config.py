@@ -6,7 +6,7 @@ import runpy
 import pytest
 from ml_collections import config_dict
 
-from fer_jax.config import check, describe_differences, differences, flatten, load, save
+from fer_jax.config import check, differences, flatten, load, refuse_differences, save
 from fer_jax.errors import UserError
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "resnet50.py"
@@ -172,10 +172,22 @@ def test_differences_name_each_key_with_both_values():
     theirs.seed, theirs.model.depth, theirs.optimizer.clip_norm = 3, 18, 1.0
     different = differences(ours, theirs)
     assert different == {"model.depth": (50, 18), "optimizer.clip_norm": (None, 1.0), "seed": (0, 3)}
-    assert describe_differences(different) == (
-        "config.model.depth is 50 here and 18 there, config.optimizer.clip_norm is None here and 1.0 there, "
-        "config.seed is 0 here and 3 there"
+
+
+def test_a_run_of_another_config_is_refused_with_each_key_and_both_values(tmp_path):
+    ours, theirs = baseline(), baseline()
+    theirs.model.depth, theirs.dataset.path = 18, "faces.csv"
+    save(theirs, tmp_path / "config.json")
+    with pytest.raises(UserError) as error:
+        refuse_differences(ours, tmp_path, advice="Think again")
+    assert str(error.value) == (
+        f"{tmp_path} holds a run of another config: config.dataset.path is None here and 'faces.csv' there, "
+        "config.model.depth is 50 here and 18 there. Think again"
     )
+    with pytest.raises(UserError, match=r"config: config\.model\.depth is 50"):
+        refuse_differences(ours, tmp_path, advice="", allowed="dataset.")
+    ours.model.depth = 18
+    refuse_differences(ours, tmp_path, advice="", allowed="dataset.")
 
 
 def test_differences_show_keys_that_only_one_side_has():

@@ -105,6 +105,14 @@ def test_a_diverging_run_stops_with_3_and_keeps_the_last_good_checkpoint(make_co
     assert all(np.isfinite(leaf).all() for leaf in read_arrays(tmp_path).values())
 
 
+def test_a_stop_with_weights_that_are_not_finite_is_a_divergence(make_config, run, tmp_path, capsys):
+    # Stopped before the second step, whose loss would have shown what the first did to the weights.
+    assert run(make_config(**{"optimizer.learning_rate": 1e39}), tmp_path, stop_at=2) == 3
+    assert "are not finite" in capsys.readouterr().out
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step is None
+
+
 def test_early_stopping_ends_the_run_for_good(make_config, run, tmp_path, capsys):
     config = make_config(**{"num_epochs": 9, "optimizer.learning_rate": 1e-30, "early_stopping.patience": 1})
     assert run(config, tmp_path) == 0
