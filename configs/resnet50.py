@@ -21,6 +21,8 @@ def get_config() -> config_dict.ConfigDict:
     config.dataset.path = config_dict.placeholder(str)  # fer2013.csv, icml_face_data.csv (.gz) or a folder
     config.dataset.cache_dir = "data/prepared"  # where FER-2013 is prepared, once
 
+    config.dataset.loader = "tf.data"  # or 'device': the data set is on every device, and batches are indices
+
     config.augment = config_dict.ConfigDict()
     config.augment.flip = 0.5  # probability of a horizontal flip
     config.augment.rotation = 10.0  # degrees, at most, either way
@@ -37,6 +39,11 @@ def get_config() -> config_dict.ConfigDict:
     config.model.dtype = "bfloat16"  # of the computation; parameters stay float32
     config.model.sync_batch_norm = True  # statistics over the global batch rather than each device's part
     config.model.conv = "auto"  # 'auto' (by backend), 'lax' or 'matmul'
+    config.model.remat = False  # compute each block again for its gradient: less memory, a third more work
+
+    config.train = config_dict.ConfigDict()
+    config.train.accumulate_steps = 1  # parts of the batch that go through the network one after the other
+    config.train.steps_per_call = 1  # steps that one call of the compiled program takes
 
     config.optimizer = config_dict.ConfigDict()
     config.optimizer.learning_rate = 0.001
@@ -53,10 +60,12 @@ def get_config() -> config_dict.ConfigDict:
     config.parallel = config_dict.ConfigDict()
     config.parallel.mapper = "shard_map"  # 'shard_map' or 'pmap'
     config.parallel.distributed = False  # several processes, see README
+    config.parallel.reduce_dtype = "float32"  # of gradients on their way between devices; or 'bfloat16'
 
     config.checkpoint = config_dict.ConfigDict()
     config.checkpoint.every_steps = config_dict.placeholder(int)  # also within an epoch; its end always saves
 
     config.log = config_dict.ConfigDict()
     config.log.every_steps = 50
+    config.log.profile_steps = config_dict.placeholder(int)  # trace so many steps into the workdir's profile/
     return config.lock()

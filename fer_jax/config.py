@@ -28,6 +28,7 @@ _RULES = {
     "dataset.source": (str, *_one_of("auto", "fer2013", "embedded")),
     "dataset.path": (str, "a file or folder", bool),
     "dataset.cache_dir": (str, "a folder", bool),
+    "dataset.loader": (str, *_one_of("tf.data", "device")),
     "augment.flip": (float, "from 0 to 1", lambda value: 0 <= value <= 1),
     "augment.rotation": (float, "from 0 to 180", lambda value: 0 <= value <= 180),
     "augment.zoom": (float, *_BELOW_ONE),
@@ -41,6 +42,9 @@ _RULES = {
     "model.dtype": (str, *_one_of("bfloat16", "float32")),
     "model.sync_batch_norm": (bool, "True or False", lambda value: True),
     "model.conv": (str, *_one_of("auto", "lax", "matmul")),
+    "model.remat": (bool, "True or False", lambda value: True),
+    "train.accumulate_steps": (int, *_AT_LEAST_ONE),
+    "train.steps_per_call": (int, *_AT_LEAST_ONE),
     "optimizer.learning_rate": (float, *_POSITIVE),
     "optimizer.schedule": (str, *_one_of("constant", "cosine")),
     "optimizer.warmup_epochs": (float, *_NOT_NEGATIVE),
@@ -51,10 +55,12 @@ _RULES = {
     "early_stopping.min_delta": (float, *_NOT_NEGATIVE),
     "parallel.mapper": (str, *_one_of("shard_map", "pmap")),
     "parallel.distributed": (bool, "True or False", lambda value: True),
+    "parallel.reduce_dtype": (str, *_one_of("float32", "bfloat16")),
     "checkpoint.every_steps": (int, *_AT_LEAST_ONE),
     "log.every_steps": (int, *_AT_LEAST_ONE),
+    "log.profile_steps": (int, *_AT_LEAST_ONE),
 }
-_MAY_BE_UNSET = {"dataset.path", "optimizer.clip_norm", "checkpoint.every_steps"}
+_MAY_BE_UNSET = {"dataset.path", "optimizer.clip_norm", "checkpoint.every_steps", "log.profile_steps"}
 
 
 def check(config: config_dict.ConfigDict) -> None:

@@ -31,23 +31,32 @@ class Evaluator:
     """Evaluates splits with one compiled step.
 
     predict: (variables, float32 images in [0, 1]) -> logits; any function will do. batch_size: rounded up to a
-    multiple of the devices; the result is the same for all.
+    multiple of the devices; the result is the same for all. on_device: whether a split is put on every device, once,
+    rather than its batches.
     """
 
-    def __init__(self, predict: Callable, mesh: Mesh, mapper: str, *, batch_size: int, stop: StopRequest):
+    def __init__(
+        self, predict: Callable, mesh: Mesh, mapper: str, *, batch_size: int, stop: StopRequest, on_device: bool = False
+    ):
         self._step = parallel.map_step(steps.make_eval_step(predict, axis_name=parallel.AXIS), mesh, mapper)
         self._mesh, self._mapper, self._stop = mesh, mapper, stop
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._on_device, self._data = on_device, {}
 
     def __call__(self, variables, split: Split) -> dict:
         """Gives the sums (`metrics.evaluation_sums`) over a split, on the host; raises Stopped if asked to stop."""
         host, num_hosts = jax.process_index(), jax.process_count()
         total, pending = None, None
-        batches = pipeline.eval_batches(split, batch_size=self._batch_size, host=host, num_hosts=num_hosts)
+        if self._on_device and id(split) not in self._data:
+            self._data[id(split)] = parallel.replicate(pipeline.arrays(split), self._mesh)
+        data = self._data.get(id(split), {})
+        batches = pipeline.eval_batches(
+            split, batch_size=self._batch_size, indices_only=self._on_device, host=host, num_hosts=num_hosts
+        )
         for number, batch in enumerate(batches):
             if self._stop.is_agreed(number):
                 raise Stopped
-            sums = self._step(variables, parallel.place(batch, self._mesh, self._mapper))
+            sums = self._step(variables, data, parallel.place(batch, self._mesh, self._mapper))
             total = _add(total, pending)  # one batch late, so that the device never waits
             pending = sums
         return _add(total, pending)
@@ -119,7 +128,14 @@ def report_checkpoint(
     """
     mesh = parallel.make_mesh()
     model = make_network(config.model)
-    evaluator = Evaluator(predictor(model), mesh, config.parallel.mapper, batch_size=config.batch_size, stop=stop)
+    evaluator = Evaluator(
+        predictor(model),
+        mesh,
+        config.parallel.mapper,
+        batch_size=config.batch_size,
+        on_device=config.dataset.loader == "device",
+        stop=stop,
+    )
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.find(checkpoint)
         stored = checkpoints.run(step)

@@ -12,7 +12,8 @@ class Meter:
     """Follows one epoch of training.
 
     A step's sums are read when the next step has been given to the device, so that it never waits for the host. The
-    clock of images_per_second runs from `start` to the last step read, and stands still from `flush` to `start`.
+    clock of images_per_second runs from `start` to the last step read, and stands still from `flush` to `start`; steps
+    read while it stands count in every figure but that.
     """
 
     def __init__(self, progress: Progress, writer: MetricsWriter, terminal: Terminal, *, epoch: int, log_every: int):
@@ -26,7 +27,7 @@ class Meter:
         self._since = time.perf_counter()
 
     def push(self, step: int, sums: dict) -> None:
-        """Takes the sums (on the device) of the step that makes `step` steps, and reads those of the one before."""
+        """Takes the sums (on the device, [steps]) of the steps up to `step`, and reads those of the call before."""
         previous, self._pending = self._pending, (step, sums)
         if previous:
             self._read(*previous)
@@ -35,7 +36,7 @@ class Meter:
         """Reads what has not been read, so that the progress is that of the last step pushed."""
         if self._pending:
             self._read(*self._pending)
-        self._pending = None
+        self._pending = self._since = None
 
     def end_epoch(self) -> None:
         """Flushes, and writes the epoch's figures."""
@@ -43,12 +44,18 @@ class Meter:
         if self._last and self._last["step"] % self._log_every:
             self._writer.write(**self._last)
 
-    def _read(self, step: int, sums: dict) -> None:
+    def _read(self, last: int, sums: dict) -> None:
         sums = jax.device_get(sums)
-        now = time.perf_counter()
-        self._images += int(sums["count"])
-        self._seconds += now - self._since
-        self._since = now
+        if self._since is not None:
+            now = time.perf_counter()
+            self._images += int(sums["count"].sum())
+            self._seconds += now - self._since
+            self._since = now
+        num_steps = len(sums["count"])
+        for i in range(num_steps):
+            self._take_in(last - num_steps + 1 + i, {key: value[i] for key, value in sums.items()})
+
+    def _take_in(self, step: int, sums: dict) -> None:
         self._progress.add(sums)
         self._last = {
             "step": step,

@@ -30,19 +30,21 @@ def make_mesh() -> Mesh:
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def map_step(step: Callable, mesh: Mesh, mapper: str, *, donate: bool = False) -> Callable:
-    """Maps `step(replicated, batch) -> replicated` over the mesh and compiles it when first called.
+def map_step(step: Callable, mesh: Mesh, mapper: str, *, batch_axis: int = 0, donate: bool = False) -> Callable:
+    """Maps `step(replicated, data, batch) -> replicated` over the mesh and compiles it when first called.
 
-    mapper: 'shard_map' or 'pmap'. donate: whether the first argument's memory is given to the result.
+    data is replicated too. mapper: 'shard_map' or 'pmap'. batch_axis: that of the batch which is spread over the
+    devices (see `place`). donate: whether the first argument's memory is given to the result.
     """
     donated = (0,) if donate else ()
     if mapper == "pmap":
         return jax.pmap(
-            step, AXIS, in_axes=(None, 0), out_axes=None, devices=list(mesh.devices.flat), donate_argnums=donated
+            step, AXIS, in_axes=(None, None, 0), out_axes=None, devices=list(mesh.devices.flat), donate_argnums=donated
         )
     # check_vma=False: gradients stay each device's own until the step itself adds them up.
+    whole = PartitionSpec()
     mapped = jax.shard_map(
-        step, mesh=mesh, in_specs=(PartitionSpec(), PartitionSpec(AXIS)), out_specs=PartitionSpec(), check_vma=False
+        step, mesh=mesh, in_specs=(whole, whole, _spread(batch_axis)), out_specs=whole, check_vma=False
     )
     return jax.jit(mapped, donate_argnums=donated)
 
@@ -53,14 +55,18 @@ def replicate(tree, mesh: Mesh):
     return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec()), jax.device_get(tree))
 
 
-def place(batch: dict, mesh: Mesh, mapper: str) -> dict:
-    """Spreads this process's part of a batch (numpy arrays) over its devices, in order.
+def place(batch: dict, mesh: Mesh, mapper: str, *, batch_axis: int = 0) -> dict:
+    """Spreads this process's part of a batch (numpy arrays) over its devices, in order, along `batch_axis`.
 
     The result is the global batch; for 'pmap' with a leading axis of devices.
     """
     if mapper == "pmap":
-        devices = mesh.local_mesh.size
-        batch = {key: value.reshape(devices, -1, *value.shape[1:]) for key, value in batch.items()}
+        batch = {key: np.stack(np.split(value, mesh.local_mesh.size, batch_axis)) for key, value in batch.items()}
+        batch_axis = 0
     # JAX takes this for an explicit transfer with one process, and for an implicit one with several.
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), batch)
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, _spread(batch_axis)), batch)
+
+
+def _spread(axis: int) -> PartitionSpec:
+    return PartitionSpec(*[None] * axis, AXIS)

@@ -20,6 +20,7 @@ from fer_jax.data import pipeline, source
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Dataset
 from fer_jax.errors import UserError
 from fer_jax.meter import Meter
+from fer_jax.profiler import Profiler
 from fer_jax.progress import Diverged, Progress
 from fer_jax.signals import StopRequest
 from fer_jax.writers import MetricsWriter, Terminal, read_events
@@ -66,7 +67,7 @@ class Trainer:
         self._config, self._dataset, self._stop, self._terminal = config, dataset, stop, terminal
         self._train_split, self._validation_split = dataset.split("train"), dataset.split("validation")
         self._mesh = parallel.make_mesh()
-        _check_batch_size(config.batch_size, len(self._train_split), self._mesh)
+        _check_batch_size(config, len(self._train_split), self._mesh)
         self._steps_per_epoch = pipeline.steps_per_epoch(len(self._train_split), config.batch_size)
         self._model = evaluate.make_network(config.model)
         schedule = optimizer.make_schedule(
@@ -81,16 +82,25 @@ class Trainer:
             label_smoothing=config.optimizer.label_smoothing,
             seed=config.seed,
             axis_name=parallel.AXIS,
+            accumulate_steps=config.train.accumulate_steps,
+            reduce_dtype=config.parallel.reduce_dtype,
         )
         mapper = config.parallel.mapper
-        self._train_step = parallel.map_step(train_step, self._mesh, mapper, donate=True)
+        self._train_call = parallel.map_step(steps.repeat(train_step), self._mesh, mapper, batch_axis=1, donate=True)
+        on_device = config.dataset.loader == "device"
+        self._data = parallel.replicate(pipeline.arrays(self._train_split), self._mesh) if on_device else {}
         self._evaluate = evaluate.Evaluator(
-            evaluate.predictor(self._model), self._mesh, mapper, batch_size=config.batch_size, stop=stop
+            evaluate.predictor(self._model),
+            self._mesh,
+            mapper,
+            batch_size=config.batch_size,
+            on_device=on_device,
+            stop=stop,
         )
 
     def train(self, workdir: pathlib.Path, checkpoints: Checkpoints) -> int:
         """Trains to the end of the last epoch or of the patience; gives the exit status."""
-        self._checkpoints = checkpoints
+        self._checkpoints, self._workdir = checkpoints, workdir
         self._restore_or_create()
         if self._is_complete():
             self._terminal.say(f"The run in {workdir} is complete: {self._progress.epochs} epochs.")
@@ -171,16 +181,9 @@ class Trainer:
 
     def _train_epochs(self) -> None:
         """Trains until the run is complete; raises Stopped, with nothing lost, or Diverged."""
-        batches = pipeline.train_batches(
-            self._train_split,
-            seed=self._config.seed,
-            batch_size=self._config.batch_size,
-            first_step=self._step,
-            last_step=self._config.num_epochs * self._steps_per_epoch,
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
-        )
-        train_step = self._compile()
+        batches = self._batches(self._step, self._config.num_epochs * self._steps_per_epoch)
+        calls = self._compile()
+        profiler = Profiler(self._workdir / "profile", num_steps=self._config.log.profile_steps, now=self._step)
         while not self._is_complete():
             started, epoch = time.perf_counter(), self._progress.epochs + 1
             title = f"epoch {epoch:>2}/{self._config.num_epochs}"
@@ -189,7 +192,7 @@ class Trainer:
             )
             done = self._step - (epoch - 1) * self._steps_per_epoch
             self._terminal.start_epoch(title, first=done, total=self._steps_per_epoch)
-            self._train_epoch(train_step, batches, meter, end=epoch * self._steps_per_epoch)
+            self._train_epoch(calls, batches, meter, profiler, end=epoch * self._steps_per_epoch)
             self._terminal.end_epoch()
             trained, evaluation, improved = self._progress.mean(), *self._end_epoch(epoch)
             self._terminal.say(
@@ -199,20 +202,40 @@ class Trainer:
                 f"{meter.images_per_second:.0f} images/s, {time.perf_counter() - started:.0f} s"
             )
 
-    def _train_epoch(self, train_step: Callable, batches: Iterator[dict], meter: Meter, *, end: int) -> None:
+    def _batches(self, first_step: int, last_step: int) -> Iterator[dict]:
+        return pipeline.train_batches(
+            self._train_split,
+            seed=self._config.seed,
+            batch_size=self._config.batch_size,
+            first_step=first_step,
+            last_step=last_step,
+            steps_per_call=self._config.train.steps_per_call,
+            indices_only=bool(self._data),
+            host=jax.process_index(),
+            num_hosts=jax.process_count(),
+        )
+
+    def _place(self, batches: dict) -> dict:
+        return parallel.place(batches, self._mesh, self._config.parallel.mapper, batch_axis=1)
+
+    def _train_epoch(
+        self, calls: dict[int, Callable], batches: Iterator[dict], meter: Meter, profiler: Profiler, *, end: int
+    ) -> None:
         save_every = self._config.checkpoint.every_steps or end
         meter.start()
         while self._step < end:
-            if self._stop.is_agreed(self._step):
+            if self._stop.is_agreed(self._step // self._config.train.steps_per_call):
                 meter.flush()
                 raise evaluate.Stopped
+            profiler.follow(self._step, meter)
             # Whatever crosses between host and device here does so by name; a slip is an error, not a delay.
             with jax.transfer_guard("disallow"):
-                batch = parallel.place(next(batches), self._mesh, self._config.parallel.mapper)
-                self._state, sums = train_step(self._state, batch)
-                self._step += 1
+                call_batches = next(batches)
+                num_steps = len(call_batches["mask"])
+                self._state, sums = calls[num_steps](self._state, self._data, self._place(call_batches))
+                self._step += num_steps
                 meter.push(self._step, sums)
-            if self._step < end and self._step % save_every == 0:
+            if self._step < end and self._step % save_every < num_steps:
                 meter.flush()
                 self._save()
                 meter.start()
@@ -228,15 +251,16 @@ class Trainer:
         self._save(validation=evaluation, improved=improved)
         return evaluation, improved
 
-    def _compile(self) -> Callable:
-        """Compiles the training step ahead of the first batch, so that no step's time contains it."""
+    def _compile(self) -> dict[int, Callable]:
+        """Compiles the training call for every number of steps it may take, so that no step's time contains it."""
         started = time.perf_counter()
-        local_batch_size = self._config.batch_size // jax.process_count()
-        example = next(pipeline.eval_batches(self._train_split, batch_size=local_batch_size))
-        example = parallel.place(example, self._mesh, self._config.parallel.mapper)
-        compiled = self._train_step.lower(self._state, example).compile()
+        example = next(self._batches(0, 1))
+        calls = {}
+        for num_steps in {len(example["mask"]), self._steps_per_epoch % self._config.train.steps_per_call} - {0}:
+            batches = self._place({key: value[:num_steps] for key, value in example.items()})
+            calls[num_steps] = self._train_call.lower(self._state, self._data, batches).compile()
         self._terminal.say(f"Compiled in {time.perf_counter() - started:.1f} s\n")
-        return compiled
+        return calls
 
     def _save(self, *, validation: dict | None = None, improved: bool = False) -> None:
         """Saves the run as it stands; raises Diverged rather than save what is not finite."""
@@ -261,8 +285,12 @@ def _is_finite(tree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def _check_batch_size(batch_size: int, num_examples: int, mesh: Mesh) -> None:
-    if batch_size % mesh.size:
-        raise UserError(f"config.batch_size is {batch_size}; it must be a multiple of the {mesh.size} devices")
+def _check_batch_size(config: config_dict.ConfigDict, num_examples: int, mesh: Mesh) -> None:
+    batch_size, parts = config.batch_size, config.train.accumulate_steps
+    if batch_size % (mesh.size * parts):
+        raise UserError(
+            f"config.batch_size is {batch_size}; it must be a multiple of the {mesh.size} devices"
+            + (f" times config.train.accumulate_steps, {parts}" if parts > 1 else "")
+        )
     if batch_size > num_examples:
         raise UserError(f"config.batch_size is {batch_size}, more than the {num_examples} training images")

@@ -60,11 +60,11 @@ def make_step(*, conv: str = "auto", ranges: augment.Ranges | None = None) -> Ca
     )
     train_state = parallel.replicate(state.create(model, adam, seed=0, image_shape=IMAGE_SHAPE), mesh)
     mapped = parallel.map_step(train_step, mesh, "shard_map", donate=True)
-    compiled = mapped.lower(train_state, batch).compile()
+    compiled = mapped.lower(train_state, {}, batch).compile()
 
     def run() -> None:
         nonlocal train_state
-        train_state, sums = compiled(train_state, batch)
+        train_state, sums = compiled(train_state, {}, batch)
         jax.block_until_ready(sums)
 
     return run

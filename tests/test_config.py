@@ -23,6 +23,7 @@ WRONG_VALUES = {
     "dataset.source": ("", "fer", "Embedded", *NOT_STRINGS),
     "dataset.path": ("", 1, True),
     "dataset.cache_dir": ("", *NOT_STRINGS),
+    "dataset.loader": ("host", "", *NOT_STRINGS),
     "augment.flip": (-0.1, 1.1, *NOT_NUMBERS),
     "augment.rotation": (-1, 180.5, *NOT_NUMBERS),
     "augment.zoom": (-0.1, 1.0, *NOT_NUMBERS),
@@ -36,6 +37,9 @@ WRONG_VALUES = {
     "model.dtype": ("float16", "bf16", "", *NOT_STRINGS),
     "model.sync_batch_norm": NOT_BOOLEANS,
     "model.conv": ("winograd", "", *NOT_STRINGS),
+    "model.remat": NOT_BOOLEANS,
+    "train.accumulate_steps": (0, -1, *NOT_INTEGERS),
+    "train.steps_per_call": (0, -1, *NOT_INTEGERS),
     "optimizer.learning_rate": (0, -0.001, *NOT_NUMBERS),
     "optimizer.schedule": ("step", "", *NOT_STRINGS),
     "optimizer.warmup_epochs": (-1, *NOT_NUMBERS),
@@ -46,8 +50,10 @@ WRONG_VALUES = {
     "early_stopping.min_delta": (-0.1, *NOT_NUMBERS),
     "parallel.mapper": ("pjit", "", *NOT_STRINGS),
     "parallel.distributed": NOT_BOOLEANS,
+    "parallel.reduce_dtype": ("float16", "", *NOT_STRINGS),
     "checkpoint.every_steps": (0, -5, "1", 1.5, True),
     "log.every_steps": (0, -5, *NOT_INTEGERS),
+    "log.profile_steps": (0, -5, "1", 1.5, True),
 }
 
 RIGHT_VALUES = {
@@ -57,6 +63,7 @@ RIGHT_VALUES = {
     "dataset.source": ("auto", "fer2013", "embedded"),
     "dataset.path": (None, "fer2013.csv"),
     "dataset.cache_dir": ("elsewhere",),
+    "dataset.loader": ("tf.data", "device"),
     "augment.flip": (0, 0.5, 1),
     "augment.rotation": (0.0, 10, 180),
     "augment.zoom": (0, 0.99),
@@ -70,6 +77,9 @@ RIGHT_VALUES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.sync_batch_norm": (True, False),
     "model.conv": ("auto", "lax", "matmul"),
+    "model.remat": (True, False),
+    "train.accumulate_steps": (1, 8),
+    "train.steps_per_call": (1, 100),
     "optimizer.learning_rate": (1e-9, 1),
     "optimizer.schedule": ("constant", "cosine"),
     "optimizer.warmup_epochs": (0, 2.5),
@@ -80,8 +90,10 @@ RIGHT_VALUES = {
     "early_stopping.min_delta": (0, 0.001),
     "parallel.mapper": ("shard_map", "pmap"),
     "parallel.distributed": (True, False),
+    "parallel.reduce_dtype": ("float32", "bfloat16"),
     "checkpoint.every_steps": (None, 1),
     "log.every_steps": (1, 100),
+    "log.profile_steps": (None, 5),
 }
 
 

@@ -13,13 +13,13 @@ from fer_jax.writers import MetricsWriter, Terminal, read_events
 BATCH = 8
 
 
-def make_sums(step: int) -> dict:
-    """The sums of a step as they come from the device, different at each."""
+def make_sums(*steps: int) -> dict:
+    """The sums of a call's steps as they come from the device, different at each."""
     return {
-        "loss": jnp.float32(step * 1.5),
-        "correct": jnp.int32(step % BATCH),
-        "count": jnp.int32(BATCH),
-        "learning_rate": jnp.float32(0.5**step),
+        "loss": jnp.array([step * 1.5 for step in steps], jnp.float32),
+        "correct": jnp.array([step % BATCH for step in steps], jnp.int32),
+        "count": jnp.array([BATCH for _ in steps], jnp.int32),
+        "learning_rate": jnp.array([0.5**step for step in steps], jnp.float32),
     }
 
 
@@ -168,12 +168,48 @@ def test_the_clock_stands_still_from_flush_to_start(follow, clock):
     assert meter.images_per_second == 2 * BATCH / 4
 
 
+def test_steps_read_while_the_clock_stands_count_in_everything_but_the_speed(follow, tmp_path, clock):
+    meter = follow(Progress())
+    meter.start()
+    meter.push(1, make_sums(1))
+    clock.now += 2
+    meter.flush()
+    clock.now += 1000  # the next two are traced
+    meter.push(2, make_sums(2))
+    meter.push(3, make_sums(3))
+    clock.now += 1000
+    meter.flush()
+    meter.start()
+    clock.now += 2
+    meter.push(4, make_sums(4))
+    meter.end_epoch()
+    last = read_events(tmp_path)[-1]
+    assert last["loss"] == pytest.approx(1.5 * 10 / (4 * BATCH))
+    assert last["images_per_second"] == 2 * BATCH / 4
+
+
+@pytest.mark.parametrize("steps_per_call", [2, 3, 7])
+def test_a_call_of_several_steps_gives_the_events_of_single_steps(steps_per_call, follow, tmp_path):
+    figures = []
+    for size in (1, steps_per_call):
+        (tmp_path / "metrics.jsonl").unlink(missing_ok=True)
+        meter = follow(Progress(), log_every=2)
+        meter.start()
+        for first in range(1, 8, size):
+            steps = range(first, min(first + size, 8))
+            meter.push(steps[-1], make_sums(*steps))
+        meter.end_epoch()
+        figures.append([event | {"images_per_second": None} for event in read_events(tmp_path)])
+    assert [event["step"] for event in figures[0]] == [2, 4, 6, 7]
+    assert figures[0] == figures[1]
+
+
 def test_a_loss_that_is_not_finite_stops_before_its_event_is_written(follow, tmp_path):
     progress = Progress()
     meter = follow(progress)
     meter.start()
     meter.push(1, make_sums(1))
-    meter.push(2, make_sums(2) | {"loss": jnp.float32(float("nan"))})
+    meter.push(2, make_sums(2) | {"loss": jnp.array([float("nan")], jnp.float32)})
     with pytest.raises(Diverged):
         meter.push(3, make_sums(3))
     assert progress.count == BATCH

@@ -78,9 +78,10 @@ def test_the_handlers_of_before_are_back_after_an_error(before):
 
 
 LOOP = textwrap.dedent("""
-    import time
+    import signal, time
     from fer_jax.signals import StopRequest
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it
     with StopRequest() as stop:
         print("ready", flush=True)
         while not stop.is_agreed(1):

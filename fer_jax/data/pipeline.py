@@ -1,8 +1,9 @@
 """Batches on the host, by tf.data: each a function of (seed, step) alone, with no state to save.
 
-A batch is {image: uint8 [batch, 48, 48, 1], label: int32 [batch], index: int64 [batch], mask: bool [batch]}, numpy
-arrays; `index` is the example's position in its split, `mask` is False where the batch is padded. With several
-hosts each gets its contiguous part of the same global batch.
+A batch is {image: uint8 [batch, 48, 48, 1], label: int32 [batch], index: int32 [batch], mask: bool [batch]}, numpy
+arrays; `index` is the example's position in its split, `mask` is False where the batch is padded. Where the split is on
+the devices already (`indices_only`) the batch has neither image nor label. With several hosts each gets its contiguous
+part of the same global batch.
 """
 
 import os
@@ -25,33 +26,54 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
 
 
 def train_batches(
-    split: Split, *, seed: int, batch_size: int, first_step: int, last_step: int, host: int = 0, num_hosts: int = 1
+    split: Split,
+    *,
+    seed: int,
+    batch_size: int,
+    first_step: int,
+    last_step: int,
+    steps_per_call: int = 1,
+    indices_only: bool = False,
+    host: int = 0,
+    num_hosts: int = 1,
 ) -> Iterator[dict]:
-    """Yields this host's part of the batches of steps first_step..last_step - 1.
+    """Yields this host's part of the batches of steps first_step..last_step - 1, stacked: [steps, batch, ...].
 
     Each epoch is a permutation of the split keyed by (seed, epoch): `index_shuffle` gives any one position of it.
-    batch_size: of the global batch, a multiple of num_hosts.
+    batch_size: of the global batch, a multiple of num_hosts. steps_per_call: how many steps' batches come together;
+    counted from the start of each epoch, whose last call has what is left. first_step: the first of a call.
     """
-    arrays = _arrays(split)
+    source = {} if indices_only else _constants(split)
     per_epoch = steps_per_epoch(len(split), batch_size)
+    calls_per_epoch = -(-per_epoch // steps_per_call)
 
-    def batch(step):
-        epoch, step_of_epoch = step // per_epoch, step % per_epoch
-        positions = step_of_epoch * batch_size + _host_positions(batch_size, host, num_hosts)
+    def batches(call):
+        epoch, first = call // calls_per_epoch, call % calls_per_epoch * steps_per_call
+        steps = tf.range(first, tf.minimum(first + steps_per_call, per_epoch))
+        positions = steps[:, None] * batch_size + _host_positions(batch_size, host, num_hosts)
         key = tf.stack([tf.constant(seed, tf.int64), epoch])
-        index = tf.random.experimental.index_shuffle(positions, key, tf.constant(len(split) - 1, tf.int64))
-        return _gather(arrays, index, tf.ones_like(index, tf.bool))
+        last = tf.constant(len(split) - 1, tf.int64)
+        # index_shuffle takes no matrix.
+        index = tf.reshape(
+            tf.random.experimental.index_shuffle(tf.reshape(positions, [-1]), key, last), tf.shape(positions)
+        )
+        return _gather(source, index, tf.ones_like(index, tf.bool))
 
-    return _iterate(tf.data.Dataset.range(first_step, last_step), batch)
+    def call(step):
+        return step // per_epoch * calls_per_epoch + -(-(step % per_epoch) // steps_per_call)
+
+    return _iterate(tf.data.Dataset.range(call(first_step), call(last_step)), batches)
 
 
-def eval_batches(split: Split, *, batch_size: int, host: int = 0, num_hosts: int = 1) -> Iterator[dict]:
+def eval_batches(
+    split: Split, *, batch_size: int, indices_only: bool = False, host: int = 0, num_hosts: int = 1
+) -> Iterator[dict]:
     """Yields this host's part of the split in order, every example once; the last batch is padded and masked."""
-    arrays = _arrays(split)
+    source = {} if indices_only else _constants(split)
 
     def batch(number):
         positions = number * batch_size + _host_positions(batch_size, host, num_hosts)
-        return _gather(arrays, tf.minimum(positions, len(split) - 1), positions < len(split))
+        return _gather(source, tf.minimum(positions, len(split) - 1), positions < len(split))
 
     return _iterate(tf.data.Dataset.range(-(-len(split) // batch_size)), batch)
 
@@ -61,13 +83,21 @@ def _host_positions(batch_size: int, host: int, num_hosts: int):
     return tf.range(host * part, (host + 1) * part, dtype=tf.int64)
 
 
-def _arrays(split: Split) -> dict:
+def arrays(split: Split) -> dict:
+    """Gives what the `index` of a batch points into."""
+    return {"image": split.images, "label": split.labels}
+
+
+def _constants(split: Split) -> dict:
     with tf.device("CPU"):
-        return {"image": tf.constant(split.images), "label": tf.constant(split.labels)}
+        return {key: tf.constant(array) for key, array in arrays(split).items()}
 
 
-def _gather(arrays: dict, index, mask) -> dict:
-    return {key: tf.gather(array, index) for key, array in arrays.items()} | {"index": index, "mask": mask}
+def _gather(source: dict, index, mask) -> dict:
+    return {key: tf.gather(array, index) for key, array in source.items()} | {
+        "index": tf.cast(index, tf.int32),
+        "mask": mask,
+    }
 
 
 def _iterate(numbers: tf.data.Dataset, batch) -> Iterator[dict]:

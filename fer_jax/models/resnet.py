@@ -84,7 +84,8 @@ class ResNet(nn.Module):
     times the resolution, which 48-pixel faces reward. zero_init: the last scale of each block starts at zero
     (Goyal et al. 2017, https://arxiv.org/abs/1706.02677). dtype: what is computed in; parameters, batch
     statistics and logits are float32. axis_name: the mapped axis to average batch statistics over, if any.
-    conv_fn: see `models.conv`. The stages' outputs are sown as intermediates 'stem' and 'stage1'...'stage4'.
+    remat: blocks are computed again for their gradient rather than kept. conv_fn: see `models.conv`. The stages'
+    outputs are sown as intermediates 'stem' and 'stage1'...'stage4'.
     """
 
     stage_sizes: Sequence[int]
@@ -97,6 +98,7 @@ class ResNet(nn.Module):
     zero_init: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    remat: bool = False
     conv_fn: Callable = jax.lax.conv_general_dilated
 
     @nn.compact
@@ -116,9 +118,10 @@ class ResNet(nn.Module):
         if self.stem_pool:
             x = _max_pool(x)
         self.sow("intermediates", "stem", x)
+        block_class = nn.remat(Block) if self.remat else Block
         for stage, num_blocks in enumerate(self.stage_sizes, 1):
             for block in range(num_blocks):
-                x = Block(
+                x = block_class(
                     width=self.width * 2 ** (stage - 1),
                     stride=2 if stage > 1 and block == 0 else 1,
                     bottleneck=self.bottleneck,
@@ -146,5 +149,6 @@ def make(model_config: Mapping[str, Any], *, num_classes: int, axis_name: str | 
         zero_init=model_config["zero_init"],
         dtype=jnp.dtype(model_config["dtype"]),
         axis_name=axis_name if model_config["sync_batch_norm"] else None,
+        remat=model_config["remat"],
         conv_fn=resolve(model_config["conv"], backend),
     )

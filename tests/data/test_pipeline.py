@@ -2,12 +2,14 @@
 
 import runpy
 
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fer_jax import steps
 from fer_jax.data import pipeline
 from fer_jax.data.dataset import Split
 
@@ -22,10 +24,10 @@ def make_split(num_examples: int) -> Split:
     )
 
 
-def train(split, *, seed=3, batch_size, first=0, last, **hosts) -> list[dict]:
-    return list(
-        pipeline.train_batches(split, seed=seed, batch_size=batch_size, first_step=first, last_step=last, **hosts)
-    )
+def train(split, *, seed=3, batch_size, first=0, last, **options) -> list[dict]:
+    """The batches of single steps."""
+    calls = pipeline.train_batches(split, seed=seed, batch_size=batch_size, first_step=first, last_step=last, **options)
+    return [{key: value[i] for key, value in call.items()} for call in calls for i in range(len(call["mask"]))]
 
 
 def epoch_order(split, *, seed, epoch, batch_size) -> list[int]:
@@ -73,6 +75,32 @@ def test_an_epoch_is_a_permutation_cut_into_full_batches(size, epoch, seed):
     assert set(order) <= set(range(num_examples))
     # A smaller batch cuts the same permutation, so that what is left over is what the permutation ends with.
     assert epoch_order(make_split(num_examples), seed=seed, epoch=epoch, batch_size=1)[: len(order)] == order
+
+
+@given(sizes, st.integers(1, 9), st.data())
+def test_calls_of_several_steps_hold_the_batches_of_single_ones(size, steps_per_call, data):
+    num_examples, batch_size = size
+    split, per_epoch = make_split(num_examples), pipeline.steps_per_epoch(*size)
+    epochs = data.draw(st.integers(1, 3))
+    first = data.draw(st.integers(0, (per_epoch - 1) // steps_per_call)) * steps_per_call
+    options = {"batch_size": batch_size, "first": first, "last": epochs * per_epoch}
+    assert_same_batches(train(split, steps_per_call=steps_per_call, **options), train(split, **options))
+    calls = pipeline.train_batches(
+        split, seed=0, batch_size=batch_size, first_step=0, last_step=per_epoch, steps_per_call=steps_per_call
+    )
+    lengths = [len(call["mask"]) for call in calls]
+    assert lengths[:-1] == [steps_per_call] * (len(lengths) - 1)
+    assert sum(lengths) == per_epoch
+
+
+def test_batches_of_indices_point_at_the_images_and_labels_of_whole_ones():
+    split = make_split(23)
+    whole = train(split, batch_size=5, last=8) + list(pipeline.eval_batches(split, batch_size=5))
+    indices = train(split, batch_size=5, last=8, indices_only=True)
+    indices += pipeline.eval_batches(split, batch_size=5, indices_only=True)
+    assert {frozenset(batch) for batch in indices} == {frozenset({"index", "mask"})}
+    fetched = [jax.device_get(steps.fetch(pipeline.arrays(split), batch)) for batch in indices]
+    assert_same_batches(fetched, whole)
 
 
 def test_every_epoch_and_every_seed_has_an_order_of_its_own():
@@ -154,7 +182,7 @@ def test_batches_are_numpy_arrays_of_the_documented_kind(kind):
     assert {key: (value.dtype, value.shape) for key, value in batch.items()} == {
         "image": (np.uint8, (4, 48, 48, 1)),
         "label": (np.int32, (4,)),
-        "index": (np.int64, (4,)),
+        "index": (np.int32, (4,)),
         "mask": (np.bool_, (4,)),
     }
 

@@ -73,6 +73,35 @@ def test_two_runs_of_a_config_are_the_same(finished, make_config, run, tmp_path)
     assert_same_run(tmp_path / "again", finished)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"dataset.loader": "device"},
+        {"dataset.loader": "device", "parallel.mapper": "pmap", "train.steps_per_call": 2},
+        {"train.steps_per_call": 3},
+    ],
+)
+def test_the_loader_and_the_steps_of_a_call_change_no_result(overrides, finished, make_config, run, tmp_path):
+    assert run(make_config(**overrides), tmp_path / "run") == 0
+    for one, other in zip(read_metrics(tmp_path / "run"), read_metrics(finished), strict=True):
+        assert (one["step"], one["kind"]) == (other["step"], other["kind"])
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+def test_a_stop_between_calls_of_several_steps_resumes_exactly(make_config, run, tmp_path):
+    config = make_config(**{"train.steps_per_call": 2, "checkpoint.every_steps": 3})
+    assert run(config, tmp_path / "stopped", stop_at=3) == 143
+    assert run(config, tmp_path / "stopped") == 0
+    assert run(config, tmp_path / "whole") == 0
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_steps_are_traced_on_demand(make_config, run, tmp_path):
+    assert run(make_config(**{"num_epochs": 3, "log.profile_steps": 2}), tmp_path) == 0
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 0
+
+
 def test_a_run_of_another_config_is_refused_and_left_alone(finished, make_config, run):
     before = sorted(path for path in finished.rglob("*"))
     with pytest.raises(UserError, match=r"config.optimizer.learning_rate is 0.5 here and 0.001 there"):
@@ -105,6 +134,7 @@ def test_a_diverging_run_stops_with_3_and_keeps_the_last_good_checkpoint(make_co
     assert all(np.isfinite(leaf).all() for leaf in read_arrays(tmp_path).values())
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 def test_a_stop_with_weights_that_are_not_finite_is_a_divergence(make_config, run, tmp_path, capsys):
     # Stopped before the second step, whose loss would have shown what the first did to the weights.
     assert run(make_config(**{"optimizer.learning_rate": 1e39}), tmp_path, stop_at=2) == 3
@@ -130,9 +160,9 @@ def test_an_implicit_transfer_in_the_hot_loop_is_an_error(make_config, run, tmp_
 
 
 def _place_outside_of_the_rules(place):
-    def careless(batch, mesh, mapper):
+    def careless(*args, **kwargs):
         jax.numpy.add(jax.numpy.ones(3), np.ones(3))  # moves a numpy array to the device in passing
-        return place(batch, mesh, mapper)
+        return place(*args, **kwargs)
 
     return careless
 
@@ -141,6 +171,7 @@ def _place_outside_of_the_rules(place):
     ("overrides", "message"),
     [
         ({"batch_size": 12}, "must be a multiple of the 8 devices"),
+        ({"train.accumulate_steps": 2}, "must be a multiple of the 8 devices times config.train.accumulate_steps, 2"),
         ({"batch_size": 48}, "more than the 40 training images"),
     ],
 )
