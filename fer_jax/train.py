@@ -144,7 +144,9 @@ class Trainer:
         create = functools.partial(
             state_lib.create, self._model, self._optimizer, seed=self._config.seed, image_shape=IMAGE_SHAPE
         )
-        self._state, self._progress = parallel.replicate(jax.jit(create)(), self._mesh), Progress()
+        # It runs once: XLA:CPU compiles it in a third of the time at this level, to the same bits.
+        create = jax.jit(create, compiler_options={"xla_backend_optimization_level": 1})
+        self._state, self._progress = parallel.replicate(create(), self._mesh), Progress()
         if self._checkpoints.latest_step is not None:
             latest = self._checkpoints.latest_step
             stored = self._checkpoints.run(latest)

@@ -1,142 +1,250 @@
-"""Measures what the README claims: python -m scripts.benchmark step|augment|pipeline
+"""Measures what the README claims: python -m scripts.benchmark PART [--help]
 
-step      a training step with matrix-product convolutions against XLA's own, on this machine
-augment   a training step with augmentation against one without
-pipeline  batches on the host, without a network
+step        a training step: forward, backward and Adam, against other libraries on the same network
+inference   images in, logits out, fetched to the host, against the same and ONNX Runtime
+augment     a training step against its augmentation alone
+pipeline    batches on the host, without a network
+end_to_end  an epoch of `python -m fer_jax.main` against the bare step of the same configuration
+startup     from the command to the first trained step, with nothing compiled before
 
-ResNet-50, batch 64, one device. Variants take turns (A B A B ...) after a round that isn't counted; medians, spread
-and the median of the ratios of neighbours are printed. Run it on a machine that does nothing else.
+Every contestant is a process of its own (scripts/peers), which waits while another has its turn; turns go round (A B A
+B ...), and the first round isn't counted. Prints medians, spread, and each contestant's seconds over the first one's,
+round by round; writes all of it to a JSON file too. A contestant that isn't installed (`pip install -e '.[bench]'`) is
+named and left out. Run it on a machine that does nothing else.
 """
 
+import argparse
+import contextlib
+import datetime
+import itertools
+import json
 import os
+import pathlib
 import platform
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from fer_jax import huge_pages
+from scripts import benchmark_csv
+from scripts.peers import PEERS, STEMS, make_specs, num_parameters
+from scripts.peers.worker import Worker
 
-from configs import resnet50
-from fer_jax import augment, huge_pages, optimizer, parallel, state, steps
-from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Split
-from fer_jax.models import resnet
-
-BATCH_SIZE = 64
+# Thread pools spin for a while when their work is done; the next turn begins when they sleep.
+PAUSE_SECONDS = 0.3
 
 
-def make_step(*, conv: str = "auto", ranges: augment.Ranges | None = None) -> Callable[[], None]:
-    """Gives a function that takes one training step of configs/resnet50.py and waits for it."""
-    config = resnet50.get_config()
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
-    model = resnet.make(
-        config.model.copy_and_resolve_references().to_dict() | {"conv": conv},
-        num_classes=len(CLASS_NAMES),
-        axis_name=parallel.AXIS,
-        backend=jax.default_backend(),
-    )
-    schedule = optimizer.make_schedule(config.optimizer, steps_per_epoch=448, num_epochs=config.num_epochs)
-    adam = optimizer.make(config.optimizer, schedule)
-    train_step = steps.make_train_step(
-        model,
-        adam,
-        schedule=schedule,
-        ranges=augment.Ranges(**config.augment) if ranges is None else ranges,
-        label_smoothing=0.0,
-        seed=0,
-        axis_name=parallel.AXIS,
-    )
-    generator = np.random.default_rng(0)
-    batch = parallel.place(
-        {
-            "image": generator.integers(0, 256, (BATCH_SIZE, *IMAGE_SHAPE), dtype=np.uint8),
-            "label": generator.integers(0, 7, BATCH_SIZE).astype(np.int32),
-            "index": np.arange(BATCH_SIZE, dtype=np.int32),
-            "mask": np.ones(BATCH_SIZE, bool),
-        },
-        mesh,
-        "shard_map",
-    )
-    train_state = parallel.replicate(state.create(model, adam, seed=0, image_shape=IMAGE_SHAPE), mesh)
-    mapped = parallel.map_step(train_step, mesh, "shard_map", donate=True)
-    compiled = mapped.lower(train_state, {}, batch).compile()
-
-    def run() -> None:
-        nonlocal train_state
-        train_state, sums = compiled(train_state, {}, batch)
-        jax.block_until_ready(sums)
-
-    return run
+def measure_in_turn(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Takes turns, `rounds` times and once before; gives what each gave, without the first."""
+    seconds = {name: [] for name in turns}
+    for _ in range(rounds + 1):
+        for name, turn in turns.items():
+            time.sleep(PAUSE_SECONDS)
+            seconds[name].append(turn())
+    return {name: values[1:] for name, values in seconds.items()}
 
 
-def compare(variants: dict[str, Callable[[], None]], *, rounds: int, images: int) -> None:
-    """Times the variants in turn and prints a table; the first is what the others are held against."""
-    seconds = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name, run in variants.items():
-            started = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}, {rounds} rounds"
-    )
-    print(f"{'':<24}{'median ms':>12}{'min..max ms':>20}{'images/s':>14}{'times the first':>18}")
-    first = np.array(next(iter(seconds.values())))
+def summarize(seconds: dict[str, list[float]], *, images: int) -> dict[str, dict]:
+    """Gives each contestant's figures; images: in a call. ratios: over the first's seconds, round by round."""
+    first = next(iter(seconds.values()))
+    figures = {}
     for name, values in seconds.items():
-        values = np.array(values)
-        spread = f"{values.min() * 1e3:.1f}..{values.max() * 1e3:.1f}"
-        print(
-            f"{name:<24}{np.median(values) * 1e3:>12.1f}{spread:>20}{images / np.median(values):>14,.0f}"
-            f"{np.median(values / first):>18.3f}"
+        ratios = [value / reference for value, reference in zip(values, first, strict=True)]
+        median = statistics.median(values)
+        figures[name] = {"seconds": values, "median": median, "min": min(values), "max": max(values)}
+        figures[name] |= {"images_per_second": images / median, "ratios": ratios, "ratio": statistics.median(ratios)}
+    return figures
+
+
+def table(comparison: dict) -> str:
+    """Renders a comparison for people."""
+    lines = [
+        f"{comparison['title']}, {comparison['rounds']} rounds",
+        f"{'':<24}{'median ms':>12}{'min..max':>22}{'images/s':>12}{'times the first':>18}{'min..max':>16}",
+    ]
+    for name, figures in comparison["contestants"].items():
+        spread = f"{figures['min'] * 1e3:,.2f}..{figures['max'] * 1e3:,.2f}"
+        ratios = f"{min(figures['ratios']):.2f}..{max(figures['ratios']):.2f}"
+        rate = f"{figures['images_per_second']:,.0f}" if figures["images_per_second"] else ""
+        lines.append(
+            f"{name:<24}{figures['median'] * 1e3:>12,.2f}{spread:>22}{rate:>12}{figures['ratio']:>18.3f}{ratios:>16}"
+        )
+    return "\n".join(lines + [f"{name} is left out: {reason}" for name, reason in comparison["left_out"].items()])
+
+
+def compare(title: str, specs: dict[str, dict], *, rounds: int, calls: int, images: int, parameters: int = 0) -> dict:
+    """Starts a worker for each spec and measures them in turn.
+
+    calls: in a turn. images: in a call. parameters: how many every network must have, if it matters.
+    """
+    workers, left_out = {}, {}
+    with contextlib.ExitStack() as stack:
+        for name, spec in specs.items():
+            print(f"{title}: starting {name}", file=sys.stderr)
+            try:
+                workers[name] = stack.enter_context(Worker(spec))
+            except (ModuleNotFoundError, RuntimeError) as error:
+                left_out[name] = str(error)
+        if not workers:
+            sys.exit(f"{title}: nothing to measure: {left_out}")
+        counts = {name: worker.num_parameters for name, worker in workers.items()}
+        if parameters and set(counts.values()) != {parameters}:
+            raise AssertionError(f"networks of {counts} parameters, not of {parameters:,}")
+        turns = {name: lambda worker=worker: worker.measure(calls) for name, worker in workers.items()}
+        figures = summarize(measure_in_turn(turns, rounds), images=images)
+    for name, worker in workers.items():
+        figures[name] |= {"spec": specs[name], "versions": worker.versions}
+    return {"title": title, "rounds": rounds, "calls": calls, "contestants": figures, "left_out": left_out}
+
+
+def benchmark_network(arguments) -> Iterator[dict]:
+    task, stem = arguments.part, arguments.stem
+    chosen = {"peers": arguments.peers, "dtypes": arguments.dtype, "peers_python": arguments.peers_python}
+    for batch in arguments.batch:
+        yield compare(
+            f"{task}, batch {batch}, stem {stem}",
+            make_specs(task, batch=batch, stem=stem, **chosen),
+            rounds=arguments.rounds,
+            calls=max(1, 256 // batch),
+            images=batch,
+            parameters=num_parameters(stem),
         )
 
 
-def benchmark_step() -> None:
-    compare({"matrix products": make_step(conv="matmul"), "XLA's": make_step(conv="lax")}, rounds=5, images=BATCH_SIZE)
+def our_step(batch: int, stem: str) -> dict:
+    return make_specs("step", peers=["ours"], dtypes=["bfloat16"], batch=batch, stem=stem)["ours bfloat16"]
 
 
-def benchmark_augment() -> None:
-    key, ranges = jax.random.key(0), augment.Ranges(**resnet50.get_config().augment)
-    images = jnp.ones((BATCH_SIZE, *IMAGE_SHAPE))
-    keys = jax.random.split(key, BATCH_SIZE)
-    alone = jax.jit(lambda keys, images: jax.vmap(augment.augment, (0, 0, None))(keys, images, ranges))
-    compare(
-        {
-            "step": make_step(),
-            "augmentation alone": lambda: jax.block_until_ready(alone(keys, images)),
-        },
-        rounds=20,
-        images=BATCH_SIZE,
-    )
+def benchmark_augment(arguments) -> Iterator[dict]:
+    for batch in arguments.batch:
+        step = our_step(batch, arguments.stem)
+        specs = {"step": step, "augmentation alone": step | {"task": "augment"}}
+        yield compare(f"augment, batch {batch}", specs, rounds=arguments.rounds, calls=1, images=batch)
 
 
-def benchmark_pipeline() -> None:
-    from fer_jax.data import pipeline
-
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (28_709, *IMAGE_SHAPE), dtype=np.uint8)
-    split = Split(images, generator.integers(0, 7, len(images)).astype(np.int32), np.arange(len(images)))
-    for batch_size in (64, 1024):
-        num_images = 1_024 * 1_000
-        batches = pipeline.train_batches(
-            split, seed=0, batch_size=batch_size, first_step=0, last_step=10 * num_images // batch_size
-        )
-
-        def take(batches=batches, number=num_images // batch_size) -> None:
-            for _ in range(number):
-                next(batches)
-
-        print(f"batch size {batch_size}")
-        compare({"tf.data": take}, rounds=5, images=num_images)
+def benchmark_pipeline(arguments) -> Iterator[dict]:
+    for batch in arguments.batch:
+        spec = {"peer": "ours", "task": "pipeline", "batch": batch}
+        specs = {"images": spec | {"indices_only": False}, "indices": spec | {"indices_only": True}}
+        calls = 1_024_000 // batch
+        yield compare(f"pipeline, batch {batch}", specs, rounds=arguments.rounds, calls=calls, images=batch)
 
 
-PARTS = {"step": benchmark_step, "augment": benchmark_augment, "pipeline": benchmark_pipeline}
+@contextlib.contextmanager
+def training(workdir: pathlib.Path, *options: str) -> Iterator[subprocess.Popen]:
+    """Starts the command as a user would, with nothing compiled before, and stops it where it still runs."""
+    command = [sys.executable, "-m", "fer_jax.main", "--config=configs/resnet50.py", f"--workdir={workdir}", *options]
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def benchmark_end_to_end(arguments) -> Iterator[dict]:
+    """An epoch lies between two measurements of the bare step, whose mean it is held against."""
+    stem = [f"--config.model.{key}={value}" for key, value in STEMS[arguments.stem].items()]
+    for batch in arguments.batch:
+        title = f"end to end, an epoch, batch {batch}, stem {arguments.stem}"
+        with tempfile.TemporaryDirectory() as folder, Worker(our_step(batch, arguments.stem)) as bare:
+            folder, epochs, walls = pathlib.Path(folder), [], []
+            data = arguments.data or folder / "random.csv"
+            if not arguments.data:
+                benchmark_csv.write_random_csv(data)
+            options = [f"--config.dataset.path={data}", f"--config.dataset.cache_dir={folder / 'prepared'}", *stem]
+            steps = [bare.measure(20)]
+            for number in range(arguments.rounds):
+                print(f"{title}: round {number + 1}", file=sys.stderr)
+                started = time.perf_counter()
+                workdir = folder / str(number)
+                with training(workdir, "--config.num_epochs=1", f"--config.batch_size={batch}", *options) as process:
+                    if process.wait():
+                        sys.exit(f"{title}: the command ended with status {process.returncode}")
+                walls.append(time.perf_counter() - started)
+                events = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+                epochs.append(batch / [event for event in events if event["kind"] == "train"][-1]["images_per_second"])
+                time.sleep(PAUSE_SECONDS)
+                steps.append(bare.measure(20))
+        around = [statistics.mean(pair) for pair in itertools.pairwise(steps)]
+        figures = summarize({"bare step": around, "end to end": epochs}, images=batch)
+        figures["bare step"] |= {"before_and_after": steps, "versions": bare.versions}
+        figures["end to end"]["command_seconds"] = walls
+        print(f"The whole command: {', '.join(f'{wall:.0f}' for wall in walls)} s", file=sys.stderr)
+        yield {"title": title, "rounds": arguments.rounds, "contestants": figures, "left_out": {}}
+
+
+def benchmark_startup(arguments) -> Iterator[dict]:
+    def start() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            started, metrics = time.perf_counter(), pathlib.Path(folder, "run", "metrics.jsonl")
+            with training(metrics.parent, "--config.dataset.source=embedded", "--config.log.every_steps=1") as process:
+                while not (metrics.exists() and metrics.stat().st_size):
+                    if process.poll() is not None:
+                        sys.exit(f"startup: the command ended with status {process.returncode}")
+                    time.sleep(0.005)
+                return time.perf_counter() - started
+
+    figures = summarize(measure_in_turn({"ours": start}, arguments.rounds), images=0)
+    yield {"title": "startup", "rounds": arguments.rounds, "contestants": figures, "left_out": {}}
+
+
+def describe_machine() -> dict:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return {
+        "processor": (models or [platform.processor() or platform.machine()])[0],
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES"),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+# What is measured, and the batch sizes and the rounds that go without saying.
+PARTS = {
+    "step": (benchmark_network, [64, 256], 5),
+    "inference": (benchmark_network, [1, 64, 512], 10),
+    "augment": (benchmark_augment, [64], 20),
+    "pipeline": (benchmark_pipeline, [64, 1024], 5),
+    "end_to_end": (benchmark_end_to_end, [64], 1),
+    "startup": (benchmark_startup, [], 3),
+}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--batch", type=int, nargs="+", help="batch sizes, one after the other")
+    parser.add_argument("--stem", choices=STEMS, default="7/2/pool", help="kernel/stride/pool (default: %(default)s)")
+    parser.add_argument("--peers", choices=PEERS, nargs="+", default=list(PEERS), help="of step and inference")
+    parser.add_argument("--peers-python", help="interpreter for the other libraries, if they have their own")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--rounds", type=int, help="those that are counted")
+    parser.add_argument("--data", type=pathlib.Path, help="FER-2013 for end_to_end (default: random images)")
+    parser.add_argument("--json", type=pathlib.Path, help="default: runs/benchmark/PART-TIME.json")
+    arguments = parser.parse_args(argv)
+    benchmark, batches, rounds = PARTS[arguments.part]
+    arguments.batch, arguments.rounds = arguments.batch or batches, arguments.rounds or rounds
+
+    machine = describe_machine()
+    print(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}", flush=True)
+    path = arguments.json or pathlib.Path(f"runs/benchmark/{arguments.part}-{time.strftime('%Y%m%d-%H%M%S')}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    comparisons = []
+    for comparison in benchmark(arguments):
+        comparisons.append(comparison)
+        path.write_text(json.dumps({"machine": machine, "part": arguments.part, "comparisons": comparisons}, indent=1))
+        print(f"\n{table(comparison)}", flush=True)
+    print(f"\n{path}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in PARTS:
-        sys.exit(__doc__)
-    huge_pages.restart_with()
-    PARTS[sys.argv[1]]()
+    if sys.argv[1:2] != ["startup"]:  # whose command restarts by itself, which counts
+        huge_pages.restart_with()
+    main(sys.argv[1:])

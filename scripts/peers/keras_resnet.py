@@ -1,0 +1,66 @@
+"""ResNet-50 v1.5 in Keras 3 on TensorFlow, as a functional model; with XLA or without, float32 or mixed bfloat16."""
+
+import os
+from collections.abc import Callable
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE
+from scripts.peers import make_batch
+
+PACKAGES = ("keras", "tensorflow")
+
+
+def conv_norm(x, features: int, kernel: int, stride: int = 1):
+    # 'same' is not symmetric where there is a stride.
+    if stride > 1 and kernel > 1:
+        x = layers.ZeroPadding2D(kernel // 2)(x)
+    padding = "same" if stride == 1 else "valid"
+    initializer = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+    x = layers.Conv2D(features, kernel, stride, padding, use_bias=False, kernel_initializer=initializer)(x)
+    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
+
+
+def bottleneck(x, width: int, stride: int):
+    y = layers.ReLU()(conv_norm(x, width, 1))
+    y = layers.ReLU()(conv_norm(y, width, 3, stride))
+    y = conv_norm(y, 4 * width, 1)
+    if x.shape != y.shape:
+        x = conv_norm(x, 4 * width, 1, stride)
+    return layers.ReLU()(x + y)
+
+
+def resnet50(*, stem_kernel: int, stem_stride: int, stem_pool: bool) -> keras.Model:
+    """uint8 [batch, 48, 48, 1] -> logits float32 [batch, 7]."""
+    images = keras.Input(IMAGE_SHAPE, dtype="uint8")
+    x = layers.ReLU()(conv_norm(layers.Rescaling(1 / 255)(images), 64, stem_kernel, stem_stride))
+    if stem_pool:
+        x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(x))
+    for stage, num_blocks in enumerate((3, 4, 6, 3)):
+        for block in range(num_blocks):
+            x = bottleneck(x, 64 * 2**stage, 2 if stage and not block else 1)
+    x = layers.GlobalAveragePooling2D(dtype="float32")(x)
+    return keras.Model(images, layers.Dense(len(CLASS_NAMES), dtype="float32")(x))
+
+
+def make(spec: dict) -> tuple[Callable[[], None], int]:
+    """Gives a function that does the work once and waits for it, and the network's number of parameters.
+
+    spec: {task: 'step' or 'inference', batch, stem: stem_kernel, stem_stride and stem_pool, dtype, xla}.
+    """
+    keras.config.set_dtype_policy("mixed_bfloat16" if spec["dtype"] == "bfloat16" else "float32")
+    model = resnet50(**spec["stem"])
+    images, labels = map(tf.constant, make_batch(spec["batch"]))
+    model.compile(
+        keras.optimizers.Adam(1e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=spec["xla"],
+    )
+    # Without predict_on_batch's checks, which a single image would feel.
+    predict = tf.function(lambda images: model(images, training=False), jit_compile=spec["xla"])
+    run = {"step": lambda: model.train_on_batch(images, labels), "inference": lambda: predict(images).numpy()}
+    return run[spec["task"]], sum(weight.shape.num_elements() for weight in model.trainable_weights)

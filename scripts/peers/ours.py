@@ -1,0 +1,98 @@
+"""fer_jax itself; with conv 'lax' it is plain Flax with the stock convolutions.
+
+The training step does more than its peers': it augments the images and counts what was right.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import resnet50
+from fer_jax import augment, optimizer, parallel, state, steps
+from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Split
+from fer_jax.models import resnet
+from scripts.peers import make_batch
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "tensorflow")
+CONFIG = resnet50.get_config()
+
+
+def make(spec: dict) -> tuple[Callable[[], None], int]:
+    """Gives a function that does the work once and waits for it, and the network's number of parameters.
+
+    spec: {task: 'step', 'inference', 'augment' or 'pipeline', batch, model: overrides of config.model, and for
+    'pipeline' indices_only}.
+    """
+    return {"step": _step, "inference": _inference, "augment": _augment, "pipeline": _pipeline}[spec["task"]](spec)
+
+
+def make_network(spec: dict) -> resnet.ResNet:
+    return resnet.make(
+        CONFIG.model.to_dict() | spec["model"],
+        num_classes=len(CLASS_NAMES),
+        axis_name=parallel.AXIS,
+        backend=jax.default_backend(),
+    )
+
+
+def _step(spec: dict):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
+    schedule = optimizer.make_schedule(CONFIG.optimizer, steps_per_epoch=448, num_epochs=CONFIG.num_epochs)
+    model, adam = make_network(spec), optimizer.make(CONFIG.optimizer, schedule)
+    train_step = steps.make_train_step(
+        model,
+        adam,
+        schedule=schedule,
+        ranges=augment.Ranges(**CONFIG.augment),
+        label_smoothing=CONFIG.optimizer.label_smoothing,
+        seed=CONFIG.seed,
+        axis_name=parallel.AXIS,
+    )
+    images, labels = make_batch(spec["batch"])
+    batch = {"image": images, "label": labels, "index": np.arange(len(labels)), "mask": np.ones(len(labels), bool)}
+    batches = {key: value[None] for key, value in batch.items()}
+    batches = parallel.place(batches, mesh, "shard_map", batch_axis=1)
+    train_state = parallel.replicate(state.create(model, adam, seed=0, image_shape=IMAGE_SHAPE), mesh)
+    train_call = parallel.map_step(steps.repeat(train_step), mesh, "shard_map", batch_axis=1, donate=True)
+
+    def run() -> None:
+        nonlocal train_state
+        train_state, sums = train_call(train_state, {}, batches)
+        jax.block_until_ready(sums)
+
+    return run, state.num_parameters(train_state.params)
+
+
+def _inference(spec: dict):
+    from fer_jax import evaluate
+
+    model = make_network(spec)
+    images, _ = make_batch(spec["batch"])
+    variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)), train=False))()
+    predict = evaluate.predictor(model)
+    logits = jax.jit(lambda variables, images: predict(variables, steps.scale_pixels(images)))
+    return lambda: np.asarray(logits(variables, images)), state.num_parameters(variables["params"])
+
+
+def _augment(spec: dict):
+    ranges, keys = augment.Ranges(**CONFIG.augment), jax.random.split(jax.random.key(0), spec["batch"])
+    images = jnp.ones((spec["batch"], *IMAGE_SHAPE))
+    alone = jax.jit(lambda keys, images: jax.vmap(augment.augment, (0, 0, None))(keys, images, ranges))
+    return lambda: jax.block_until_ready(alone(keys, images)), 0
+
+
+def _pipeline(spec: dict):
+    from fer_jax.data import pipeline
+
+    images, labels = make_batch(28_709)
+    batches = pipeline.train_batches(
+        Split(images, labels, np.arange(len(labels))),
+        seed=0,
+        batch_size=spec["batch"],
+        first_step=0,
+        last_step=2**31,
+        indices_only=spec["indices_only"],
+    )
+    return lambda: next(batches), 0

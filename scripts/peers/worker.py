@@ -1,0 +1,96 @@
+"""A contestant in a process of its own, so that no thread pool and no allocator of another is in its way.
+
+`python -m scripts.peers.worker SPEC` builds what the JSON object SPEC describes, calls it twice (which compiles), and
+prints a line of JSON: its versions and number of parameters, or the module that is missing. Then, for every number
+that it reads, it makes one call that isn't counted and so many that are, and prints the seconds that one of these took
+on average. It ends with its input.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+
+WARM_UP_CALLS = 2
+
+
+class Worker:
+    """The benchmark's end of it: starts the process and waits until it is ready; a context manager.
+
+    spec: {peer: a module of scripts.peers, python: an interpreter if not this one, and what the peer's `make` takes}.
+    versions: {package: version}. Raises ModuleNotFoundError where a package is missing, RuntimeError where the process
+    ends by itself.
+    """
+
+    def __init__(self, spec: dict):
+        self._process = subprocess.Popen(
+            [spec.get("python", sys.executable), "-m", "scripts.peers.worker", json.dumps(spec)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ,
+        )
+        try:
+            ready = self._answer()
+            if "missing" in ready:
+                raise ModuleNotFoundError(f"{ready['missing']} is not installed", name=ready["missing"])
+        except BaseException:
+            self.close()
+            raise
+        self.versions, self.num_parameters = ready["versions"], ready["parameters"]
+
+    def measure(self, calls: int) -> float:
+        """Gives the seconds of one call, the average over `calls` in a row."""
+        print(calls, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process, at once."""
+        self._process.kill()
+        self._process.communicate()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _answer(self):
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process ended by itself, with status {self._process.wait()}")
+        return json.loads(line)
+
+
+def serve(spec: dict, requests, answers) -> None:
+    """The process's end of it: builds, says so, and measures until there are no more requests."""
+
+    def answer(value) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
+    try:
+        peer = importlib.import_module(f"scripts.peers.{spec['peer']}")
+    except ModuleNotFoundError as error:
+        answer({"missing": error.name})
+        return
+    call, num_parameters = peer.make(spec)
+    for _ in range(WARM_UP_CALLS):
+        call()
+    versions = {name: sys.modules[name].__version__ for name in peer.PACKAGES if name in sys.modules}
+    answer({"versions": versions, "parameters": num_parameters})
+    for line in requests:
+        calls = int(line)
+        call()  # what the others' turns have pushed out of caches and memory comes back
+        started = time.perf_counter()
+        for _ in range(calls):
+            call()
+        answer((time.perf_counter() - started) / calls)
+
+
+if __name__ == "__main__":
+    # Whatever a library prints goes to standard error; standard output is for answers alone.
+    private = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve(json.loads(sys.argv[1]), sys.stdin, private)

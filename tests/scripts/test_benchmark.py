@@ -1,0 +1,117 @@
+"""The benchmark: its arithmetic, and its worker processes with a tiny network of ours."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fer_jax import state
+from fer_jax.data.dataset import IMAGE_SHAPE
+from scripts import benchmark, peers
+from scripts.peers import ours
+from scripts.peers.worker import Worker
+
+TINY = {"depth": 18, "width": 4, "stem_kernel": 3, "stem_stride": 2, "stem_pool": False, "conv": "lax"}
+SPEC = {"peer": "ours", "task": "step", "batch": 2, "model": TINY}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Lets workers compile as quickly as the tests themselves, and take turns without a pause."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
+    monkeypatch.setattr(benchmark, "PAUSE_SECONDS", 0)
+
+
+def comparison(**changes) -> dict:
+    seconds = {"ours": [0.1, 0.2, 0.4], "theirs": [0.3, 0.4, 0.4]}
+    figures = benchmark.summarize(seconds, images=8)
+    return {"title": "step, batch 8", "rounds": 3, "contestants": figures, "left_out": {}} | changes
+
+
+def test_ratios_are_taken_round_by_round():
+    theirs = comparison()["contestants"]["theirs"]
+    np.testing.assert_allclose(theirs["ratios"], [3.0, 2.0, 1.0])
+    assert math.isclose(theirs["ratio"], 2.0)  # of the means it would be 1.57
+    assert (theirs["median"], theirs["min"], theirs["max"]) == (0.4, 0.3, 0.4)
+    assert math.isclose(theirs["images_per_second"], 20.0)
+    assert comparison()["contestants"]["ours"]["ratios"] == [1.0, 1.0, 1.0]
+
+
+def test_the_table_has_every_contestant_and_who_is_left_out():
+    lines = benchmark.table(comparison(left_out={"absent": "it is not installed"})).splitlines()
+    assert lines[0] == "step, batch 8, 3 rounds"
+    assert lines[2].split() == ["ours", "200.00", "100.00..400.00", "40", "1.000", "1.00..1.00"]
+    assert lines[3].split() == ["theirs", "400.00", "300.00..400.00", "20", "2.000", "1.00..3.00"]
+    assert lines[4] == "absent is left out: it is not installed"
+
+
+def test_turns_go_round_and_the_first_round_is_not_counted():
+    taken = []
+    turns = {name: lambda name=name: taken.append(name) or len(taken) for name in "AB"}
+    assert benchmark.measure_in_turn(turns, rounds=2) == {"A": [3, 5], "B": [4, 6]}
+    assert "".join(taken) == "ABABAB"
+
+
+def test_onnx_runtime_joins_for_inference_in_float32_alone():
+    def names(task):
+        specs = peers.make_specs(
+            task, peers=list(peers.PEERS), dtypes=["bfloat16", "float32"], batch=1, stem="7/2/pool"
+        )
+        return [name for name in specs if name.startswith("onnxruntime")]
+
+    assert names("step") == []
+    assert names("inference") == ["onnxruntime float32"]
+
+
+def test_a_worker_answers_every_request():
+    with Worker(SPEC | {"task": "augment"}) as worker:
+        assert {"jax", "flax"} <= worker.versions.keys()
+        assert all(worker.measure(calls) > 0 for calls in (1, 3))
+
+
+def test_a_worker_names_the_module_that_is_missing_and_dies_aloud():
+    with pytest.raises(ModuleNotFoundError, match=r"scripts\.peers\.absent"):
+        Worker({"peer": "absent"})
+    with pytest.raises(RuntimeError, match="status 1"):
+        Worker(SPEC | {"task": "absent"})
+
+
+def test_the_json_file_has_what_was_compared_and_on_what(tmp_path, monkeypatch, capsys):
+    specs = {"ours": SPEC, "absent": {"peer": "absent"}}
+    monkeypatch.setattr(benchmark, "make_specs", lambda *_, **__: specs)
+    monkeypatch.setattr(benchmark, "num_parameters", lambda stem: 0)
+    path = tmp_path / "new" / "step.json"
+    benchmark.main(["step", "--batch", "2", "--rounds", "2", "--json", str(path)])
+    written = json.loads(path.read_text())
+    assert written["machine"].keys() >= {"processor", "cores", "python", "platform", "GLIBC_TUNABLES"}
+    (compared,) = written["comparisons"]
+    assert compared["title"] == "step, batch 2, stem 7/2/pool"
+    assert compared["left_out"].keys() == {"absent"}
+    figures = compared["contestants"]["ours"]
+    assert figures["spec"] == SPEC
+    assert figures["versions"].keys() >= {"jax", "flax"}
+    assert len(figures["seconds"]) == 2
+    assert figures["ratios"] == [1.0, 1.0]
+    assert benchmark.table(compared) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stem", peers.STEMS)
+def test_our_network_has_the_parameters_that_every_peer_must_have(stem):
+    spec = peers.make_specs("step", peers=["ours"], dtypes=["float32"], batch=1, stem=stem)["ours float32"]
+    model, images = ours.make_network(spec), jnp.zeros((1, *IMAGE_SHAPE))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    assert state.num_parameters(variables["params"]) == peers.num_parameters(stem)
+
+
+@pytest.mark.parametrize("stem", peers.STEMS)
+def test_pytorchs_network_is_ours(stem):
+    torch = pytest.importorskip("torch")
+    from scripts.peers import torch_resnet
+
+    with torch.device("meta"):
+        network = torch_resnet.ResNet50(**peers.STEMS[stem])
+    assert sum(weights.numel() for weights in network.parameters()) == peers.num_parameters(stem)
