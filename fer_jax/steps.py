@@ -99,6 +99,8 @@ def _sum_over_parts(function: Callable, examples: tuple, num_parts: int):
 
 def _psum(tree, axis_name: str, dtype: str):
     """Sums over devices, travelling as `dtype`."""
+    if lax.axis_size(axis_name) == 1:  # XLA:CPU would copy them all
+        return tree
     summed = lax.psum(jax.tree.map(lambda x: x.astype(dtype), tree), axis_name)
     return jax.tree.map(lambda ours, x: ours.astype(x.dtype), summed, tree)
 

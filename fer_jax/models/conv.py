@@ -14,6 +14,9 @@ from jax import lax
 
 Padding = Sequence[tuple[int, int]]
 
+# Patches of more bytes than this are made and multiplied part by part: they are to be read from a cache.
+_CACHE_BYTES = 6 * 2**20
+
 
 def resolve(conv: str, backend: str) -> Callable:
     """Gives the function for `flax.linen.Conv`'s `conv_general_dilated`.
@@ -80,9 +83,33 @@ def _matrix(x):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, kernel, strides, padding, precision):
-    patches = _patches(x, kernel.shape[:2], strides, padding)
-    y = jnp.dot(_matrix(patches), kernel.reshape(-1, kernel.shape[-1]), precision=precision)
-    return y.reshape(*patches.shape[:-1], kernel.shape[-1])
+    return _by_patches(x, kernel, strides, padding, precision)
+
+
+def _by_patches(x, kernel, strides, padding, precision):
+    def part(x):
+        patches = _patches(x, kernel.shape[:2], strides, padding)
+        y = jnp.dot(_matrix(patches), kernel.reshape(-1, kernel.shape[-1]), precision=precision)
+        return y.reshape(*patches.shape[:-1], kernel.shape[-1])
+
+    num_parts = _num_parts(x, kernel.shape[:2], strides, padding)
+    if num_parts == 1:
+        return part(x)
+    y = lax.map(part, _split(x, num_parts))
+    return y.reshape(-1, *y.shape[2:])
+
+
+def _num_parts(x, window, strides, padding) -> int:
+    """Gives into how many parts a batch is split: the fewest whose patches, where they overlap, fit a cache."""
+    if window == (1, 1):
+        return 1
+    patches = jax.eval_shape(lambda: _patches(x, window, strides, padding))
+    fitting = (n for n in range(1, len(x)) if len(x) % n == 0 and patches.size * x.dtype.itemsize <= n * _CACHE_BYTES)
+    return next(fitting, len(x))
+
+
+def _split(x, num_parts: int):
+    return x.reshape(num_parts, -1, *x.shape[1:])
 
 
 def _forward(x, kernel, strides, padding, precision):
@@ -91,41 +118,63 @@ def _forward(x, kernel, strides, padding, precision):
 
 def _backward(strides, padding, precision, residuals, dy):
     x, kernel = residuals
-    window = kernel.shape[:2]
-    # dkernel is patches.T @ dy. XLA:CPU transposes slowly, so the image, nine times smaller, is what is transposed;
-    # the patches are then gathered from that, anew: to keep those of the forward pass would take too much memory.
-    taps = _taps(jnp.moveaxis(x, 3, 0), (2, 3), window, strides, padding)
-    columns = jnp.concatenate([tap.reshape(x.shape[3], -1) for tap in taps])
-    dkernel = jnp.dot(columns, _matrix(dy), precision=precision).reshape(kernel.shape)
-
-    # dx of stride 1 is the convolution of dy with the kernel turned by 180 degrees: one matrix product. With a stride
-    # dy would have to be spread out with zeros, which are multiplied too: there each tap's share is added in place.
-    scatter = _dx_by_patches if strides == (1, 1) else _dx_by_taps
-    return scatter(dy, kernel, x.shape, strides, padding, precision), dkernel
+    dkernel = _dkernel(x, dy, kernel.shape, strides, padding, precision)
+    return _dx(dy, kernel, x.shape, strides, padding, precision), dkernel
 
 
-def _dx_by_patches(dy, kernel, shape, strides, padding, precision):
-    window = kernel.shape[:2]
-    margins = [
-        (window[axis] - 1 - padding[axis][0], shape[axis + 1] + padding[axis][0] - dy.shape[axis + 1])
-        for axis in (0, 1)
-    ]
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    patches = _patches(dy, window, (1, 1), margins)
-    return jnp.dot(_matrix(patches), turned.reshape(-1, shape[-1]), precision=precision).reshape(shape)
+def _dkernel(x, dy, shape, strides, padding, precision):
+    """Gives patches.T @ dy.
+
+    XLA:CPU transposes slowly, so the image, nine times smaller, is what is transposed; the patches are then gathered
+    from that, anew: to keep those of the forward pass would take too much memory.
+    """
+
+    def part(x, dy):
+        taps = _taps(jnp.moveaxis(x, 3, 0), (2, 3), shape[:2], strides, padding)
+        columns = jnp.stack(taps).reshape(len(taps) * x.shape[3], -1)
+        return jnp.dot(columns, _matrix(dy), precision=precision).reshape(shape)
+
+    num_parts = _num_parts(x, shape[:2], strides, padding)
+    if num_parts == 1:
+        return part(x, dy)
+    total, _ = lax.scan(
+        lambda total, parts: (total + part(*parts).astype(jnp.float32), None),
+        jnp.zeros(shape, jnp.float32),
+        (_split(x, num_parts), _split(dy, num_parts)),
+    )
+    return total.astype(x.dtype)
 
 
-def _dx_by_taps(dy, kernel, shape, strides, padding, precision):
-    zero, dx = jnp.zeros((), dy.dtype), jnp.zeros(shape, dy.dtype)
-    for tap in np.ndindex(*kernel.shape[:2]):
-        share = jnp.dot(_matrix(dy), kernel[tap].T, precision=precision).reshape(*dy.shape[:-1], shape[-1])
-        margins = []
-        for axis in (0, 1):
-            low = tap[axis] - padding[axis][0]
-            size = (dy.shape[axis + 1] - 1) * strides[axis] + 1
-            margins.append((low, shape[axis + 1] - low - size, strides[axis] - 1))
-        dx += lax.pad(share, zero, [(0, 0, 0), *margins, (0, 0, 0)])
-    return dx
+def _dx(dy, kernel, shape, strides, padding, precision):
+    """Convolves dy with the kernel turned by 180 degrees.
+
+    With a stride dy would have to be spread out with zeros, which are multiplied too. So the pixels of dx that meet
+    the same taps, each stride-th in a row and in a column, are computed together, from those taps alone.
+    """
+    phases = [_dx_of_phase(dy, kernel, shape, phase, strides, padding, precision) for phase in np.ndindex(*strides)]
+    batch, height, width, channels = phases[0].shape
+    if len(phases) == 1:
+        return phases[0]
+    # [rows' phase, columns' phase, batch, height, width, channels], interleaved
+    dx = jnp.stack(phases).reshape(*strides, *phases[0].shape).transpose(2, 3, 0, 4, 1, 5)
+    return dx.reshape(batch, height * strides[0], width * strides[1], channels)[:, : shape[1], : shape[2]]
+
+
+def _dx_of_phase(dy, kernel, shape, phase, strides, padding, precision):
+    """Gives dx at rows phase[0], phase[0] + strides[0], ... and columns likewise: [batch, rows, columns, in]."""
+    first, sizes, margins = [], [], []
+    for axis, stride in enumerate(strides):
+        # Pixel stride * j + phase meets tap first + stride * u at place j + shift - u of dy.
+        shift, tap = divmod(phase[axis] + padding[axis][0], stride)
+        num_taps, size = len(range(tap, kernel.shape[axis], stride)), -(-shape[axis + 1] // stride)
+        first.append(tap)
+        sizes.append(size)
+        margins.append((num_taps - 1 - shift, size + shift - dy.shape[axis + 1]))
+    taps = kernel[first[0] :: strides[0], first[1] :: strides[1]]
+    if not taps.size:
+        return jnp.zeros((shape[0], *sizes, shape[3]), dy.dtype)
+    turned = taps[::-1, ::-1].swapaxes(2, 3)
+    return _by_patches(dy, turned, (1, 1), margins, precision)
 
 
 _conv.defvjp(_forward, _backward)

@@ -7,8 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from fer_jax.models.conv import resolve
+from fer_jax.models.norm import BatchNorm
 
 # Depth: (blocks per stage, bottleneck), He et al. 2016, https://arxiv.org/abs/1512.03385, table 1.
 ARCHITECTURES = {
@@ -35,19 +37,50 @@ def _conv(features: int, kernel: int, stride: int = 1, *, name: str | None = Non
 
 
 def _max_pool(x):
-    """3x3 max pooling with stride 2 and padding 1, of values that are not negative.
+    """3x3 max pooling with stride 2 and padding 1, of values that are not negative, first of rows, then of columns.
 
-    As maxima of strided slices, first over rows, then over columns: XLA:CPU is slow at reduce-window and its gradient.
-    Where values tie, the gradient is shared between them.
+    Where values tie, the first takes the gradient.
     """
-    for axis in (1, 2):
-        margins = [(0, 0)] * x.ndim
-        margins[axis] = (1, 1)
-        padded = jnp.pad(x, margins)
-        size = (x.shape[axis] - 1) // 2 + 1
-        taps = [jax.lax.slice_in_dim(padded, i, i + 2 * size - 1, 2, axis) for i in range(3)]
-        x = functools.reduce(jnp.maximum, taps)
-    return x
+    return _max_of_three(_max_of_three(x, 1), 2)
+
+
+# XLA:CPU is slow at reduce-window and at its gradient; these are slices and sums of slices.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_of_three(x, axis: int):
+    """The greatest of 2i-1, 2i and 2i+1 along `axis`, for each i."""
+    return functools.reduce(jnp.maximum, _three(x, axis))
+
+
+def _three(x, axis: int) -> list:
+    size = (x.shape[axis] + 1) // 2
+    margins = [(0, 0)] * x.ndim
+    margins[axis] = (1, 2 * size - x.shape[axis])
+    padded = jnp.pad(x, margins)
+    return [lax.slice_in_dim(padded, i, i + 2 * size - 1, 2, axis) for i in range(3)]
+
+
+def _max_of_three_forward(x, axis):
+    y = _max_of_three(x, axis)
+    return y, (x, y)
+
+
+def _max_of_three_backward(axis, residuals, dy):
+    x, y = residuals
+    before, at, after = (tap == y for tap in _three(x, axis))
+    to_before = jnp.where(before, dy, 0)
+    to_at = jnp.where(at & ~before, dy, 0)
+    to_after = jnp.where(after & ~at & ~before, dy, 0)
+    # Pixel 2i+1 is the one after 2i and the one before 2(i+1).
+    margins = [(0, 0)] * x.ndim
+    margins[axis] = (0, 1)
+    odd = to_after + jnp.pad(lax.slice_in_dim(to_before, 1, None, axis=axis), margins)
+    shape = list(x.shape)
+    shape[axis] = 2 * y.shape[axis]
+    dx = jnp.stack([to_at, odd], axis + 1).reshape(shape)
+    return (lax.slice_in_dim(dx, 0, x.shape[axis], axis=axis),)
+
+
+_max_of_three.defvjp(_max_of_three_forward, _max_of_three_backward)
 
 
 class Block(nn.Module):
@@ -69,12 +102,13 @@ class Block(nn.Module):
         out = self.width * 4 if self.bottleneck else self.width
         y = x
         if self.bottleneck:
-            y = nn.relu(self.norm()(self.conv(self.width, 1)(y)))
-        y = nn.relu(self.norm()(self.conv(self.width, 3, self.stride)(y)))
-        y = self.norm(scale_init=last_scale)(self.conv(out, 1 if self.bottleneck else 3)(y))
+            y = self.norm()(self.conv(self.width, 1)(y), relu=True)
+        y = self.norm()(self.conv(self.width, 3, self.stride)(y), relu=True)
+        y = self.conv(out, 1 if self.bottleneck else 3)(y)
         if x.shape != y.shape:
-            x = self.norm(name="shortcut_norm")(self.conv(out, 1, self.stride, name="shortcut_conv")(x))
-        return nn.relu(x + y)
+            x = self.conv(out, 1, self.stride, name="shortcut_conv")(x)
+            x = self.norm(name="shortcut_norm")(x, relu=False)
+        return self.norm(scale_init=last_scale)(y, relu=True, shortcut=x)
 
 
 class ResNet(nn.Module):
@@ -99,13 +133,13 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     axis_name: str | None = None
     remat: bool = False
-    conv_fn: Callable = jax.lax.conv_general_dilated
+    conv_fn: Callable = lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, images, *, train: bool):
         conv = functools.partial(_conv, dtype=self.dtype, conv_general_dilated=self.conv_fn)
         norm = functools.partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=not train,
             momentum=0.9,
             epsilon=1e-5,
@@ -114,7 +148,7 @@ class ResNet(nn.Module):
         )
         x = images.astype(self.dtype)
         x = conv(self.width, self.stem_kernel, self.stem_stride, name="stem_conv")(x)
-        x = nn.relu(norm(name="stem_norm")(x))
+        x = norm(name="stem_norm")(x, relu=True)
         if self.stem_pool:
             x = _max_pool(x)
         self.sow("intermediates", "stem", x)
@@ -152,3 +186,11 @@ def make(model_config: Mapping[str, Any], *, num_classes: int, axis_name: str | 
         remat=model_config["remat"],
         conv_fn=resolve(model_config["conv"], backend),
     )
+
+
+def cast_kernels(variables: Mapping, dtype) -> Mapping:
+    """Gives the variables with the convolutions' kernels as `dtype`, in which they are computed anyway.
+
+    Done once before evaluating: otherwise each batch begins with reading and writing all of them.
+    """
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim == 4 else x, variables)

@@ -85,6 +85,13 @@ def test_the_widest_convolution_of_each_kind_equals_stock(convolutions):
         _assert_equals_stock(*shapes)
 
 
+@pytest.mark.parametrize(("batch", "stride", "num_parts"), [(6, 1, 2), (7, 1, 7), (24, 2, 2)])
+def test_a_batch_whose_patches_overflow_the_cache_equals_stock(batch, stride, num_parts):
+    shape, strides, padding = (batch, 24, 24, 64), (stride, stride), ((1, 1), (1, 1))
+    assert conv._num_parts(jnp.zeros(shape), (3, 3), strides, padding) == num_parts
+    _assert_equals_stock(shape, (3, 3, 64, 8), strides, padding)
+
+
 @given(st.data())
 @settings(max_examples=12)
 def test_any_window_stride_and_padding_equals_stock(data):

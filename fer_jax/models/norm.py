@@ -1,0 +1,93 @@
+"""Batch normalisation with what follows it in a residual network, and a gradient that keeps little.
+
+Differentiated as it is written, batch normalisation keeps the centred input in float32 and what the ReLU saw. Here the
+backward pass (Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, section 3) needs the input, which is kept as it
+came, and the output, which the next convolution keeps anyway.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class BatchNorm(nn.Module):
+    """Normalises over the batch and the image, adds `shortcut` if there is one, and applies ReLU where `relu` says so.
+
+    Parameters scale and bias, running statistics mean and var, as of `flax.linen.BatchNorm`: float32 [channels].
+    axis_name: the mapped axis over which statistics are taken too, if any.
+    """
+
+    use_running_average: bool
+    momentum: float
+    epsilon: float
+    dtype: Any
+    axis_name: str | None = None
+    scale_init: Callable = nn.initializers.ones_init()
+
+    @nn.compact
+    def __call__(self, x, *, relu: bool, shortcut=None):
+        shape = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", self.scale_init, shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape)
+        x = x.astype(self.dtype)
+        if self.use_running_average:
+            return _apply(x, scale, bias, shortcut, mean.value, lax.rsqrt(var.value + self.epsilon), relu)
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, batch_mean, batch_var = _normalize(x, scale, bias, shortcut, relu, self.epsilon, axis_name)
+        if not self.is_initializing():
+            mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
+            var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
+        return y
+
+
+def _apply(x, scale, bias, shortcut, mean, rstd, relu: bool):
+    """Computes in float32, in one multiplication and one addition per value; the result has the input's dtype."""
+    factor = scale * rstd
+    y = x.astype(jnp.float32) * factor + (bias - mean * factor)
+    if shortcut is not None:
+        y += shortcut
+    return (jnp.maximum(y, 0) if relu else y).astype(x.dtype)
+
+
+def _means(values: list, axis_name: str | None):
+    """Gives the mean of each over all but the channels and over the mapped axis; float32 [len(values), channels]."""
+    means = jnp.stack([jnp.mean(value, axis=range(value.ndim - 1)) for value in values])
+    return lax.pmean(means, axis_name) if axis_name else means
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _normalize(x, scale, bias, shortcut, relu, epsilon, axis_name):
+    """Gives y and the batch's mean and (biased) variance, which carry no gradient."""
+    return _forward(x, scale, bias, shortcut, relu, epsilon, axis_name)[0]
+
+
+def _forward(x, scale, bias, shortcut, relu, epsilon, axis_name):
+    wide = x.astype(jnp.float32)
+    mean, mean_of_squares = _means([wide, wide * wide], axis_name)
+    var = jnp.maximum(mean_of_squares - mean * mean, 0)
+    rstd = lax.rsqrt(var + epsilon)
+    y = _apply(x, scale, bias, shortcut, mean, rstd, relu)
+    return (y, mean, var), (x, scale, mean, rstd, y if relu else None, shortcut is not None)
+
+
+def _backward(relu, epsilon, axis_name, residuals, cotangents):
+    x, scale, mean, rstd, y, has_shortcut = residuals
+    dy, _, _ = cotangents
+    if relu:
+        dy = jnp.where(y > 0, dy, 0)
+    wide, normalized = dy.astype(jnp.float32), (x.astype(jnp.float32) - mean) * rstd
+    own = _means([wide, wide * normalized], None)
+    bias_mean, scale_mean = lax.pmean(own, axis_name) if axis_name else own
+    dx = scale * rstd * (wide - bias_mean - normalized * scale_mean)
+    dbias, dscale = own * (x.size // x.shape[-1])
+    return dx.astype(x.dtype), dscale, dbias, dy if has_shortcut else None
+
+
+_normalize.defvjp(_forward, _backward)
