@@ -1,5 +1,6 @@
 """Evaluates one split exactly, and writes the report of a run's checkpoint."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from ml_collections import config_dict
 from fer_jax import config as config_lib
 from fer_jax import metrics, parallel, report, steps
 from fer_jax.checkpoint import Checkpoints
-from fer_jax.data import pipeline, source
+from fer_jax.data import source
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Dataset, Split
 from fer_jax.errors import UserError
 from fer_jax.models import resnet
@@ -32,27 +33,39 @@ class Evaluator:
 
     predict: (variables, float32 images in [0, 1]) -> logits; any function will do. batch_size: rounded up to a
     multiple of the devices; the result is the same for all. on_device: whether a split is put on every device, once,
-    rather than its batches.
+    rather than its batches. prepare: what is done to the variables, once, before the batches.
     """
 
     def __init__(
-        self, predict: Callable, mesh: Mesh, mapper: str, *, batch_size: int, stop: StopRequest, on_device: bool = False
+        self,
+        predict: Callable,
+        mesh: Mesh,
+        mapper: str,
+        *,
+        batch_size: int,
+        stop: StopRequest,
+        on_device: bool = False,
+        prepare: Callable = lambda variables: variables,
     ):
         self._step = parallel.map_step(steps.make_eval_step(predict, axis_name=parallel.AXIS), mesh, mapper)
         self._mesh, self._mapper, self._stop = mesh, mapper, stop
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._on_device, self._data = on_device, {}
+        self._prepare = jax.jit(prepare)
 
     def __call__(self, variables, split: Split) -> dict:
         """Gives the sums (`metrics.evaluation_sums`) over a split, on the host; raises Stopped if asked to stop."""
+        from fer_jax.data import pipeline  # imports TensorFlow, which takes seconds
+
         host, num_hosts = jax.process_index(), jax.process_count()
         total, pending = None, None
         if self._on_device and id(split) not in self._data:
-            self._data[id(split)] = parallel.replicate(pipeline.arrays(split), self._mesh)
+            self._data[id(split)] = parallel.replicate(split.arrays(), self._mesh)
         data = self._data.get(id(split), {})
         batches = pipeline.eval_batches(
             split, batch_size=self._batch_size, indices_only=self._on_device, host=host, num_hosts=num_hosts
         )
+        variables = self._prepare(variables)
         for number, batch in enumerate(batches):
             if self._stop.is_agreed(number):
                 raise Stopped
@@ -79,6 +92,24 @@ def make_network(model_config: config_dict.ConfigDict) -> resnet.ResNet:
 def predictor(model: resnet.ResNet) -> Callable:
     """Gives the network's `predict(variables, images) -> logits`, with running batch statistics."""
     return lambda variables, images: model.apply(variables, images, train=False)
+
+
+def preparer(model: resnet.ResNet) -> Callable:
+    """Gives what to do to the variables, once, before many calls of `predictor`'s function: the logits are the same."""
+    return functools.partial(resnet.cast_kernels, dtype=model.dtype)
+
+
+def make_evaluator(config: config_dict.ConfigDict, model: resnet.ResNet, mesh: Mesh, stop: StopRequest) -> Evaluator:
+    """Gives the evaluator of a run's network."""
+    return Evaluator(
+        predictor(model),
+        mesh,
+        config.parallel.mapper,
+        batch_size=config.batch_size,
+        on_device=config.dataset.loader == "device",
+        prepare=preparer(model),
+        stop=stop,
+    )
 
 
 def run(
@@ -128,14 +159,7 @@ def report_checkpoint(
     """
     mesh = parallel.make_mesh()
     model = make_network(config.model)
-    evaluator = Evaluator(
-        predictor(model),
-        mesh,
-        config.parallel.mapper,
-        batch_size=config.batch_size,
-        on_device=config.dataset.loader == "device",
-        stop=stop,
-    )
+    evaluator = make_evaluator(config, model, mesh, stop)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.find(checkpoint)
         stored = checkpoints.run(step)

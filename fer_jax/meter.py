@@ -13,11 +13,23 @@ class Meter:
 
     A step's sums are read when the next step has been given to the device, so that it never waits for the host. The
     clock of images_per_second runs from `start` to the last step read, and stands still from `flush` to `start`; steps
-    read while it stands count in every figure but that.
+    read while it stands count in every figure but that and what follows from it. flops: what training computes for an
+    image; peak: what the devices can at most, in FLOP/s, where that is known (see `flops`).
     """
 
-    def __init__(self, progress: Progress, writer: MetricsWriter, terminal: Terminal, *, epoch: int, log_every: int):
+    def __init__(
+        self,
+        progress: Progress,
+        writer: MetricsWriter,
+        terminal: Terminal,
+        *,
+        epoch: int,
+        log_every: int,
+        flops: int,
+        peak: float | None,
+    ):
         self._progress, self._writer, self._terminal = progress, writer, terminal
+        self._flops, self._peak = flops, peak
         self._epoch, self._log_every = epoch, log_every
         self._pending = self._since = self._last = None
         self._images, self._seconds = 0, 0.0
@@ -63,14 +75,19 @@ class Meter:
             "kind": "train",
             **self._progress.mean(),
             "learning_rate": float(sums["learning_rate"]),
-            "images_per_second": self.images_per_second,
+            **self.speed(),
         }
         self._terminal.step(self._last)
         if step % self._log_every == 0:
             self._writer.write(**self._last)
             self._terminal.log(self._last)
 
-    @property
-    def images_per_second(self) -> float:
-        """Over the epoch so far, in this process's run; nan before the first step."""
-        return self._images / self._seconds if self._seconds else float("nan")
+    def speed(self) -> dict[str, float]:
+        """Gives images_per_second, tflops_per_second and, where the devices' peak is known, mfu, a share of it.
+
+        Over the epoch so far, in this process's run; nan before the first step.
+        """
+        images_per_second = self._images / self._seconds if self._seconds else float("nan")
+        flops_per_second = self._flops * images_per_second
+        speed = {"images_per_second": images_per_second, "tflops_per_second": flops_per_second / 1e12}
+        return speed | ({"mfu": flops_per_second / self._peak} if self._peak else {})

@@ -3,27 +3,30 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from fer_jax import augment, evaluate, metrics, optimizer, parallel, report, steps
+from fer_jax import augment, evaluate, flops, metrics, optimizer, parallel, report, steps
 from fer_jax import config as config_lib
 from fer_jax import state as state_lib
 from fer_jax.checkpoint import Checkpoints
-from fer_jax.data import pipeline, source
+from fer_jax.data import source
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Dataset
 from fer_jax.errors import UserError
 from fer_jax.meter import Meter
 from fer_jax.profiler import Profiler
 from fer_jax.progress import Diverged, Progress
 from fer_jax.signals import StopRequest
-from fer_jax.writers import MetricsWriter, Terminal, read_events
+from fer_jax.writers import MetricsWriter, Terminal, describe_speed, read_events
 
 
 def run(config: config_dict.ConfigDict, workdir: pathlib.Path, stop: StopRequest) -> int:
@@ -68,8 +71,9 @@ class Trainer:
         self._train_split, self._validation_split = dataset.split("train"), dataset.split("validation")
         self._mesh = parallel.make_mesh()
         _check_batch_size(config, len(self._train_split), self._mesh)
-        self._steps_per_epoch = pipeline.steps_per_epoch(len(self._train_split), config.batch_size)
+        self._steps_per_epoch = self._train_split.steps_per_epoch(config.batch_size)
         self._model = evaluate.make_network(config.model)
+        self._flops = flops.training_flops(self._model, IMAGE_SHAPE)
         schedule = optimizer.make_schedule(
             config.optimizer, steps_per_epoch=self._steps_per_epoch, num_epochs=config.num_epochs
         )
@@ -88,19 +92,14 @@ class Trainer:
         mapper = config.parallel.mapper
         self._train_call = parallel.map_step(steps.repeat(train_step), self._mesh, mapper, batch_axis=1, donate=True)
         on_device = config.dataset.loader == "device"
-        self._data = parallel.replicate(pipeline.arrays(self._train_split), self._mesh) if on_device else {}
-        self._evaluate = evaluate.Evaluator(
-            evaluate.predictor(self._model),
-            self._mesh,
-            mapper,
-            batch_size=config.batch_size,
-            on_device=on_device,
-            stop=stop,
-        )
+        self._data = parallel.replicate(self._train_split.arrays(), self._mesh) if on_device else {}
+        self._evaluate = evaluate.make_evaluator(config, self._model, self._mesh, stop)
 
     def train(self, workdir: pathlib.Path, checkpoints: Checkpoints) -> int:
         """Trains to the end of the last epoch or of the patience; gives the exit status."""
         self._checkpoints, self._workdir = checkpoints, workdir
+        # The pipeline's TensorFlow takes seconds to import: while XLA compiles, they cost nothing.
+        threading.Thread(target=importlib.import_module, args=("fer_jax.data.pipeline",), daemon=True).start()
         self._restore_or_create()
         if self._is_complete():
             self._terminal.say(f"The run in {workdir} is complete: {self._progress.epochs} epochs.")
@@ -166,7 +165,7 @@ class Trainer:
             f"Device:   {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), "
             f"{processes} process{'es' if processes > 1 else ''}, {config.parallel.mapper}\n"
             f"Network:  ResNet-{config.model.depth}, {state_lib.num_parameters(self._state.params):,} parameters, "
-            f"{config.model.dtype}\n"
+            f"{self._flops / 1e9:.2f} GFLOP to train on an image, {config.model.dtype}\n"
             f"Training: up to {config.num_epochs} epochs of {self._steps_per_epoch} steps of {config.batch_size} "
             f"images, Adam at {config.optimizer.learning_rate} ({config.optimizer.schedule}), seed {config.seed}\n"
             f"Workdir:  {workdir}"
@@ -183,14 +182,20 @@ class Trainer:
 
     def _train_epochs(self) -> None:
         """Trains until the run is complete; raises Stopped, with nothing lost, or Diverged."""
-        batches = self._batches(self._step, self._config.num_epochs * self._steps_per_epoch)
         calls = self._compile()
+        batches = self._batches(self._step, self._config.num_epochs * self._steps_per_epoch)
         profiler = Profiler(self._workdir / "profile", num_steps=self._config.log.profile_steps, now=self._step)
         while not self._is_complete():
             started, epoch = time.perf_counter(), self._progress.epochs + 1
             title = f"epoch {epoch:>2}/{self._config.num_epochs}"
             meter = Meter(
-                self._progress, self._writer, self._terminal, epoch=epoch, log_every=self._config.log.every_steps
+                self._progress,
+                self._writer,
+                self._terminal,
+                epoch=epoch,
+                log_every=self._config.log.every_steps,
+                flops=self._flops,
+                peak=flops.peak(self._mesh.devices.flat),
             )
             done = self._step - (epoch - 1) * self._steps_per_epoch
             self._terminal.start_epoch(title, first=done, total=self._steps_per_epoch)
@@ -201,10 +206,12 @@ class Trainer:
                 f"{title}  loss {trained['loss']:.4f}  accuracy {trained['accuracy']:.2%}  |  "
                 f"validation loss {evaluation['loss']:.4f}  accuracy {evaluation['accuracy']:.2%}"
                 f"{' (best)' if improved else '       '}  |  "
-                f"{meter.images_per_second:.0f} images/s, {time.perf_counter() - started:.0f} s"
+                f"{describe_speed(meter.speed())}, {time.perf_counter() - started:.0f} s"
             )
 
     def _batches(self, first_step: int, last_step: int) -> Iterator[dict]:
+        from fer_jax.data import pipeline
+
         return pipeline.train_batches(
             self._train_split,
             seed=self._config.seed,
@@ -256,10 +263,14 @@ class Trainer:
     def _compile(self) -> dict[int, Callable]:
         """Compiles the training call for every number of steps it may take, so that no step's time contains it."""
         started = time.perf_counter()
-        example = next(self._batches(0, 1))
+        steps_per_call = min(self._config.train.steps_per_call, self._steps_per_epoch)
+        batch_size = self._config.batch_size // jax.process_count()
         calls = {}
-        for num_steps in {len(example["mask"]), self._steps_per_epoch % self._config.train.steps_per_call} - {0}:
-            batches = self._place({key: value[:num_steps] for key, value in example.items()})
+        for num_steps in {steps_per_call, self._steps_per_epoch % steps_per_call} - {0}:
+            index = np.zeros((num_steps, batch_size), np.int32)
+            arrays = {} if self._data else self._train_split.arrays()
+            example = {key: array[index] for key, array in arrays.items()}
+            batches = self._place(example | {"index": index, "mask": index == 0})
             calls[num_steps] = self._train_call.lower(self._state, self._data, batches).compile()
         self._terminal.say(f"Compiled in {time.perf_counter() - started:.1f} s\n")
         return calls

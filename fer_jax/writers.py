@@ -1,11 +1,11 @@
 """Where a run's figures go as they are made: metrics.jsonl, TensorBoard, and the terminal."""
 
+import functools
 import json
 import pathlib
 import sys
 
 import tqdm
-from clu import metric_writers
 
 
 class MetricsWriter:
@@ -16,8 +16,8 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, *, step: int, epochs: int, common: dict, is_primary: bool):
-        self._file = self._tensorboard = None
-        self._common = common
+        self._file = None
+        self._workdir, self._common = workdir, common
         if is_primary:
             path = workdir / "metrics.jsonl"
             kept = [
@@ -29,7 +29,6 @@ class MetricsWriter:
             partial.write_text("".join(json.dumps(event) + "\n" for event in kept))
             partial.rename(path)
             self._file = path.open("a")
-            self._tensorboard = metric_writers.SummaryWriter(str(workdir))
 
     def write(self, *, step: int, epoch: int, kind: str, **values: float) -> None:
         """Writes one event; kind: 'train' or 'validation'."""
@@ -42,6 +41,12 @@ class MetricsWriter:
         if self._file:
             self._file.close()
             self._tensorboard.close()
+
+    @functools.cached_property
+    def _tensorboard(self):
+        from clu import metric_writers  # imports TensorFlow, which takes seconds
+
+        return metric_writers.SummaryWriter(str(self._workdir))
 
 
 def read_events(workdir: pathlib.Path) -> list[dict]:
@@ -99,5 +104,11 @@ class Terminal:
             sys.stdout.flush()
 
 
+def describe_speed(speed: dict[str, float]) -> str:
+    """Puts images_per_second, tflops_per_second and mfu, if there, in words."""
+    mfu = f", MFU {speed['mfu']:.1%}" if "mfu" in speed else ""
+    return f"{speed['images_per_second']:.0f} images/s, {speed['tflops_per_second']:.3g} TFLOP/s{mfu}"
+
+
 def _figures(event: dict) -> str:
-    return f"loss {event['loss']:.3f}, accuracy {event['accuracy']:.1%}, {event['images_per_second']:.0f} images/s"
+    return f"loss {event['loss']:.3f}, accuracy {event['accuracy']:.1%}, {describe_speed(event)}"

@@ -11,6 +11,7 @@ from fer_jax.progress import Diverged, Progress
 from fer_jax.writers import MetricsWriter, Terminal, read_events
 
 BATCH = 8
+FLOPS = 5 * 10**9
 
 
 def make_sums(*steps: int) -> dict:
@@ -45,10 +46,11 @@ def follow(tmp_path):
     """Gives a function that makes a meter whose events are in tmp_path."""
     with contextlib.ExitStack() as stack:
 
-        def make(progress: Progress, *, epoch: int = 1, log_every: int = 1) -> Meter:
+        def make(progress: Progress, *, epoch: int = 1, log_every: int = 1, peak: float | None = None) -> Meter:
             writer = MetricsWriter(tmp_path, step=0, epochs=0, common={}, is_primary=True)
             stack.callback(writer.close)
-            return Meter(progress, writer, Terminal(is_primary=True), epoch=epoch, log_every=log_every)
+            terminal = Terminal(is_primary=True)
+            return Meter(progress, writer, terminal, epoch=epoch, log_every=log_every, flops=FLOPS, peak=peak)
 
         yield make
 
@@ -150,7 +152,22 @@ def test_images_per_second_is_over_the_epoch_so_far(follow, tmp_path, clock):
     # Step 1 is read when step 2 is pushed, after 1 + 2 seconds.
     speeds = [event["images_per_second"] for event in read_events(tmp_path)]
     assert speeds == [BATCH / 3, 2 * BATCH / 8, 3 * BATCH / 16]
-    assert meter.images_per_second == 3 * BATCH / 16
+    assert meter.speed()["images_per_second"] == 3 * BATCH / 16
+
+
+def test_tflops_and_mfu_follow_from_images_per_second(follow, tmp_path, clock):
+    events = []
+    for peak in (None, 8e10):
+        meter = follow(Progress(), peak=peak)
+        meter.start()
+        meter.push(1, make_sums(1))
+        clock.now += 2
+        meter.end_epoch()
+        events += read_events(tmp_path)
+    unknown, known = events
+    assert unknown["tflops_per_second"] == known["tflops_per_second"] == BATCH / 2 * FLOPS / 1e12
+    assert known["mfu"] == BATCH / 2 * FLOPS / 8e10
+    assert "mfu" not in unknown
 
 
 def test_the_clock_stands_still_from_flush_to_start(follow, clock):
@@ -165,7 +182,7 @@ def test_the_clock_stands_still_from_flush_to_start(follow, clock):
     clock.now += 2
     meter.end_epoch()
     clock.now += 1000  # the epoch is evaluated
-    assert meter.images_per_second == 2 * BATCH / 4
+    assert meter.speed()["images_per_second"] == 2 * BATCH / 4
 
 
 def test_steps_read_while_the_clock_stands_count_in_everything_but_the_speed(follow, tmp_path, clock):
@@ -199,7 +216,9 @@ def test_a_call_of_several_steps_gives_the_events_of_single_steps(steps_per_call
             steps = range(first, min(first + size, 8))
             meter.push(steps[-1], make_sums(*steps))
         meter.end_epoch()
-        figures.append([event | {"images_per_second": None} for event in read_events(tmp_path)])
+        figures.append(
+            [event | {"images_per_second": None, "tflops_per_second": None} for event in read_events(tmp_path)]
+        )
     assert [event["step"] for event in figures[0]] == [2, 4, 6, 7]
     assert figures[0] == figures[1]
 

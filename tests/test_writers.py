@@ -21,6 +21,7 @@ from tensorboard.util import tensor_util
 
 from fer_jax.writers import MetricsWriter, Terminal, read_events
 
+SPEED = {"images_per_second": 100.0, "tflops_per_second": 0.1}
 ROOT = pathlib.Path(__file__).parents[1]
 COMMON = {"dataset": "tiny.csv", "dataset_fingerprint": "0123456789abcdef"}
 # Two epochs of five steps, a training event at each second step and at the epoch's end.
@@ -119,7 +120,7 @@ def test_only_the_primary_process_writes(tmp_path, capsys):
         writer.write(**EVENTS[0])
     terminal = Terminal(is_primary=False)
     terminal.start_epoch("epoch 1/2", first=0, total=5)
-    terminal.step(EVENTS[0] | {"images_per_second": 1.0})
+    terminal.step(EVENTS[0] | SPEED)
     terminal.say("a line")
     terminal.end_epoch()
     assert list(tmp_path.iterdir()) == []
@@ -152,7 +153,8 @@ SCRIPT = textwrap.dedent("""
     terminal.start_epoch("epoch  2/25", first=3, total=6)
     for step in range(3):
         time.sleep(0.2)
-        terminal.step({"loss": 1.25 - step / 4, "accuracy": 0.5 + step / 10, "images_per_second": 1234.5 + step})
+        speed = {"images_per_second": 1234.5 + step, "tflops_per_second": 12.34567}
+        terminal.step({"loss": 1.25 - step / 4, "accuracy": 0.5 + step / 10, **speed})
         if step == 1:
             terminal.say("within the epoch")
     terminal.end_epoch()
@@ -181,9 +183,9 @@ def test_a_terminal_shows_a_bar_with_the_epochs_figures(screen):
     drawn = [part.rstrip() for part in re.split(r"[\r\n]+", screen) if part.startswith("epoch  2/25")]
     first, last = drawn[0], drawn[-1]
     assert "3/6" in first
-    assert re.match(r"epoch  2/25 .*█.* 6/6, loss 0\.750, accuracy 70\.0%, 123[67] images/s, \d\d:\d\d left$", last), (
-        last
-    )
+    assert re.match(
+        r"epoch  2/25 .*█.* 6/6, loss 0\.750, accuracy 70\.0%, 123[67] images/s, 12\.3 TFLOP/s, .* left$", last
+    ), last
     assert any(re.search(r"4/6, loss 1\.250, accuracy 50\.0%, .* \d\d:\d\d left$", part) for part in drawn), drawn
     assert all(len(part) <= 100 for part in drawn)
 
@@ -203,7 +205,7 @@ def test_without_a_terminal_there_are_the_lines_that_are_said_and_nothing_else(c
     terminal.say("before the epoch")
     terminal.start_epoch("epoch 1/2", first=0, total=5)
     for event in EVENTS[:3]:
-        terminal.step(event | {"images_per_second": 100.0})
+        terminal.step(event | SPEED)
         terminal.say(f"step {event['step']}")
     terminal.end_epoch()
     terminal.say("after the epoch")
@@ -212,5 +214,10 @@ def test_without_a_terminal_there_are_the_lines_that_are_said_and_nothing_else(c
 
 def test_without_a_bar_a_logged_step_is_a_line(capsys):
     terminal = Terminal(is_primary=True)
-    terminal.log({"step": 50, "loss": 1.25, "accuracy": 0.5, "images_per_second": 147.2})
-    assert capsys.readouterr().out == "  step     50  loss 1.250, accuracy 50.0%, 147 images/s\n"
+    event = {"step": 50, "loss": 1.25, "accuracy": 0.5, "images_per_second": 147.2, "tflops_per_second": 0.16871}
+    terminal.log(event)
+    terminal.log(event | {"mfu": 0.3456})
+    assert capsys.readouterr().out == (
+        "  step     50  loss 1.250, accuracy 50.0%, 147 images/s, 0.169 TFLOP/s\n"
+        "  step     50  loss 1.250, accuracy 50.0%, 147 images/s, 0.169 TFLOP/s, MFU 34.6%\n"
+    )

@@ -30,6 +30,14 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Gives what the `index` of a batch points into."""
+        return {"image": self.images, "label": self.labels}
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches only: what an epoch leaves over differs each time, so no image is left out for long."""
+        return len(self) // batch_size
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:

@@ -20,11 +20,6 @@ import tensorflow as tf
 tf.config.set_visible_devices([], "GPU")
 
 
-def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Full batches only: what an epoch leaves over differs from epoch to epoch, so no image is left out for long."""
-    return num_examples // batch_size
-
-
 def train_batches(
     split: Split,
     *,
@@ -44,7 +39,7 @@ def train_batches(
     counted from the start of each epoch, whose last call has what is left. first_step: the first of a call.
     """
     source = {} if indices_only else _constants(split)
-    per_epoch = steps_per_epoch(len(split), batch_size)
+    per_epoch = split.steps_per_epoch(batch_size)
     calls_per_epoch = -(-per_epoch // steps_per_call)
 
     def batches(call):
@@ -83,14 +78,9 @@ def _host_positions(batch_size: int, host: int, num_hosts: int):
     return tf.range(host * part, (host + 1) * part, dtype=tf.int64)
 
 
-def arrays(split: Split) -> dict:
-    """Gives what the `index` of a batch points into."""
-    return {"image": split.images, "label": split.labels}
-
-
 def _constants(split: Split) -> dict:
     with tf.device("CPU"):
-        return {key: tf.constant(array) for key, array in arrays(split).items()}
+        return {key: tf.constant(array) for key, array in split.arrays().items()}
 
 
 def _gather(source: dict, index, mask) -> dict:

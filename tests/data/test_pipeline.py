@@ -31,7 +31,7 @@ def train(split, *, seed=3, batch_size, first=0, last, **options) -> list[dict]:
 
 
 def epoch_order(split, *, seed, epoch, batch_size) -> list[int]:
-    per_epoch = pipeline.steps_per_epoch(len(split), batch_size)
+    per_epoch = split.steps_per_epoch(batch_size)
     batches = train(split, seed=seed, batch_size=batch_size, first=epoch * per_epoch, last=(epoch + 1) * per_epoch)
     assert len(batches) == per_epoch
     return np.concatenate([batch["index"] for batch in batches]).tolist()
@@ -59,7 +59,7 @@ sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1
 def test_starting_at_any_step_gives_the_batches_of_never_having_stopped(size, seed, data):
     num_examples, batch_size = size
     split = make_split(num_examples)
-    last = min(3 * pipeline.steps_per_epoch(num_examples, batch_size), 40)
+    last = min(3 * split.steps_per_epoch(batch_size), 40)
     first = data.draw(st.integers(0, last))
     whole = train(split, seed=seed, batch_size=batch_size, last=last)
     assert len(whole) == last
@@ -80,7 +80,8 @@ def test_an_epoch_is_a_permutation_cut_into_full_batches(size, epoch, seed):
 @given(sizes, st.integers(1, 9), st.data())
 def test_calls_of_several_steps_hold_the_batches_of_single_ones(size, steps_per_call, data):
     num_examples, batch_size = size
-    split, per_epoch = make_split(num_examples), pipeline.steps_per_epoch(*size)
+    split = make_split(num_examples)
+    per_epoch = split.steps_per_epoch(batch_size)
     epochs = data.draw(st.integers(1, 3))
     first = data.draw(st.integers(0, (per_epoch - 1) // steps_per_call)) * steps_per_call
     options = {"batch_size": batch_size, "first": first, "last": epochs * per_epoch}
@@ -99,7 +100,7 @@ def test_batches_of_indices_point_at_the_images_and_labels_of_whole_ones():
     indices = train(split, batch_size=5, last=8, indices_only=True)
     indices += pipeline.eval_batches(split, batch_size=5, indices_only=True)
     assert {frozenset(batch) for batch in indices} == {frozenset({"index", "mask"})}
-    fetched = [jax.device_get(steps.fetch(pipeline.arrays(split), batch)) for batch in indices]
+    fetched = [jax.device_get(steps.fetch(split.arrays(), batch)) for batch in indices]
     assert_same_batches(fetched, whole)
 
 

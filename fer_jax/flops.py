@@ -1,0 +1,74 @@
+"""How much a network computes for an image, and how much a device could: what TFLOP/s and MFU are made of.
+
+A FLOP is a multiplication or an addition; those of convolutions and matrix products count, padding included.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+# The published peak of a `jax.Device.device_kind`, dense (not sparse) bfloat16 FLOP/s. A TPU v2 or v3 device is one of
+# a chip's two cores.
+PEAKS = {
+    "NVIDIA H200": 989e12,  # https://www.nvidia.com/en-us/data-center/h200/
+    "NVIDIA H100 80GB HBM3": 989e12,  # https://www.nvidia.com/en-us/data-center/h100/, as the next two
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,  # https://www.nvidia.com/en-us/data-center/a100/, as the next three
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA L4": 121e12,  # https://www.nvidia.com/en-us/data-center/l4/
+    "TPU v2": 23e12,  # https://cloud.google.com/tpu/docs/v2
+    "TPU v3": 61.5e12,  # https://cloud.google.com/tpu/docs/v3
+    "TPU v4": 275e12,  # https://cloud.google.com/tpu/docs/v4
+    "TPU v5 lite": 197e12,  # https://cloud.google.com/tpu/docs/v5e
+    "TPU v5": 459e12,  # https://cloud.google.com/tpu/docs/v5p
+    "TPU v6 lite": 918e12,  # https://cloud.google.com/tpu/docs/v6e
+}
+
+
+def peak(devices) -> float | None:
+    """Gives the bfloat16 peak of all `devices` together in FLOP/s, or None where one's isn't known."""
+    peaks = [PEAKS.get(device.device_kind) for device in devices]
+    return None if None in peaks else sum(peaks)
+
+
+def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Counts the FLOPs of a network's forward pass for one image of `image_shape`, from a trace of it.
+
+    The network has `conv_fn` and `axis_name`; whatever they are, stock convolutions on one device are counted.
+    """
+    model = model.clone(conv_fn=lax.conv_general_dilated, axis_name=None)
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(lambda image: model.init(jax.random.key(0), image, train=False), image)
+    return _count(jax.make_jaxpr(lambda *arguments: model.apply(*arguments, train=False))(variables, image).jaxpr)
+
+
+def training_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Counts those of a training step: three times the forward pass, the gradients of inputs and of weights included.
+
+    What rematerialisation computes again doesn't count (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311,
+    appendix B); neither do augmentation and optimizer.
+    """
+    return 3 * forward_flops(model, image_shape)
+
+
+def _count(jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, out = equation.primitive.name, equation.outvars[0].aval
+        if name == "conv_general_dilated":
+            kernel, features_axis = equation.invars[1].aval, equation.params["dimension_numbers"].rhs_spec[0]
+            total += 2 * out.size * kernel.size // kernel.shape[features_axis]
+        elif name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += 2 * out.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        for inner in equation.params.values():
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                total += _count(inner)
+    return total
