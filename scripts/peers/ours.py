@@ -38,7 +38,11 @@ def make_network(spec: dict) -> resnet.ResNet:
 
 
 def _step(spec: dict):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
+    return make_step(spec, jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,)))
+
+
+def make_step(spec: dict, mesh: jax.sharding.Mesh):
+    """As `make`, over all devices of a mesh; spec["batch"] is this process's part of the batch."""
     schedule = optimizer.make_schedule(CONFIG.optimizer, steps_per_epoch=448, num_epochs=CONFIG.num_epochs)
     model, adam = make_network(spec), optimizer.make(CONFIG.optimizer, schedule)
     train_step = steps.make_train_step(
@@ -71,6 +75,7 @@ def _inference(spec: dict):
     model = make_network(spec)
     images, _ = make_batch(spec["batch"])
     variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)), train=False))()
+    variables = jax.jit(evaluate.preparer(model))(variables)
     predict = evaluate.predictor(model)
     logits = jax.jit(lambda variables, images: predict(variables, steps.scale_pixels(images)))
     return lambda: np.asarray(logits(variables, images)), state.num_parameters(variables["params"])

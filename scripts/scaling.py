@@ -1,0 +1,253 @@
+"""Predicts a training step of ResNet-50 on many devices, from published figures and stated assumptions.
+
+`python -m scripts.scaling` prints the assumptions and the predictions, as tables in Markdown; `--measure` holds the way
+of predicting against one and two processes of this machine, a core each, instead.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from fer_jax import flops, parallel
+from fer_jax.data.dataset import IMAGE_SHAPE
+from scripts.peers import ours
+
+# Assumptions that no data sheet gives.
+ATTAINED = 0.5  # the share of the peaks, of arithmetic and of memory, that a kernel attains
+KERNEL_SECONDS = 3e-6  # what a kernel takes at least, from its launch to the next one's
+KERNELS_PER_NORM = 8  # a convolution and a batch norm: three products, and passes over their results
+MEMORY_PASSES = 7  # how often in a step what a convolution or a norm wrote is written or read
+OPTIMIZER_PASSES = 7  # Adam reads gradient, parameter and two moments, and writes the latter three
+HOP_SECONDS = 5e-6  # what a message takes from one device to another, however small
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """peak: FLOP/s; memory: bytes/s; rings: of the networks that an all-reduce runs over one after the other, the
+    number of devices and the bytes/s in which a device sends.
+    """
+
+    name: str
+    peak: float
+    memory: float
+    rings: tuple[tuple[int, float], ...]
+
+
+def h100(nodes: int, per_node: int) -> Device:
+    # NVLink 900 GB/s in both directions together, memory 3.35 TB/s: https://www.nvidia.com/en-us/data-center/h100/
+    # One 400 Gb/s network card a GPU: https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html
+    name, rings = f"{nodes * per_node} H100", ((per_node, 450e9), (nodes, 50e9))
+    return Device(name, flops.PEAKS["NVIDIA H100 80GB HBM3"], 3.35e12, tuple(ring for ring in rings if ring[0] > 1))
+
+
+def v5e(side: int) -> Device:
+    # 819 GB/s of memory, 1,600 Gb/s over four links, a torus of 16x16: https://cloud.google.com/tpu/docs/v5e
+    # Taken as both directions together: 25 GB/s a link and direction, two links on an axis.
+    return Device(f"{side * side} TPU v5e", flops.PEAKS["TPU v5 lite"], 819e9, 2 * ((side, 50e9),) if side > 1 else ())
+
+
+SYSTEMS = (h100(1, 1), h100(1, 8), h100(8, 8), v5e(1), v5e(16))
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """flops: to train on an image; activations: values of an image that convolutions and norms write."""
+
+    flops: int
+    activations: int
+    parameters: int
+    statistics: int
+    norms: int
+
+
+def describe_network() -> Network:
+    """Traces the network of configs/resnet50.py."""
+    model = ours.make_network({"model": {}})
+    image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
+
+    def run(image):
+        return model.init_with_output(jax.random.key(0), image, train=False, capture_intermediates=True, mutable=True)
+
+    _, variables = jax.eval_shape(run, image)
+    outputs = jax.tree_util.tree_leaves_with_path(variables["intermediates"])
+    written = [leaf.size for path, leaf in outputs if re.search("conv|norm", jax.tree_util.keystr(path), re.IGNORECASE)]
+    statistics_of_norms = jax.tree.leaves(variables["batch_stats"])
+    return Network(
+        flops=flops.training_flops(model, IMAGE_SHAPE),
+        activations=sum(written),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        statistics=sum(leaf.size for leaf in statistics_of_norms),
+        norms=len(statistics_of_norms) // 2,
+    )
+
+
+def device_seconds(network: Network, device: Device, batch: int) -> float:
+    """A step's time on one device: the longest of arithmetic, memory and kernels, none of which waits for another."""
+    arithmetic = network.flops * batch / (device.peak * ATTAINED)
+    moved = 2 * MEMORY_PASSES * network.activations * batch + 4 * OPTIMIZER_PASSES * network.parameters
+    return max(arithmetic, moved / (device.memory * ATTAINED), KERNELS_PER_NORM * network.norms * KERNEL_SECONDS)
+
+
+def all_reduce_seconds(size: float, device: Device) -> float:
+    """The time to sum `size` bytes over all devices: ring by ring, each with the part that the one before left.
+
+    A ring of n sends 2 (n-1)/n of its bytes (Patarasuk & Yuan 2009, https://doi.org/10.1016/j.jpdc.2008.09.002). Small
+    messages go up and down a tree instead, whose hops they pay.
+    """
+    seconds = 0.0
+    for members, bandwidth in device.rings:
+        seconds += 2 * (members - 1) / members * size / bandwidth + 2 * math.ceil(math.log2(members)) * HOP_SECONDS
+        size /= members
+    return seconds
+
+
+def step_seconds(network: Network, device: Device, batch: int, *, sync: bool, gradient_bytes: int) -> float:
+    """Adds up what a device does and what it waits for; nothing is taken to overlap.
+
+    sync: batch statistics over all devices, summed forward and backward norm by norm; otherwise they travel with the
+    gradients, whose values take `gradient_bytes` each.
+    """
+    seconds = device_seconds(network, device, batch)
+    if not device.rings:
+        return seconds
+    message = gradient_bytes * network.parameters + (0 if sync else 4 * network.statistics)
+    seconds += all_reduce_seconds(message, device)
+    if sync:
+        seconds += 2 * network.norms * all_reduce_seconds(4 * network.statistics / network.norms, device)
+    return seconds
+
+
+WAYS = {
+    "own statistics": {"sync": False, "gradient_bytes": 4},
+    "synchronised": {"sync": True, "gradient_bytes": 4},
+    "own, bfloat16 gradients": {"sync": False, "gradient_bytes": 2},
+}
+
+
+def predict(network: Network) -> str:
+    """Gives the table: for each system and batch per device, milliseconds, images/s and efficiency of each way."""
+    lines = ["| devices | batch each | " + " | ".join(f"{way}: ms | images/s | efficiency" for way in WAYS) + " |"]
+    lines.append("|---|---:|" + "---:|---:|---:|" * len(WAYS))
+    for device in SYSTEMS:
+        number = math.prod(members for members, _ in device.rings)
+        for batch in (64, 256, 1024):
+            cells = []
+            for way in WAYS.values():
+                seconds = step_seconds(network, device, batch, **way)
+                efficiency = device_seconds(network, device, batch) / seconds
+                cells.append(f"{seconds * 1e3:.2f} | {number * batch / seconds:,.0f} | {efficiency:.0%}")
+            lines.append(f"| {device.name} | {batch} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def assumptions(network: Network) -> str:
+    size = 4 * (network.parameters + network.statistics)
+    return "\n".join(
+        [
+            f"- The network: {network.flops / 1e9:.2f} GFLOP to train on an image, {network.activations / 1e6:.2f} "
+            f"million activations an image, {network.parameters / 1e6:.1f} million parameters, {network.norms} norms.",
+            f"- A kernel attains {ATTAINED:.0%} of the peak of arithmetic (bfloat16) or of memory, whichever it needs "
+            f"longer for, and takes {KERNEL_SECONDS * 1e6:.0f} us at least; there are {KERNELS_PER_NORM} a norm.",
+            f"- Activations (bfloat16) pass through memory {MEMORY_PASSES} times, the parameters' values "
+            f"{OPTIMIZER_PASSES} times in float32 (Adam).",
+            f"- All-reduces of gradients and statistics together: {size / 1e6:.0f} MB in float32; a hop takes "
+            f"{HOP_SECONDS * 1e6:.0f} us; nothing overlaps with the gradients' computation.",
+            "- Synchronised statistics: two small all-reduces for each norm.",
+            *(
+                f"- {device.name}: {device.peak / 1e12:.0f} TFLOP/s, {device.memory / 1e12:.2f} TB/s"
+                + "".join(f", a ring of {members} at {speed / 1e9:.0f} GB/s" for members, speed in device.rings)
+                for device in SYSTEMS
+            ),
+        ]
+    )
+
+
+def work(spec: dict) -> None:
+    """A process of `measure`: prints its seconds a step, and those of an all-reduce of the gradients alone."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[spec["process"]]})
+    if spec["processes"] > 1:
+        parallel.initialize_processes()
+    mesh = parallel.make_mesh()
+    step, parameters = ours.make_step(spec, mesh)
+    values = parallel.replicate(np.ones(parameters, np.float32), mesh)
+    whole = PartitionSpec()
+    add = jax.jit(
+        jax.shard_map(
+            lambda x: jax.lax.psum(x, parallel.AXIS), mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
+        )
+    )
+
+    def median(function) -> float:
+        seconds = []
+        for _ in range(spec["rounds"] + 2):
+            started = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - started)
+        return statistics.median(seconds[2:])
+
+    print(json.dumps([median(step), median(lambda: jax.block_until_ready(add(values)))]))
+
+
+def measure(batch: int, rounds: int, model: dict) -> str:
+    """Predicts two processes from one and an all-reduce of the gradients, all measured, and gives it in words."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+
+    def run(processes: int) -> tuple[float, float]:
+        children = []
+        for process in range(processes):
+            spec = {"process": process, "processes": processes, "batch": batch, "rounds": rounds, "model": model}
+            environment = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+            command = [sys.executable, "-m", "scripts.scaling", "--worker", json.dumps(spec)]
+            children.append(
+                subprocess.Popen(
+                    command, env=os.environ | environment | {"JAX_PROCESS_ID": str(process)}, stdout=subprocess.PIPE
+                )
+            )
+        answers = [json.loads(child.communicate()[0].splitlines()[-1]) for child in children]
+        return tuple(map(max, zip(*answers, strict=True)))
+
+    (one, _), (two, message) = run(1), run(2)
+    predicted = one + message
+    return (
+        f"One process on one core, batch {batch}: {one * 1e3:.0f} ms a step.\n"
+        f"An all-reduce of the gradients between two processes: {message * 1e3:.0f} ms.\n"
+        f"Two processes on two cores, batch {batch} each: predicted {predicted * 1e3:.0f} ms "
+        f"(efficiency {one / predicted:.0%}), measured {two * 1e3:.0f} ms (efficiency {one / two:.0%})."
+    )
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true", help="one and two processes here, against the prediction")
+    parser.add_argument("--batch", type=int, default=32, help="of each process, for --measure")
+    parser.add_argument("--rounds", type=int, default=5, help="steps of --measure that are counted")
+    parser.add_argument("--model", type=json.loads, default={}, help="config.model's changes, for --measure, in JSON")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.worker:
+        work(json.loads(arguments.worker))
+    elif arguments.measure:
+        print(measure(arguments.batch, arguments.rounds, arguments.model))
+    else:
+        network = describe_network()
+        print(f"{assumptions(network)}\n\n{predict(network)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
