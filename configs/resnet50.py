@@ -4,7 +4,7 @@
 
 Uses data/fer2013.csv or data/icml_face_data.csv where present, else the embedded data set;
 `--config.dataset.path=FILE_OR_FOLDER` names other data. On the embedded set: 7 minutes on two CPU cores, installation
-included, and a test accuracy of 96.86 %. On FER-2013: 54 minutes and a PublicTest accuracy of 60.96 %.
+included, and a test accuracy of 96.86 %. On FER-2013: 45 minutes and a PublicTest accuracy of 59.43 %.
 """
 
 from ml_collections import config_dict
@@ -44,6 +44,7 @@ def get_config() -> config_dict.ConfigDict:
     config.train = config_dict.ConfigDict()
     config.train.accumulate_steps = 1  # parts of the batch that go through the network one after the other
     config.train.steps_per_call = 1  # steps that one call of the compiled program takes
+    config.train.skip_nonfinite = config_dict.placeholder(int)  # leave out at most so many broken steps in a row
 
     config.optimizer = config_dict.ConfigDict()
     config.optimizer.learning_rate = 0.001
@@ -59,7 +60,10 @@ def get_config() -> config_dict.ConfigDict:
 
     config.parallel = config_dict.ConfigDict()
     config.parallel.mapper = "shard_map"  # 'shard_map' or 'pmap'
-    config.parallel.distributed = False  # several processes, see README
+    config.parallel.distributed = config_dict.placeholder(bool)  # several processes; unset: if a launcher says so
+    config.parallel.coordinator = config_dict.placeholder(str)  # host:port of process 0, where no launcher says it
+    config.parallel.num_processes = config_dict.placeholder(int)
+    config.parallel.process_id = config_dict.placeholder(int)
     config.parallel.reduce_dtype = "float32"  # of gradients on their way between devices; or 'bfloat16'
 
     config.checkpoint = config_dict.ConfigDict()

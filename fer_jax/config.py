@@ -1,8 +1,10 @@
 """Checks a config once, at start-up, and says what is wrong with it."""
 
+import difflib
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -45,6 +47,7 @@ _RULES = {
     "model.remat": (bool, "True or False", lambda value: True),
     "train.accumulate_steps": (int, *_AT_LEAST_ONE),
     "train.steps_per_call": (int, *_AT_LEAST_ONE),
+    "train.skip_nonfinite": (int, *_AT_LEAST_ONE),
     "optimizer.learning_rate": (float, *_POSITIVE),
     "optimizer.schedule": (str, *_one_of("constant", "cosine")),
     "optimizer.warmup_epochs": (float, *_NOT_NEGATIVE),
@@ -55,35 +58,83 @@ _RULES = {
     "early_stopping.min_delta": (float, *_NOT_NEGATIVE),
     "parallel.mapper": (str, *_one_of("shard_map", "pmap")),
     "parallel.distributed": (bool, "True or False", lambda value: True),
+    "parallel.coordinator": (str, "host:port", lambda value: bool(re.fullmatch(r"[^:]+:\d+", value))),
+    "parallel.num_processes": (int, *_AT_LEAST_ONE),
+    "parallel.process_id": (int, *_NOT_NEGATIVE),
     "parallel.reduce_dtype": (str, *_one_of("float32", "bfloat16")),
     "checkpoint.every_steps": (int, *_AT_LEAST_ONE),
     "log.every_steps": (int, *_AT_LEAST_ONE),
     "log.profile_steps": (int, *_AT_LEAST_ONE),
 }
-_MAY_BE_UNSET = {"dataset.path", "optimizer.clip_norm", "checkpoint.every_steps", "log.profile_steps"}
+# How one process is started, not what the run is: a run may go on with other processes.
+_OF_A_PROCESS = ("parallel.coordinator", "parallel.num_processes", "parallel.process_id")
+_MAY_BE_UNSET = {
+    "dataset.path",
+    "train.skip_nonfinite",
+    "optimizer.clip_norm",
+    "parallel.distributed",
+    *_OF_A_PROCESS,
+    "checkpoint.every_steps",
+    "log.profile_steps",
+}
+
+# Keys whose values must go together: when they do, and what the first must be, with the values filled in.
+_COMBINATIONS = [
+    (
+        ("optimizer.warmup_epochs", "num_epochs"),
+        lambda warmup, epochs: warmup < epochs,
+        "it must be less than config.num_epochs, {1}",
+    ),
+    (
+        ("batch_size", "train.accumulate_steps"),
+        lambda batch_size, parts: batch_size % parts == 0,
+        "it must be a multiple of config.train.accumulate_steps, {1}",
+    ),
+    (
+        ("dataset.path", "dataset.source"),
+        lambda path, source: path is None or source != "embedded",
+        "it must be left out where config.dataset.source is {1!r}, which reads no files",
+    ),
+    (
+        _OF_A_PROCESS,
+        lambda *values: None not in values or not any(value is not None for value in values),
+        "it and config.parallel.num_processes, {1}, and config.parallel.process_id, {2}, must be set together",
+    ),
+    (
+        ("parallel.process_id", "parallel.num_processes"),
+        lambda process, number: process is None or number is None or process < number,
+        "it must be less than config.parallel.num_processes, {1}",
+    ),
+]
 
 
 def check(config: config_dict.ConfigDict) -> None:
-    """Raises UserError, naming the key and what would be right, where a value can't be meant."""
+    """Raises UserError where values can't be meant: a line for each, with the key and what would be right."""
     values = dict(flatten(config))
-    for key in _RULES.keys() - values.keys():
-        raise UserError(f"config.{key} is missing; configs/resnet50.py has every key")
+    problems = [f"config.{key} is missing; configs/resnet50.py has every key" for key in _RULES if key not in values]
     for key in values.keys() - _RULES.keys():
-        raise UserError(f"config.{key} is not a key of this project; configs/resnet50.py has every key")
-    for key, (kind, wanted, is_right) in _RULES.items():
-        value = values[key]
-        if value is None and key in _MAY_BE_UNSET:
-            continue
-        has_type = isinstance(value, (int, float) if kind is float else kind) and (
-            kind is bool or not isinstance(value, bool)
-        )
-        if not has_type or not is_right(value):
-            raise UserError(f"config.{key} is {value!r}; it must be {wanted} ({kind.__name__})")
-    if values["optimizer.warmup_epochs"] >= values["num_epochs"]:
-        raise UserError(
-            f"config.optimizer.warmup_epochs is {values['optimizer.warmup_epochs']}; it must be less than "
-            f"config.num_epochs, {values['num_epochs']}"
-        )
+        nearest = difflib.get_close_matches(key, _RULES, n=1)
+        meant = f"is config.{nearest[0]} meant?" if nearest else "configs/resnet50.py has every key"
+        problems.append(f"config.{key} is not a key of this project; {meant}")
+    wrong = [key for key in values.keys() & _RULES.keys() if not _is_right(key, values[key])]
+    for key in wrong:
+        kind, wanted, _ = _RULES[key]
+        problems.append(f"config.{key} is {values[key]!r}; it must be {wanted} ({kind.__name__})")
+    for keys, works, wanted in _COMBINATIONS:
+        if values.keys() >= set(keys) and not set(keys) & set(wrong) and not works(*map(values.get, keys)):
+            problems.append(f"config.{keys[0]} is {values[keys[0]]}; {wanted.format(*map(values.get, keys))}")
+    if problems:
+        raise UserError("\n".join(sorted(problems)))
+
+
+def _is_right(key: str, value: Any) -> bool:
+    kind, _, is_right = _RULES[key]
+    if value is None:
+        return key in _MAY_BE_UNSET
+    has_type = isinstance(value, (int, float) if kind is float else kind) and (
+        kind is bool or not isinstance(value, bool)
+    )
+    return has_type and is_right(value)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -108,7 +159,7 @@ def refuse_differences(
     different = [
         f"config.{key} is {ours!r} here and {theirs!r} there"
         for key, (ours, theirs) in differences(config, load(workdir / "config.json")).items()
-        if allowed is None or not key.startswith(allowed)
+        if key not in ("parallel.distributed", *_OF_A_PROCESS) and (allowed is None or not key.startswith(allowed))
     ]
     if different:
         raise UserError(f"{workdir} holds a run of another config: {', '.join(different)}. {advice}")

@@ -12,7 +12,7 @@ from ml_collections import config_dict
 
 from fer_jax import config as config_lib
 from fer_jax import metrics, parallel, report, steps
-from fer_jax.checkpoint import Checkpoints
+from fer_jax.checkpoint import Checkpoints, Damaged
 from fer_jax.data import source
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Dataset, Split
 from fer_jax.errors import UserError
@@ -136,10 +136,11 @@ def run(
     dataset = source.load(wanted.source, wanted.path, wanted.cache_dir, own.seed)
     say(f"Data set: {dataset.describe()}")
     dataset.split(split)
-    try:
-        report_checkpoint(own, workdir, dataset, splits=[split], checkpoint=checkpoint, stop=stop, say=say)
-    except Stopped:
-        return stop.exit_status
+    with stop:
+        try:
+            report_checkpoint(own, workdir, dataset, splits=[split], checkpoint=checkpoint, stop=stop, say=say)
+        except Stopped:
+            return stop.exit_status
     return 0
 
 
@@ -160,13 +161,15 @@ def report_checkpoint(
     mesh = parallel.make_mesh()
     model = make_network(config.model)
     evaluator = make_evaluator(config, model, mesh, stop)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         step = checkpoints.find(checkpoint)
-        stored = checkpoints.run(step)
-        for key, ours in (("class_names", list(CLASS_NAMES)), ("preprocessing", PREPROCESSING)):
-            if stored[key] != ours:
-                raise UserError(f"the checkpoint of step {step} has {key} {stored[key]}, this code has {ours}")
-        variables = checkpoints.restore_weights(step, _abstract_variables(model, mesh))
+        try:
+            stored = checkpoints.run(step)
+            refuse_other_network(config, step, stored)
+            variables = checkpoints.restore_weights(step, _abstract_variables(model, mesh))
+        except Damaged as error:
+            others = ", ".join(str(other) for other in checkpoints.steps if other != step) or "none"
+            raise UserError(f"{workdir}: {error}; other checkpoints: {others}") from None
 
     sums = {}
     logged = stored["validation"]
@@ -196,6 +199,17 @@ def report_checkpoint(
         if jax.process_index() == 0:
             report.write_evaluation(evaluation, workdir / "report")
         say("\n" + report.table(evaluation))
+
+
+def refuse_other_network(config: config_dict.ConfigDict, step: int, stored: dict) -> None:
+    """Raises UserError, saying what differs, where a checkpoint isn't one of this config's network or this code."""
+    pairs = [("class_names", stored["class_names"], list(CLASS_NAMES))]
+    pairs += [("preprocessing", stored["preprocessing"], PREPROCESSING)]
+    for key, (ours, theirs) in config_lib.differences(config.model, stored["config"]["model"]).items():
+        pairs.append((f"config.model.{key}", theirs, ours))
+    different = [f"{key} {theirs!r} there and {ours!r} here" for key, theirs, ours in pairs if theirs != ours]
+    if different:
+        raise UserError(f"the checkpoint of step {step} is of another network: {', '.join(different)}")
 
 
 def _abstract_variables(model: resnet.ResNet, mesh: Mesh) -> dict:

@@ -4,7 +4,7 @@ import time
 
 import jax
 
-from fer_jax.progress import Progress
+from fer_jax.progress import Diverged, Progress
 from fer_jax.writers import MetricsWriter, Terminal
 
 
@@ -14,7 +14,8 @@ class Meter:
     A step's sums are read when the next step has been given to the device, so that it never waits for the host. The
     clock of images_per_second runs from `start` to the last step read, and stands still from `flush` to `start`; steps
     read while it stands count in every figure but that and what follows from it. flops: what training computes for an
-    image; peak: what the devices can at most, in FLOP/s, where that is known (see `flops`).
+    image; peak: what the devices can at most, in FLOP/s, where that is known (see `flops`). most_skipped: see
+    `Progress.add`.
     """
 
     def __init__(
@@ -26,10 +27,11 @@ class Meter:
         epoch: int,
         log_every: int,
         flops: int,
+        most_skipped: int = 0,
         peak: float | None,
     ):
         self._progress, self._writer, self._terminal = progress, writer, terminal
-        self._flops, self._peak = flops, peak
+        self._flops, self._peak, self._most_skipped = flops, peak, most_skipped
         self._epoch, self._log_every = epoch, log_every
         self._pending = self._since = self._last = None
         self._images, self._seconds = 0, 0.0
@@ -68,7 +70,14 @@ class Meter:
             self._take_in(last - num_steps + 1 + i, {key: value[i] for key, value in sums.items()})
 
     def _take_in(self, step: int, sums: dict) -> None:
-        self._progress.add(sums)
+        try:
+            self._progress.add(sums, most_skipped=self._most_skipped)
+        except Diverged as error:
+            raise Diverged(f"{error} (step {step})") from None
+        if self._progress.skipped_in_a_row:
+            self._terminal.say(
+                f"Step {step} is skipped: its loss or gradient is not finite ({self._progress.skipped} steps so far)."
+            )
         self._last = {
             "step": step,
             "epoch": self._epoch,

@@ -10,18 +10,38 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXIS = "data"
 
 
-def initialize_processes() -> None:
+# Where launchers say how many processes they started: by hand (and scripts/launch), Open MPI, SLURM.
+_NUM_PROCESSES = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+
+# A process that hasn't been heard of for so long is gone, and the others leave.
+_HEARTBEAT_SECONDS = 30
+
+
+def is_one_of_several() -> bool:
+    """Whether this process was started as one of several, as far as its environment says."""
+    return any(os.environ.get(name, "1") not in ("", "1") for name in _NUM_PROCESSES)
+
+
+def initialize_processes(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
     """Joins this process to the others of a distributed run; call before any other use of JAX.
 
-    JAX knows SLURM, Open MPI, Kubernetes and Cloud TPU by itself; elsewhere JAX_COORDINATOR_ADDRESS (host:port of
-    process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it. CPU processes talk over gloo.
+    coordinator: host:port of process 0. What is None is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, or from the launcher: JAX knows SLURM, Open MPI and Cloud TPU. CPU processes talk over gloo.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    num_processes, process_id = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
     jax.distributed.initialize(
-        num_processes=int(num_processes) if num_processes else None,
-        process_id=int(process_id) if process_id else None,
+        coordinator,
+        _from_environment("JAX_NUM_PROCESSES") if num_processes is None else num_processes,
+        _from_environment("JAX_PROCESS_ID") if process_id is None else process_id,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
     )
+
+
+def _from_environment(name: str) -> int | None:
+    value = os.environ.get(name)
+    return int(value) if value else None
 
 
 def make_mesh() -> Mesh:

@@ -14,7 +14,8 @@ class Diverged(Exception):
 class Progress:
     """Goes into every checkpoint, so that a resumed run continues exactly.
 
-    loss, correct and count: summed over the current epoch so far. epochs: how many are trained and evaluated.
+    loss, correct and count: summed over the current epoch so far. epochs: how many are trained and evaluated. skipped:
+    steps that were left out because their loss or gradient wasn't finite, in all and without one between.
     """
 
     loss: float = 0.0
@@ -25,17 +26,31 @@ class Progress:
     best_epoch: int | None = None
     epochs_without_improvement: int = 0
     should_stop: bool = False
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
-    def add(self, sums: dict) -> None:
-        """Adds one training step's sums; raises Diverged where its loss is not finite."""
+    def add(self, sums: dict, *, most_skipped: int = 0) -> None:
+        """Adds one training step's sums.
+
+        Raises Diverged where its loss is not finite, or where it is skipped and `most_skipped` before it were too.
+        """
         if not math.isfinite(sums["loss"]):
             raise Diverged("the training loss is not finite")
+        if sums.get("skipped", False):
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row > most_skipped:
+                raise Diverged(f"loss or gradient is not finite, in {self.skipped_in_a_row} steps in a row")
+        else:
+            self.skipped_in_a_row = 0
         self.loss += float(sums["loss"])
         self.correct += int(sums["correct"])
         self.count += int(sums["count"])
 
     def mean(self) -> dict:
-        """Gives the epoch's training figures so far."""
+        """Gives the epoch's training figures so far; nan where every step was skipped."""
+        if not self.count:
+            return {"loss": math.nan, "accuracy": math.nan}
         return {"loss": self.loss / self.count, "accuracy": self.correct / self.count}
 
     def end_epoch(self, evaluation: dict, *, patience: int, min_delta: float) -> bool:

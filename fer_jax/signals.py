@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a flag that the loop looks at where it can stop cleanly."""
+"""SIGTERM, SIGHUP and Ctrl-C as a flag that the loop looks at where it can stop cleanly."""
 
 import signal
 
@@ -8,15 +8,19 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """While entered, notes the first SIGTERM or SIGINT; a second one acts as it would have."""
+    """While entered, notes the first of the three; a second one acts as it would have.
+
+    A SIGHUP that was ignored before (nohup) stays ignored.
+    """
 
     def __init__(self):
         self.received: signal.Signals | None = None
         self._previous = {}
 
     def __enter__(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_):

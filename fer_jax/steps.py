@@ -40,6 +40,7 @@ def make_train_step(
     axis_name: str,
     accumulate_steps: int = 1,
     reduce_dtype: str = "float32",
+    skip_nonfinite: bool = False,
 ) -> Callable:
     """Gives `train_step(state, data, batch) -> (state, sums)`.
 
@@ -48,7 +49,8 @@ def make_train_step(
 
     accumulate_steps: a device's part of the batch goes through the network in so many parts, one after the other, each
     with batch statistics of its own as if it were another device's. reduce_dtype: what gradients travel between devices
-    in.
+    in. skip_nonfinite: where loss or gradient isn't finite, the step changes nothing but its number, counts no example,
+    and sums also has skipped, int32 0 or 1.
     """
 
     def train_step(state: TrainState, data, batch):
@@ -81,9 +83,18 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
+        if skip_nonfinite:
+            is_finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(optax.tree.norm(grads))
+            new_state = _where(is_finite, new_state, state.replace(step=state.step + 1))
+            sums = _where(is_finite, sums, jax.tree.map(jnp.zeros_like, sums))
+            sums["skipped"] = jnp.int32(~is_finite)
         return new_state, sums | {"learning_rate": jnp.asarray(schedule(state.step), jnp.float32)}
 
     return train_step
+
+
+def _where(condition, tree, otherwise):
+    return jax.tree.map(functools.partial(jnp.where, condition), tree, otherwise)
 
 
 def _sum_over_parts(function: Callable, examples: tuple, num_parts: int):

@@ -1,24 +1,24 @@
 """The loop: epochs, evaluation, early stopping, checkpoints. No maths in it."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import importlib
 import pathlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 
-from fer_jax import augment, evaluate, flops, metrics, optimizer, parallel, report, steps
+from fer_jax import augment, evaluate, flops, lock, metrics, optimizer, parallel, report, steps
 from fer_jax import config as config_lib
 from fer_jax import state as state_lib
-from fer_jax.checkpoint import Checkpoints
+from fer_jax.checkpoint import Checkpoints, Damaged
 from fer_jax.data import source
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Dataset
 from fer_jax.errors import UserError
@@ -33,44 +33,57 @@ def run(config: config_dict.ConfigDict, workdir: pathlib.Path, stop: StopRequest
     """Trains the run of `workdir`, from its latest checkpoint if there is one; gives the exit status.
 
     0: done, with a report of the best checkpoint; 3: diverged; 128 + signal: stopped and saved. Raises UserError,
-    before anything is touched, where the workdir holds a run of another config or data set.
+    before anything is touched, where the workdir holds a run of another config or data set, or another process is at
+    it; StorageError where something can't be written.
     """
     is_primary = jax.process_index() == 0
     terminal = Terminal(is_primary=is_primary)
+    mesh = parallel.make_mesh()
+    _check_divisible(config, mesh)
     if (workdir / "config.json").exists():
         config_lib.refuse_differences(
             config, workdir, advice="Choose another --workdir, or the run's own config to go on with it"
         )
     dataset = source.load(config.dataset.source, config.dataset.path, config.dataset.cache_dir, config.seed)
     terminal.say(f"Data set: {dataset.describe()}")
-    trainer = Trainer(config, dataset, stop, terminal)
-    if is_primary:
-        workdir.mkdir(parents=True, exist_ok=True)
-        config_lib.save(config, workdir / "config.json")
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        status = trainer.train(workdir, checkpoints)
-    if status == 0:
-        splits = [split for split in ("validation", "test") if split in dataset.splits]
-        try:
-            evaluate.report_checkpoint(
-                config, workdir, dataset, splits=splits, checkpoint="best", stop=stop, say=terminal.say
-            )
-        except evaluate.Stopped:
-            return stop.exit_status
-        if "test" not in splits:
-            terminal.say(f"\n{dataset.name} has no test split, so there is no report on it.")
-        terminal.say(f"\nReport, curves and confusion matrices: {workdir / 'report'}")
+    trainer = Trainer(config, dataset, mesh, stop, terminal)
+    with contextlib.ExitStack() as stack:
+        if is_primary:
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock.hold(workdir))
+            config_lib.save(config, workdir / "config.json")
+        with Checkpoints(workdir / "checkpoints") as checkpoints:
+            trainer.prepare(workdir, checkpoints)
+            # Until here a signal ends the process at once, since there is nothing to save.
+            stack.enter_context(stop)
+            status = trainer.train()
+        if status == 0:
+            splits = [split for split in ("validation", "test") if split in dataset.splits]
+            try:
+                evaluate.report_checkpoint(
+                    config, workdir, dataset, splits=splits, checkpoint="best", stop=stop, say=terminal.say
+                )
+            except evaluate.Stopped:
+                return stop.exit_status
+            if "test" not in splits:
+                terminal.say(f"\n{dataset.name} has no test split, so there is no report on it.")
+            terminal.say(f"\nReport, curves and confusion matrices: {workdir / 'report'}")
     return status
 
 
 class Trainer:
     """One run: its network, its compiled steps, its state, its loop."""
 
-    def __init__(self, config: config_dict.ConfigDict, dataset: Dataset, stop: StopRequest, terminal: Terminal):
+    def __init__(
+        self, config: config_dict.ConfigDict, dataset: Dataset, mesh: Mesh, stop: StopRequest, terminal: Terminal
+    ):
         self._config, self._dataset, self._stop, self._terminal = config, dataset, stop, terminal
         self._train_split, self._validation_split = dataset.split("train"), dataset.split("validation")
-        self._mesh = parallel.make_mesh()
-        _check_batch_size(config, len(self._train_split), self._mesh)
+        self._mesh = mesh
+        if config.batch_size > len(self._train_split):
+            raise UserError(
+                f"config.batch_size is {config.batch_size}, more than the {len(self._train_split)} training images"
+            )
         self._steps_per_epoch = self._train_split.steps_per_epoch(config.batch_size)
         self._model = evaluate.make_network(config.model)
         self._flops = flops.training_flops(self._model, IMAGE_SHAPE)
@@ -88,6 +101,7 @@ class Trainer:
             axis_name=parallel.AXIS,
             accumulate_steps=config.train.accumulate_steps,
             reduce_dtype=config.parallel.reduce_dtype,
+            skip_nonfinite=config.train.skip_nonfinite is not None,
         )
         mapper = config.parallel.mapper
         self._train_call = parallel.map_step(steps.repeat(train_step), self._mesh, mapper, batch_axis=1, donate=True)
@@ -95,17 +109,36 @@ class Trainer:
         self._data = parallel.replicate(self._train_split.arrays(), self._mesh) if on_device else {}
         self._evaluate = evaluate.make_evaluator(config, self._model, self._mesh, stop)
 
-    def train(self, workdir: pathlib.Path, checkpoints: Checkpoints) -> int:
-        """Trains to the end of the last epoch or of the patience; gives the exit status."""
+    def prepare(self, workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
+        """Restores or makes the state, and compiles what trains it."""
         self._checkpoints, self._workdir = checkpoints, workdir
-        # The pipeline's TensorFlow takes seconds to import: while XLA compiles, they cost nothing.
-        threading.Thread(target=importlib.import_module, args=("fer_jax.data.pipeline",), daemon=True).start()
-        self._restore_or_create()
+        create = functools.partial(
+            state_lib.create, self._model, self._optimizer, seed=self._config.seed, image_shape=IMAGE_SHAPE
+        )
+        sharding = NamedSharding(self._mesh, PartitionSpec())
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(create)
+        )
+        self._state, self._progress = self._restore(abstract) or (None, Progress())
+        self._step = 0 if self._state is None else int(self._state.step)
         if self._is_complete():
             self._terminal.say(f"The run in {workdir} is complete: {self._progress.epochs} epochs.")
-            return 0
-        self._announce(workdir)
-        is_primary = jax.process_index() == 0
+            return
+        self._announce(abstract.params)
+        with concurrent.futures.ThreadPoolExecutor() as executor:
+            compiling = executor.submit(self._compile, abstract)
+            # TensorFlow takes seconds to import: while XLA compiles, they cost nothing.
+            executor.submit(importlib.import_module, "fer_jax.data.pipeline")
+            executor.submit(importlib.import_module, "clu.metric_writers")
+            if self._state is None:
+                # It runs once: XLA:CPU compiles it in a third of the time at this level, to the same bits.
+                create = jax.jit(create, compiler_options={"xla_backend_optimization_level": 1})
+                self._state = parallel.replicate(create(), self._mesh)
+            self._calls = compiling.result()
+
+    def train(self) -> int:
+        """Trains to the end of the last epoch or of the patience; gives the exit status."""
+        workdir, is_primary = self._workdir, jax.process_index() == 0
         self._writer = MetricsWriter(
             workdir,
             step=self._step,
@@ -119,11 +152,13 @@ class Trainer:
                     self._terminal.say(f"Stopped and saved at step {self._step}; the same command goes on from there.")
                     return self._stop.exit_status
             except Diverged as error:
-                kept = checkpoints.latest_step
+                kept = self._checkpoints.latest_step
                 self._terminal.say(
-                    f"Training diverged at step {self._step}: {error}. "
+                    f"Training diverged by step {self._step}: {error}. "
                     + (f"The checkpoint of step {kept} is kept. " if kept is not None else "")
-                    + f"config.optimizer.learning_rate is {self._config.optimizer.learning_rate}: try a lower one."
+                    + f"The likely cause is config.optimizer.learning_rate, {self._config.optimizer.learning_rate}: "
+                    "try a lower one, config.optimizer.warmup_epochs or config.optimizer.clip_norm. If single steps "
+                    "break, config.train.skip_nonfinite leaves them out."
                 )
                 return 3
             finally:
@@ -139,36 +174,40 @@ class Trainer:
     def _is_complete(self) -> bool:
         return self._progress.should_stop or self._progress.epochs == self._config.num_epochs
 
-    def _restore_or_create(self) -> None:
-        create = functools.partial(
-            state_lib.create, self._model, self._optimizer, seed=self._config.seed, image_shape=IMAGE_SHAPE
-        )
-        # It runs once: XLA:CPU compiles it in a third of the time at this level, to the same bits.
-        create = jax.jit(create, compiler_options={"xla_backend_optimization_level": 1})
-        self._state, self._progress = parallel.replicate(create(), self._mesh), Progress()
-        if self._checkpoints.latest_step is not None:
-            latest = self._checkpoints.latest_step
-            stored = self._checkpoints.run(latest)
-            if stored["dataset_fingerprint"] != self._dataset.fingerprint:
-                raise UserError(
-                    f"the run was started on {stored['dataset']} ({stored['dataset_fingerprint']}), not on "
-                    f"{self._dataset.name} ({self._dataset.fingerprint}): choose another --workdir"
-                )
-            self._terminal.say(f"Going on from the checkpoint of step {latest}.")
-            self._state = self._checkpoints.restore(latest, self._state)
-            self._progress = Progress(**stored["progress"])
-        self._step = int(self._state.step)
+    def _restore(self, abstract) -> tuple[state_lib.TrainState, Progress] | None:
+        """Gives state and progress of the newest checkpoint that is whole; None where there is no checkpoint."""
+        for step in self._checkpoints.steps:
+            try:
+                stored = self._checkpoints.run(step)
+                self._refuse_other_run(step, stored)
+                state = self._checkpoints.restore(step, abstract)
+            except Damaged as error:
+                self._terminal.say(f"{error}; it is moved to {self._checkpoints.set_aside(step)}.")
+                continue
+            self._terminal.say(f"Going on from the checkpoint of step {step}.")
+            return state, Progress(**stored["progress"])
+        if self._checkpoints.has_damaged:
+            raise UserError(f"{self._workdir} has no other checkpoint; to begin anew, choose another --workdir")
+        return None
 
-    def _announce(self, workdir: pathlib.Path) -> None:
+    def _refuse_other_run(self, step: int, stored: dict) -> None:
+        if stored["dataset_fingerprint"] != self._dataset.fingerprint:
+            raise UserError(
+                f"the run was started on {stored['dataset']} ({stored['dataset_fingerprint']}), not on "
+                f"{self._dataset.name} ({self._dataset.fingerprint}): choose another --workdir"
+            )
+        evaluate.refuse_other_network(self._config, step, stored)
+
+    def _announce(self, params) -> None:
         config, devices, processes = self._config, self._mesh.devices.flat, jax.process_count()
         self._terminal.say(
             f"Device:   {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), "
             f"{processes} process{'es' if processes > 1 else ''}, {config.parallel.mapper}\n"
-            f"Network:  ResNet-{config.model.depth}, {state_lib.num_parameters(self._state.params):,} parameters, "
-            f"{self._flops / 1e9:.2f} GFLOP to train on an image, {config.model.dtype}\n"
+            f"Network:  ResNet-{config.model.depth}, {state_lib.num_parameters(params):,} parameters, "
+            f"{self._flops / 1e9:.3g} GFLOP to train on an image, {config.model.dtype}\n"
             f"Training: up to {config.num_epochs} epochs of {self._steps_per_epoch} steps of {config.batch_size} "
             f"images, Adam at {config.optimizer.learning_rate} ({config.optimizer.schedule}), seed {config.seed}\n"
-            f"Workdir:  {workdir}"
+            f"Workdir:  {self._workdir}"
         )
 
     def _train_unless_stopped(self) -> bool:
@@ -182,7 +221,6 @@ class Trainer:
 
     def _train_epochs(self) -> None:
         """Trains until the run is complete; raises Stopped, with nothing lost, or Diverged."""
-        calls = self._compile()
         batches = self._batches(self._step, self._config.num_epochs * self._steps_per_epoch)
         profiler = Profiler(self._workdir / "profile", num_steps=self._config.log.profile_steps, now=self._step)
         while not self._is_complete():
@@ -195,11 +233,12 @@ class Trainer:
                 epoch=epoch,
                 log_every=self._config.log.every_steps,
                 flops=self._flops,
+                most_skipped=self._config.train.skip_nonfinite or 0,
                 peak=flops.peak(self._mesh.devices.flat),
             )
             done = self._step - (epoch - 1) * self._steps_per_epoch
             self._terminal.start_epoch(title, first=done, total=self._steps_per_epoch)
-            self._train_epoch(calls, batches, meter, profiler, end=epoch * self._steps_per_epoch)
+            self._train_epoch(batches, meter, profiler, end=epoch * self._steps_per_epoch)
             self._terminal.end_epoch()
             trained, evaluation, improved = self._progress.mean(), *self._end_epoch(epoch)
             self._terminal.say(
@@ -227,9 +266,7 @@ class Trainer:
     def _place(self, batches: dict) -> dict:
         return parallel.place(batches, self._mesh, self._config.parallel.mapper, batch_axis=1)
 
-    def _train_epoch(
-        self, calls: dict[int, Callable], batches: Iterator[dict], meter: Meter, profiler: Profiler, *, end: int
-    ) -> None:
+    def _train_epoch(self, batches: Iterator[dict], meter: Meter, profiler: Profiler, *, end: int) -> None:
         save_every = self._config.checkpoint.every_steps or end
         meter.start()
         while self._step < end:
@@ -241,7 +278,7 @@ class Trainer:
             with jax.transfer_guard("disallow"):
                 call_batches = next(batches)
                 num_steps = len(call_batches["mask"])
-                self._state, sums = calls[num_steps](self._state, self._data, self._place(call_batches))
+                self._state, sums = self._calls[num_steps](self._state, self._data, self._place(call_batches))
                 self._step += num_steps
                 meter.push(self._step, sums)
             if self._step < end and self._step % save_every < num_steps:
@@ -260,8 +297,11 @@ class Trainer:
         self._save(validation=evaluation, improved=improved)
         return evaluation, improved
 
-    def _compile(self) -> dict[int, Callable]:
-        """Compiles the training call for every number of steps it may take, so that no step's time contains it."""
+    def _compile(self, state) -> dict[int, Callable]:
+        """Compiles the training call for a state of these shapes and every number of steps it may take.
+
+        So no step's time contains it.
+        """
         started = time.perf_counter()
         steps_per_call = min(self._config.train.steps_per_call, self._steps_per_epoch)
         batch_size = self._config.batch_size // jax.process_count()
@@ -271,7 +311,7 @@ class Trainer:
             arrays = {} if self._data else self._train_split.arrays()
             example = {key: array[index] for key, array in arrays.items()}
             batches = self._place(example | {"index": index, "mask": index == 0})
-            calls[num_steps] = self._train_call.lower(self._state, self._data, batches).compile()
+            calls[num_steps] = self._train_call.lower(state, self._data, batches).compile()
         self._terminal.say(f"Compiled in {time.perf_counter() - started:.1f} s\n")
         return calls
 
@@ -290,6 +330,7 @@ class Trainer:
             "validation": validation,
             "progress": dataclasses.asdict(self._progress),
         }
+        self._writer.sync()  # what is saved has its events
         self._checkpoints.save(self._state, run, improved=improved)
 
 
@@ -298,12 +339,10 @@ def _is_finite(tree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
-def _check_batch_size(config: config_dict.ConfigDict, num_examples: int, mesh: Mesh) -> None:
+def _check_divisible(config: config_dict.ConfigDict, mesh: Mesh) -> None:
     batch_size, parts = config.batch_size, config.train.accumulate_steps
     if batch_size % (mesh.size * parts):
         raise UserError(
             f"config.batch_size is {batch_size}; it must be a multiple of the {mesh.size} devices"
             + (f" times config.train.accumulate_steps, {parts}" if parts > 1 else "")
         )
-    if batch_size > num_examples:
-        raise UserError(f"config.batch_size is {batch_size}, more than the {num_examples} training images")

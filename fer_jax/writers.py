@@ -1,7 +1,7 @@
 """Where a run's figures go as they are made: metrics.jsonl, TensorBoard, and the terminal."""
 
-import functools
 import json
+import os
 import pathlib
 import sys
 
@@ -11,14 +11,17 @@ import tqdm
 class MetricsWriter:
     """Writes events to metrics.jsonl, one JSON object a line, and to TensorBoard.
 
-    step, epochs: what the run has done. Events beyond are dropped: the resumed run makes them again. common: goes into
-    every event. is_primary: only one process of a run writes.
+    step, epochs: what the run has done. Events beyond are dropped: the resumed run makes them again. TensorBoard's
+    file, which can't be cut, is made anew from those that are kept. common: goes into every event. is_primary: only
+    one process of a run writes.
     """
 
     def __init__(self, workdir: pathlib.Path, *, step: int, epochs: int, common: dict, is_primary: bool):
         self._file = None
-        self._workdir, self._common = workdir, common
+        self._common = common
         if is_primary:
+            from clu import metric_writers  # imports TensorFlow, which takes seconds
+
             path = workdir / "metrics.jsonl"
             kept = [
                 event
@@ -29,24 +32,37 @@ class MetricsWriter:
             partial.write_text("".join(json.dumps(event) + "\n" for event in kept))
             partial.rename(path)
             self._file = path.open("a")
+            for old in workdir.glob("events.out.tfevents.*"):
+                old.unlink()
+            self._tensorboard = metric_writers.SummaryWriter(str(workdir))
+            for event in kept:
+                self._show(event)
 
     def write(self, *, step: int, epoch: int, kind: str, **values: float) -> None:
         """Writes one event; kind: 'train' or 'validation'."""
         if self._file:
-            self._file.write(json.dumps({"step": step, "epoch": epoch, "kind": kind, **values, **self._common}) + "\n")
+            event = {"step": step, "epoch": epoch, "kind": kind, **values}
+            self._file.write(json.dumps(event | self._common) + "\n")
             self._file.flush()
-            self._tensorboard.write_scalars(step, {f"{kind}/{key}": value for key, value in values.items()})
+            self._show(event)
+
+    def sync(self) -> None:
+        """Sees to it that what was written outlasts the machine."""
+        if self._file:
+            os.fsync(self._file.fileno())
+
+    def _show(self, event: dict) -> None:
+        values = {
+            f"{event['kind']}/{key}": value
+            for key, value in event.items()
+            if key not in ("step", "epoch", "kind", *self._common)
+        }
+        self._tensorboard.write_scalars(event["step"], values)
 
     def close(self) -> None:
         if self._file:
             self._file.close()
             self._tensorboard.close()
-
-    @functools.cached_property
-    def _tensorboard(self):
-        from clu import metric_writers  # imports TensorFlow, which takes seconds
-
-        return metric_writers.SummaryWriter(str(self._workdir))
 
 
 def read_events(workdir: pathlib.Path) -> list[dict]:

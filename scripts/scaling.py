@@ -73,9 +73,9 @@ class Network:
     norms: int
 
 
-def describe_network() -> Network:
-    """Traces the network of configs/resnet50.py."""
-    model = ours.make_network({"model": {}})
+def describe_network(model_config: dict | None = None) -> Network:
+    """Traces the network of configs/resnet50.py, with the changes of `model_config`."""
+    model = ours.make_network({"model": model_config or {}})
     image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
 
     def run(image):
@@ -176,14 +176,12 @@ def assumptions(network: Network) -> str:
 
 
 def work(spec: dict) -> None:
-    """A process of `measure`: prints its seconds a step, and those of an all-reduce of the gradients alone."""
+    """A process of `measure`: prints what its steps and the all-reduces in them take, in seconds."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[spec["process"]]})
     if spec["processes"] > 1:
         parallel.initialize_processes()
     mesh = parallel.make_mesh()
-    step, parameters = ours.make_step(spec, mesh)
-    values = parallel.replicate(np.ones(parameters, np.float32), mesh)
     whole = PartitionSpec()
     add = jax.jit(
         jax.shard_map(
@@ -199,16 +197,24 @@ def work(spec: dict) -> None:
             seconds.append(time.perf_counter() - started)
         return statistics.median(seconds[2:])
 
-    print(json.dumps([median(step), median(lambda: jax.block_until_ready(add(values)))]))
+    answers = {}
+    for sync in (False, True):
+        step, parameters = ours.make_step(spec | {"model": spec["model"] | {"sync_batch_norm": sync}}, mesh)
+        answers["synchronised" if sync else "own"] = median(step)
+    network = describe_network(spec["model"])
+    for name, size in (("gradients", parameters), ("statistics", network.statistics // network.norms)):
+        values = parallel.replicate(np.ones(size, np.float32), mesh)
+        answers[name] = median(lambda values=values: jax.block_until_ready(add(values)))
+    print(json.dumps(answers))
 
 
 def measure(batch: int, rounds: int, model: dict) -> str:
-    """Predicts two processes from one and an all-reduce of the gradients, all measured, and gives it in words."""
+    """Predicts two processes from one and from all-reduces alone, all measured, and gives it in words."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
 
-    def run(processes: int) -> tuple[float, float]:
+    def run(processes: int) -> dict[str, float]:
         children = []
         for process in range(processes):
             spec = {"process": process, "processes": processes, "batch": batch, "rounds": rounds, "model": model}
@@ -220,16 +226,24 @@ def measure(batch: int, rounds: int, model: dict) -> str:
                 )
             )
         answers = [json.loads(child.communicate()[0].splitlines()[-1]) for child in children]
-        return tuple(map(max, zip(*answers, strict=True)))
+        return {key: max(answer[key] for answer in answers) for key in answers[0]}
 
-    (one, _), (two, message) = run(1), run(2)
-    predicted = one + message
-    return (
-        f"One process on one core, batch {batch}: {one * 1e3:.0f} ms a step.\n"
-        f"An all-reduce of the gradients between two processes: {message * 1e3:.0f} ms.\n"
-        f"Two processes on two cores, batch {batch} each: predicted {predicted * 1e3:.0f} ms "
-        f"(efficiency {one / predicted:.0%}), measured {two * 1e3:.0f} ms (efficiency {one / two:.0%})."
-    )
+    one, two = run(1), run(2)
+    messages = 2 * describe_network(model).norms
+    predicted = {"own": one["own"] + two["gradients"]}
+    predicted["synchronised"] = predicted["own"] + messages * two["statistics"]
+    lines = [
+        f"One process on one core, batch {batch}: {one['own'] * 1e3:.0f} ms a step.",
+        f"Between two processes, an all-reduce of the gradients: {two['gradients'] * 1e3:.0f} ms; of one norm's "
+        f"statistics: {two['statistics'] * 1e3:.2f} ms, {messages} times a step where they are synchronised.",
+    ]
+    for way, seconds in predicted.items():
+        lines.append(
+            f"Two processes on two cores, batch {batch} each, {way} statistics: predicted {seconds * 1e3:.0f} ms "
+            f"(efficiency {one['own'] / seconds:.0%}), measured {two[way] * 1e3:.0f} ms "
+            f"(efficiency {one['own'] / two[way]:.0%})."
+        )
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
+from fer_jax import checkpoint as checkpoint_lib
 from fer_jax import optimizer, parallel
-from fer_jax.checkpoint import Checkpoints
-from fer_jax.errors import UserError
+from fer_jax.checkpoint import Checkpoints, Damaged
+from fer_jax.errors import StorageError, UserError
 from fer_jax.state import TrainState
 
 OPTIMIZER = optimizer.make({"clip_norm": 1.0, "weight_decay": 0.1}, optax.constant_schedule(0.01))
@@ -66,15 +68,15 @@ def save_all(directory, saves: dict[int, bool]) -> None:
     ("saves", "steps", "best"),
     [
         ({1: True}, [1], 1),
-        ({1: True, 2: True}, [2], 2),
-        ({1: True, 2: True, 3: False, 4: False, 5: False}, [2, 5], 2),
-        ({1: True, 2: False, 3: False, 4: True}, [4], 4),
+        ({1: True, 2: True}, [1, 2], 2),
+        ({1: True, 2: True, 3: False, 4: False, 5: False}, [2, 4, 5], 2),
+        ({1: True, 2: False, 3: False, 4: True}, [3, 4], 4),
         ({1: True, 2: False, 3: True, 4: False}, [3, 4], 3),
         # Within an epoch nothing is known of the accuracy: steps 9 and 11 are no end of an epoch.
         ({9: False, 10: True, 11: False}, [10, 11], 10),
     ],
 )
-def test_the_latest_and_the_best_are_kept_and_nothing_else(saves, steps, best, tmp_path):
+def test_the_newest_two_and_the_best_are_kept_and_nothing_else(saves, steps, best, tmp_path):
     save_all(tmp_path, saves)
     assert kept(tmp_path) == steps
     with Checkpoints(tmp_path) as checkpoints:
@@ -85,7 +87,7 @@ def test_the_latest_and_the_best_are_kept_and_nothing_else(saves, steps, best, t
 def test_what_is_kept_is_the_same_when_every_save_is_by_another_process(tmp_path):
     for step in range(1, 6):
         save_all(tmp_path, {step: step <= 2})
-    assert kept(tmp_path) == [2, 5]
+    assert kept(tmp_path) == [2, 4, 5]
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.best_step == 2
         assert_identical(checkpoints.restore(2, make_state()), make_state(2, seed=2))
@@ -103,9 +105,9 @@ def test_before_the_first_improvement_there_is_no_best(tmp_path):
             checkpoints.find("best")
 
 
-def test_before_the_first_improvement_only_the_latest_is_kept(tmp_path):
+def test_before_the_first_improvement_only_the_newest_are_kept(tmp_path):
     save_all(tmp_path, {1: False, 2: False, 3: False})
-    assert kept(tmp_path) == [3]
+    assert kept(tmp_path) == [2, 3]
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
@@ -117,7 +119,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
         assert checkpoints.run(5) == {"epochs": 1}
         assert checkpoints.best_step == 5
         assert_identical(checkpoints.restore(5, make_state()), make_state(5, seed=3))
-    assert kept(tmp_path) == [5]
+    assert kept(tmp_path) == [4, 5]
 
 
 def test_a_step_saved_again_without_improvement_leaves_the_best_alone(tmp_path):
@@ -203,3 +205,92 @@ def test_what_is_stored_beside_the_weights_comes_back_as_it_was(tmp_path):
         assert checkpoints.run(1) == run
         assert checkpoints.run(2) == run | {"validation": None}
     assert json.dumps(run) == before
+
+
+# What happens to a file: the whole of it is gone, cut in half, has a bit turned, or is that of another checkpoint.
+def _flip(path, _):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+FAULTS = {
+    "missing": lambda path, _: path.unlink(),
+    "truncated": lambda path, _: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "flipped": _flip,
+    "foreign": lambda path, other: shutil.copy(other, path),
+}
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    """The folder of the checkpoints of steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("two") / "checkpoints"
+    save_all(folder, {1: True, 2: False})
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore, collected later
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_checkpoint_is_never_taken_for_whole(fault, two_checkpoints, tmp_path):
+    """In each of its files in turn: what comes back is what was saved, or Damaged."""
+    files = [path for path in sorted((two_checkpoints / "2").rglob("*")) if path.is_file()]
+    assert len(files) > 8
+    detected = 0
+    for number, path in enumerate(files):
+        folder = tmp_path / str(number) / "checkpoints"
+        shutil.copytree(two_checkpoints, folder)
+        broken = folder / path.relative_to(two_checkpoints)
+        # The same file of the other checkpoint, or, where names are random, another of its kind.
+        place = path.parent.relative_to(two_checkpoints / "2")
+        others = sorted(other for other in (two_checkpoints / "1" / place).iterdir() if other.is_file())
+        FAULTS[fault](broken, next((other for other in others if other.name == path.name), others[0]))
+        with Checkpoints(folder) as checkpoints:
+            assert checkpoints.steps == [2, 1]
+            try:
+                assert checkpoints.run(2) == {"number": 2}
+                assert_identical(checkpoints.restore(2, make_state()), make_state(2, seed=2))
+            except Damaged:
+                detected += 1
+    assert detected >= 3  # the record, the weights and the training state at least
+
+
+def test_a_damaged_checkpoint_makes_way_for_its_like_and_is_kept(two_checkpoints, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(two_checkpoints, folder)
+    (folder / "2" / "record" / "metadata").write_text("{}")
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.best_step == 1
+        with pytest.raises(Damaged, match="step 2 has a record without format or checksum"):
+            checkpoints.run(2)
+        assert checkpoints.set_aside(2) == tmp_path / "damaged" / "2"
+        assert checkpoints.steps == [1]
+        assert_identical(checkpoints.restore(1, make_state()), make_state(1, seed=1))
+        checkpoints.save(make_state(2, seed=2), {"number": 2}, improved=False)
+        assert_identical(checkpoints.restore(2, make_state()), make_state(2, seed=2))
+    assert kept(tmp_path / "damaged") == [2]
+
+
+def test_what_can_not_be_written_is_a_storage_error_that_says_why(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where a folder should be")
+    with pytest.raises(StorageError, match="checkpoints"):
+        save_all(tmp_path / "checkpoints", {1: True})
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_lib, "FORMAT", 2)
+    save_all(tmp_path, {1: True})
+    monkeypatch.setattr(checkpoint_lib, "FORMAT", 1)
+    with pytest.raises(UserError, match=r"step 1 .* has format 2, made by a newer version; this one reads .* 1"):
+        Checkpoints(tmp_path)
+
+
+def test_a_reader_leaves_what_a_run_is_writing(tmp_path):
+    save_all(tmp_path, {1: True})
+    partial = tmp_path / "2.orbax-checkpoint-tmp"
+    partial.mkdir()
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps == [1]
+    assert partial.exists()
+    save_all(tmp_path, {2: False})
+    assert kept(tmp_path) == [1, 2]

@@ -1,6 +1,7 @@
 import json
 import math
 import pathlib
+import re
 import runpy
 
 import pytest
@@ -40,6 +41,7 @@ WRONG_VALUES = {
     "model.remat": NOT_BOOLEANS,
     "train.accumulate_steps": (0, -1, *NOT_INTEGERS),
     "train.steps_per_call": (0, -1, *NOT_INTEGERS),
+    "train.skip_nonfinite": (0, -5, "1", 1.5, True),
     "optimizer.learning_rate": (0, -0.001, *NOT_NUMBERS),
     "optimizer.schedule": ("step", "", *NOT_STRINGS),
     "optimizer.warmup_epochs": (-1, *NOT_NUMBERS),
@@ -49,7 +51,10 @@ WRONG_VALUES = {
     "early_stopping.patience": (0, -1, *NOT_INTEGERS),
     "early_stopping.min_delta": (-0.1, *NOT_NUMBERS),
     "parallel.mapper": ("pjit", "", *NOT_STRINGS),
-    "parallel.distributed": NOT_BOOLEANS,
+    "parallel.distributed": ("True", 1, 0),
+    "parallel.coordinator": ("", "localhost", "localhost:", ":80", 1, True),
+    "parallel.num_processes": (0, -1, "1", 1.5, True),
+    "parallel.process_id": (-1, "1", 1.5, True),
     "parallel.reduce_dtype": ("float16", "", *NOT_STRINGS),
     "checkpoint.every_steps": (0, -5, "1", 1.5, True),
     "log.every_steps": (0, -5, *NOT_INTEGERS),
@@ -80,6 +85,7 @@ RIGHT_VALUES = {
     "model.remat": (True, False),
     "train.accumulate_steps": (1, 8),
     "train.steps_per_call": (1, 100),
+    "train.skip_nonfinite": (None, 3),
     "optimizer.learning_rate": (1e-9, 1),
     "optimizer.schedule": ("constant", "cosine"),
     "optimizer.warmup_epochs": (0, 2.5),
@@ -89,7 +95,10 @@ RIGHT_VALUES = {
     "early_stopping.patience": (1, 10),
     "early_stopping.min_delta": (0, 0.001),
     "parallel.mapper": ("shard_map", "pmap"),
-    "parallel.distributed": (True, False),
+    "parallel.distributed": (None, True, False),
+    "parallel.coordinator": (None,),
+    "parallel.num_processes": (None,),
+    "parallel.process_id": (None,),
     "parallel.reduce_dtype": ("float32", "bfloat16"),
     "checkpoint.every_steps": (None, 1),
     "log.every_steps": (1, 100),
@@ -268,8 +277,47 @@ def test_a_mistyped_key_can_not_be_set():
         baseline().optimizer.learning_rat = 0.1
 
 
-def test_a_warm_up_as_long_as_the_training_is_refused():
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"optimizer.warmup_epochs": 25.0},
+            "optimizer.warmup_epochs is 25.0; it must be less than config.num_epochs, 25",
+        ),
+        ({"train.accumulate_steps": 3}, "batch_size is 64; it must be a multiple of config.train.accumulate_steps, 3"),
+        ({"dataset.path": "x.csv", "dataset.source": "embedded"}, "dataset.path is x.csv; it must be left out where"),
+        ({"parallel.coordinator": "localhost:1234"}, "parallel.coordinator is localhost:1234; it and"),
+        ({"parallel.num_processes": 2, "parallel.process_id": 2}, "parallel.process_id is 2; it must be less than"),
+    ],
+)
+def test_values_that_can_not_go_together_are_refused(values, message):
     config = baseline()
-    config.optimizer.warmup_epochs = 25.0
-    with pytest.raises(UserError, match=r"config.optimizer.warmup_epochs is 25.0; it must be less than .* 25"):
+    config.update_from_flattened_dict(values)
+    with pytest.raises(UserError, match=re.escape(f"config.{message}")):
         check(config)
+
+
+def test_everything_that_is_wrong_is_said_at_once_and_a_misspelt_key_gets_its_like():
+    values = baseline().to_dict()
+    values["batchsize"] = values.pop("batch_size")
+    values["model"]["depth"] = 20
+    values["optimizer"]["warmup_epochs"] = 25.0
+    with pytest.raises(UserError) as error:
+        check(config_dict.ConfigDict(values))
+    lines = str(error.value).splitlines()
+    assert [line.partition(" ")[0] for line in lines] == [
+        "config.batch_size",
+        "config.batchsize",
+        "config.model.depth",
+        "config.optimizer.warmup_epochs",
+    ]
+    assert "is config.batch_size meant?" in lines[1]
+
+
+def test_how_processes_are_started_is_no_difference_between_runs(tmp_path):
+    save(baseline(), tmp_path / "config.json")
+    config = baseline()
+    config.update_from_flattened_dict(
+        {"parallel.distributed": True, "parallel.coordinator": "a:1", "parallel.num_processes": 2}
+    )
+    refuse_differences(config, tmp_path, advice="")

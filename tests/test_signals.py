@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, sent to this process and to a child."""
+"""SIGTERM, SIGHUP and Ctrl-C, sent to this process and to a child."""
 
 import pathlib
 import signal
@@ -11,24 +11,22 @@ import pytest
 from fer_jax.signals import StopRequest
 
 ROOT = pathlib.Path(__file__).parents[1]
-NUMBERS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+NUMBERS = pytest.mark.parametrize("number", SIGNALS)
 
 
 @pytest.fixture
 def before():
-    """Handlers of our own for both signals; gives the list of the signals that reached them."""
+    """Handlers of our own for all signals; gives the list of the signals that reached them."""
     reached = []
-    previous = {
-        number: signal.signal(number, lambda number, _: reached.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    previous = {number: signal.signal(number, lambda number, _: reached.append(number)) for number in SIGNALS}
     yield reached
     for number, handler in previous.items():
         signal.signal(number, handler)
 
 
 def handlers() -> list:
-    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    return [signal.getsignal(number) for number in SIGNALS]
 
 
 @NUMBERS
@@ -53,11 +51,18 @@ def test_after_the_first_signal_the_other_one_acts_as_it_would_have_too(before):
         assert stop.received == signal.SIGINT
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_the_exit_status_is_the_shells(number, status, before):
     with StopRequest() as stop:
         signal.raise_signal(number)
     assert stop.exit_status == status
+
+
+def test_a_hangup_that_was_ignored_stays_ignored(before):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.received is None
 
 
 @pytest.mark.parametrize("signalled", [False, True])
@@ -82,6 +87,7 @@ LOOP = textwrap.dedent("""
     from fer_jax.signals import StopRequest
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and so does nohup
     with StopRequest() as stop:
         print("ready", flush=True)
         while not stop.is_agreed(1):

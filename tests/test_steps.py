@@ -35,6 +35,7 @@ class Setup:
     accumulate_steps: int = 1
     reduce_dtype: str = "float32"
     remat: bool = False
+    skip_nonfinite: bool = False
 
     @property
     def mesh(self) -> Mesh:
@@ -74,6 +75,7 @@ def train_step(setup: Setup):
         axis_name=parallel.AXIS,
         accumulate_steps=setup.accumulate_steps,
         reduce_dtype=setup.reduce_dtype,
+        skip_nonfinite=setup.skip_nonfinite,
     )
     return parallel.map_step(steps.repeat(step), setup.mesh, setup.mapper, batch_axis=1, donate=True)
 
@@ -379,3 +381,20 @@ def test_an_evaluation_step_sums_over_all_devices_what_is_not_masked(mapper, num
     np.add.at(expected, (batch["label"][batch["mask"]], logits.argmax(axis=1)[batch["mask"]]), 1)
     np.testing.assert_array_equal(sums["confusion"], expected)
     np.testing.assert_allclose(sums["loss"], losses[batch["mask"]].sum(), rtol=1e-5)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_nothing_else_is():
+    setup = Setup(skip_nonfinite=True)
+    (expected, all_sums), current = three_steps(Setup()), first_state(setup)
+    for number in range(3):
+        current, sums = take_step(setup, current, make_batch(number))
+        assert sums.pop("skipped") == 0
+        assert_close(sums, all_sums[number], rtol=1e-5)
+    assert_close(current, expected, rtol=1e-4, atol=1e-5)
+
+    broken = first_state_on_host()
+    broken.params["head"]["bias"][3] = np.inf
+    before = jax.tree.map(np.array, broken)
+    after, sums = take_step(setup, parallel.replicate(broken, setup.mesh), make_batch())
+    assert sums == {"loss": 0, "correct": 0, "count": 0, "skipped": 1, "learning_rate": pytest.approx(0.004)}
+    assert_identical(after, before.replace(step=before.step + 1))

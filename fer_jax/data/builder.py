@@ -22,7 +22,7 @@ from array_record.python import array_record_module
 
 from fer_jax.data import fer2013
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, SPLITS, Dataset, Split
-from fer_jax.errors import UserError
+from fer_jax.errors import StorageError, UserError
 
 _MANIFEST = "prepared.json"
 _PREPARING = ".preparing-"
@@ -83,7 +83,7 @@ def load(path: str | os.PathLike, cache_dir: str | os.PathLike, seed: int = 0) -
     A prepared copy is found again by the content of the source, not by its path, and has no part in the seed: where
     the files tell no validation split it is held out after reading. A copy that isn't, byte for byte, what was
     prepared is moved out of the way, with a warning, and prepared again. Raises UserError as `fer2013.read` does, and
-    where `cache_dir` can't be written.
+    StorageError where `cache_dir` can't be written.
     """
     path, cache_dir = pathlib.Path(path), pathlib.Path(cache_dir)
     source = fer2013.identify(path)
@@ -98,7 +98,7 @@ def load(path: str | os.PathLike, cache_dir: str | os.PathLike, seed: int = 0) -
             dataset = _prepare(path, source, prepared)
     except (OSError, tf.errors.OpError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise UserError(f"{cache_dir}: the prepared data set can't be kept in this folder ({reason})") from error
+        raise StorageError(f"{cache_dir}: the prepared data set can't be kept in this folder ({reason})") from error
     return fer2013.with_validation(dataset, seed)
 
 

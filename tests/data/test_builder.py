@@ -13,7 +13,7 @@ from PIL import Image
 import fer_jax
 from fer_jax.data import builder, fer2013
 from fer_jax.data.dataset import CLASS_NAMES, Dataset
-from fer_jax.errors import UserError
+from fer_jax.errors import StorageError, UserError
 
 ROOT = pathlib.Path(fer_jax.__file__).parents[1]
 # Says when it is ready, goes on when told to, and prints the fingerprint of what it loaded.
@@ -241,23 +241,23 @@ def test_a_wrong_source_is_a_user_error_and_leaves_nothing(tmp_path, faces, cach
     assert not cache.exists()
 
 
-def test_a_cache_that_cannot_be_written_is_a_user_error(tmp_path, faces):
+def test_a_cache_that_cannot_be_written_is_a_storage_error(tmp_path, faces):
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(UserError, match=r"file.*: the prepared data set can't be kept in this folder \("):
+        with pytest.raises(StorageError, match=r"file.*: the prepared data set can't be kept in this folder \("):
             builder.load(faces, cache)
     (tmp_path / "link").symlink_to(tmp_path / "link")
-    with pytest.raises(UserError, match=r"link: the prepared data set can't be kept in this folder \("):
+    with pytest.raises(StorageError, match=r"link: the prepared data set can't be kept in this folder \("):
         builder.load(faces, tmp_path / "link")
 
 
-def test_a_full_disk_is_a_user_error_and_leaves_nothing(faces, cache):
+def test_a_full_disk_is_a_storage_error_and_leaves_nothing(faces, cache):
     code = (
-        "import resource, signal, sys; from fer_jax.data import builder; from fer_jax.errors import UserError\n"
+        "import resource, signal, sys; from fer_jax.data import builder; from fer_jax.errors import StorageError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"  # a write beyond it fails, as on a full disk
         "try: builder.load(sys.argv[1], sys.argv[2])\n"
-        "except UserError as error: print(error)\n"
+        "except StorageError as error: print(error)\n"
     )
     command = [sys.executable, "-c", code, faces, cache]
     result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)

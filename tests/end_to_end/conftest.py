@@ -4,28 +4,17 @@ import json
 import pathlib
 import signal
 
-import numpy as np
 import pytest
 
 from configs import resnet50
 from fer_jax import train
 from fer_jax.signals import StopRequest
+from scripts import fault_injection
 
 
 @pytest.fixture(scope="session")
 def csv_file(tmp_path_factory):
-    """A fer2013.csv of 40 training, 21 validation and 17 test faces that a network can tell apart."""
-    generator = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("data") / "fer2013.csv"
-    lines = ["emotion,pixels,Usage"]
-    for usage, count in (("Training", 40), ("PublicTest", 21), ("PrivateTest", 17)):
-        for row in range(count):
-            label = row % 7
-            image = generator.integers(0, 60, (48, 48))
-            image[6 * label : 6 * label + 6] += 150
-            lines.append(f"{label},{' '.join(map(str, image.ravel()))},{usage}")
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    return fault_injection.write_faces(tmp_path_factory.mktemp("data") / "fer2013.csv")
 
 
 @pytest.fixture(scope="session")
@@ -69,8 +58,7 @@ def run():
     """Trains in this process: (config, workdir[, number of the question at which SIGTERM comes]) -> exit status."""
 
     def run(config, workdir: pathlib.Path, stop_at: int = 0) -> int:
-        with SignalAt(stop_at) as stop:
-            return train.run(config, workdir, stop)
+        return train.run(config, workdir, SignalAt(stop_at))
 
     return run
 

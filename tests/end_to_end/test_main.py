@@ -1,7 +1,7 @@
 """The command itself, in processes of its own."""
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +40,13 @@ def start(arguments, **environment):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
     environment = os.environ | compilation | {"XLA_FLAGS": "", "GLIBC_TUNABLES": ""} | environment
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 def run(arguments, **environment):
@@ -85,9 +91,10 @@ def test_wrong_data_is_one_line_that_names_the_row_and_status_2(csv_file, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_leaves(number, status, csv_file, tmp_path):
-    process = start(command(csv_file, tmp_path, num_epochs=5000))
+    # A suite under nohup ignores SIGHUP, and so would its children.
+    process = start(["env", "--default-signal=HUP", *command(csv_file, tmp_path, num_epochs=5000)])
     _wait_for(tmp_path / "metrics.jsonl", process)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
@@ -97,27 +104,87 @@ def test_a_signal_saves_and_leaves(number, status, csv_file, tmp_path):
         assert f"at step {checkpoints.latest_step}" in out
 
 
-def test_a_killed_run_goes_on_to_what_it_would_have_been(csv_file, tmp_path):
-    undisturbed = command(csv_file, tmp_path / "undisturbed", num_epochs=3)
-    status, out, err = run(undisturbed)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_there_is_anything_to_save_ends_the_process_at_once(number, csv_file, tmp_path):
+    process = start(command(csv_file, tmp_path))
+    for line in process.stdout:
+        if line.startswith("Workdir:"):  # what comes next is compiling
+            break
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == -number
+    assert not list((tmp_path / "checkpoints").iterdir())
+    status, _, err = run(command(csv_file, tmp_path))
+    assert status == 0, err
+
+
+def test_a_second_signal_does_not_wait_for_the_save_and_loses_nothing_saved_before(csv_file, tmp_path):
+    arguments = command(csv_file, tmp_path, num_epochs=5000)
+    process = start(arguments)
+    _wait_for(tmp_path / "checkpoints" / "2", process)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode in (143, -signal.SIGTERM)
+    process = start(arguments)
+    for line in process.stdout:
+        if line.startswith("Going on from the checkpoint of step"):
+            break
+    process.kill()
+    process.communicate()
+    assert line.startswith("Going on")
+
+
+def limited(arguments, kilobytes):
+    """The command with no file allowed to grow beyond a size, which fails as on a full disk."""
+    return ["bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "bash", *map(str, arguments)]
+
+
+def test_a_disk_that_is_full_when_a_checkpoint_is_written_is_one_line_and_status_4(csv_file, tmp_path):
+    arguments = command(csv_file, tmp_path, num_epochs=3, **{"model.width": 8, "checkpoint.every_steps": 5})
+    status, _, err = run(arguments)
+    assert status == 0, err
+    for path in (tmp_path / "checkpoints").iterdir():
+        if path.name not in ("5", "10"):
+            shutil.rmtree(path)
+    before = _contents(tmp_path / "checkpoints")
+    status, out, err = run(limited(arguments, 100))
+    assert status == 4, err
+    assert "Going on from the checkpoint of step 10." in out
+    lines = [line for line in err.splitlines() if line.startswith("fer_jax: ")]
+    assert len(lines) == 1, err
+    assert "a checkpoint can't be written" in lines[0]
+    assert "File too large" in lines[0]
+    after = _contents(tmp_path / "checkpoints")
+    assert {path: after.get(path) for path in before} == before
+
+
+def _contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_reports_and_a_disk_that_is_full_when_figures_are_written_loses_none(csv_file, tmp_path):
+    status, out, err = run(command(csv_file, tmp_path))
     assert status == 0, err
     assert "Data set: FER-2013 (fer2013.csv) (40 train, 21 validation, 17 test;" in out
     assert "\r" not in err  # no progress bar where there is no terminal
-    killed = command(csv_file, tmp_path / "killed", num_epochs=3)
-    process = start(killed)
-    _wait_for(tmp_path / "killed" / "checkpoints" / "2", process)
-    process.kill()
-    process.communicate()
-    status, out, err = run(killed)
-    assert status == 0, err
-    assert "Going on from the checkpoint of step" in out
-    for name in ("evaluation_validation.json", "evaluation_test.json"):
-        reports = [json.loads((tmp_path / run / "report" / name).read_text()) for run in ("undisturbed", "killed")]
-        assert reports[0] == reports[1]
-
-    status, out, err = run(main("--mode=evaluate", f"--workdir={tmp_path / 'killed'}", "--split=test"))
+    status, out, err = run(main("--mode=evaluate", f"--workdir={tmp_path}", "--split=test"))
     assert status == 0, err
     assert "is the one logged in training" in out
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.partial").symlink_to("/dev/full")
+    status, _, err = run(command(csv_file, tmp_path))
+    assert status == 4
+    assert "fer_jax: [Errno 28] No space left on device" in err
+    assert "Traceback" not in err
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_workdir_that_can_not_be_written_is_one_line_and_status_4(csv_file):
+    status, _, err = run(command(csv_file, "/proc/fer_jax"))
+    assert status == 4
+    assert len(err.strip().splitlines()) == 1, err
+    assert "/proc/fer_jax" in err
 
 
 def _wait_for(path, process):

@@ -1,44 +1,133 @@
-"""Two real processes that talk over gloo, against one."""
+"""Real processes that talk over gloo, against one, against each other's checkpoints, and against each other's end."""
 
 import json
-import socket
+import signal
+import time
 
 import numpy as np
+import pytest
 
+from scripts.launch.local import free_port
 from tests.checkpoints import read_arrays
 from tests.end_to_end.test_main import command, run, start
 
+# The same arithmetic on any number of devices, but for the order of sums.
+TOLERANCE = {"rtol": 1e-3}
 
-def test_two_processes_train_the_network_that_one_trains(csv_file, tmp_path):
-    status, _, err = run(command(csv_file, tmp_path / "one"))
+
+def start_several(number, csv_file, workdir, *, devices=1, **overrides):
+    address = f"localhost:{free_port()}"
+    environment = {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(number),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    return [
+        start(command(csv_file, workdir, **overrides), **environment, JAX_PROCESS_ID=str(process_id))
+        for process_id in range(number)
+    ]
+
+
+def finish(processes, timeout=300):
+    outputs = [process.communicate(timeout=timeout) for process in processes]
+    return [process.returncode for process in processes], outputs
+
+
+def read_events(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_training(workdir, other):
+    ours, theirs = read_events(workdir), read_events(other)
+    assert [(event["step"], event["kind"]) for event in ours] == [(event["step"], event["kind"]) for event in theirs]
+    np.testing.assert_allclose([e["loss"] for e in ours], [e["loss"] for e in theirs], **TOLERANCE)
+    ours, theirs = read_arrays(workdir), read_arrays(other)
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        np.testing.assert_allclose(ours[key], theirs[key], atol=2e-3, err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def alone(csv_file, tmp_path_factory):
+    """The workdir of one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    status, _, err = run(command(csv_file, workdir, num_epochs=1))
     assert status == 0, err
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    processes = [
-        start(
-            command(csv_file, tmp_path / "two", **{"parallel.distributed": True}),
-            JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(process_id),
-        )
-        for process_id in range(2)
-    ]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "2 x cpu (cpu), 2 processes" in outputs[0][0]
-    # One process speaks and writes for all; Gloo speaks for itself.
-    assert all(line.startswith("[Gloo]") for line in outputs[1][0].splitlines())
+    return workdir
 
-    events = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    ]
-    assert len(events[0]) == len(events[1])
-    for one, two in zip(*events, strict=True):
-        assert (one["step"], one["kind"]) == (two["step"], two["kind"])
-        np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-3)
-    one, two = read_arrays(tmp_path / "one"), read_arrays(tmp_path / "two")
-    assert one.keys() == two.keys()
-    for key in one:
-        np.testing.assert_allclose(one[key], two[key], atol=2e-3, err_msg=key)
+
+@pytest.mark.parametrize(("number", "devices"), [(2, 1), (4, 1), (2, 4)])
+def test_several_processes_train_the_network_that_one_trains(number, devices, alone, csv_file, tmp_path):
+    statuses, outputs = finish(start_several(number, csv_file, tmp_path / "run", devices=devices, num_epochs=1))
+    assert statuses == number * [0], outputs
+    assert f"{number * devices} x cpu (cpu), {number} processes" in outputs[0][0]
+    # One process speaks and writes for all; Gloo speaks for itself.
+    for out, _ in outputs[1:]:
+        assert all(line.startswith("[Gloo]") for line in out.splitlines())
+    assert_same_training(tmp_path / "run", alone)
+    reports = [json.loads((w / "report" / "evaluation_test.json").read_text()) for w in (alone, tmp_path / "run")]
+    assert reports[0]["num_examples"] == reports[1]["num_examples"] == 17
+
+
+def test_a_signal_to_one_process_stops_all_and_another_number_goes_on(alone, csv_file, tmp_path):
+    processes = start_several(2, csv_file, tmp_path, num_epochs=2000, **{"early_stopping.patience": 2000})
+    _wait_for_events(tmp_path, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    statuses, outputs = finish(processes, timeout=120)
+    assert statuses == [143, 143], outputs
+    assert "Stopped and saved at step" in outputs[0][0]
+    step = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert f"at step {step};" in outputs[0][0]
+    # The config is the run's own, so one more process is enough to see that it goes on.
+    process = start(command(csv_file, tmp_path, num_epochs=2000, **{"early_stopping.patience": 2000}))
+    _wait_for_events(tmp_path, [process], after=step)
+    process.send_signal(signal.SIGTERM)
+    (status,), ((out, err),) = finish([process])
+    assert status == 143, err
+    assert f"Going on from the checkpoint of step {step}." in out
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_is_killed_the_others_leave_and_say_why(victim, csv_file, tmp_path):
+    options = {"num_epochs": 2000, "early_stopping.patience": 2000}
+    processes = start_several(2, csv_file, tmp_path, **options)
+    _wait_for_events(tmp_path, processes)
+    processes[victim].kill()
+    killed_at = time.monotonic()
+    other = processes[1 - victim]
+    _, err = other.communicate(timeout=60)
+    assert time.monotonic() - killed_at < 60
+    assert other.returncode != 0
+    if other.returncode == 5:
+        assert "another process of this run is gone or can't be reached" in err
+    else:  # JAX's own service was first to notice, and ends the process in its way
+        assert "another task died" in err or "distributed service" in err, err
+    processes[victim].communicate()
+    last = read_events(tmp_path)[-1]["step"]
+    process = start(command(csv_file, tmp_path, **options))
+    _wait_for_events(tmp_path, [process], after=last)
+    process.send_signal(signal.SIGTERM)
+    (status,), _ = finish([process])
+    assert status == 143
+
+
+def test_the_local_launcher_starts_processes_and_passes_on_their_status(alone, csv_file, tmp_path):
+    python, _, _, *options = command(csv_file, tmp_path / "run", num_epochs=1)
+    launch = [python, "-m", "scripts.launch.local", "--processes", "2", "--"]
+    status, out, err = run([*launch, *options])
+    assert status == 0, err
+    assert "2 processes" in out
+    assert_same_training(tmp_path / "run", alone)
+    status, _, err = run([*launch, *options, "--config.seed=-1"])
+    assert status == 2
+    assert "config.seed is -1" in err
+
+
+def _wait_for_events(workdir, processes, after=0):
+    for _ in range(1200):
+        if (workdir / "metrics.jsonl").exists() and any(event["step"] > after for event in read_events(workdir)):
+            return
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError(f"no events after step {after} in {workdir}")

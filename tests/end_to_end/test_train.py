@@ -1,6 +1,7 @@
 """The loop, end to end, on a tiny network."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_jax import parallel
+from fer_jax import evaluate, lock, parallel
 from fer_jax.checkpoint import Checkpoints
 from fer_jax.errors import UserError
+from fer_jax.signals import StopRequest
 from tests.checkpoints import read_arrays
 from tests.end_to_end.conftest import read_metrics
 
@@ -120,6 +122,52 @@ def test_a_run_on_other_data_is_refused(finished, make_config, run, tmp_path, cs
         run(config, workdir)
 
 
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(finished, make_config, run, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    data = max((tmp_path / "run" / "checkpoints" / "10" / "weights").rglob("d/*"), key=lambda path: path.stat().st_size)
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"step 10 .*; other checkpoints: 5"):
+        evaluate.run(None, tmp_path / "run", split="test", checkpoint="latest", stop=StopRequest())
+    assert run(make_config(), tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert "the checkpoint of step 10 " in out
+    assert f"it is moved to {tmp_path / 'run' / 'damaged' / '10'}" in out
+    assert "Going on from the checkpoint of step 5" in out
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_where_every_checkpoint_is_damaged_nothing_begins_anew(finished, make_config, run, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for step in (5, 10):
+        (tmp_path / "run" / "checkpoints" / str(step) / "record" / "metadata").unlink()
+    events = read_metrics(tmp_path / "run")
+    with pytest.raises(UserError, match="no other checkpoint"):
+        run(make_config(), tmp_path / "run")
+    assert read_metrics(tmp_path / "run") == events
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_what_differs(finished, make_config, run, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    config = make_config(**{"model.width": 4, "model.stem_pool": False})
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config.to_dict()))
+    with pytest.raises(UserError, match=r"step 10 .*model.stem_pool True there and False here.*model.width 2 there"):
+        run(config, tmp_path / "run")
+
+
+def test_two_runs_in_one_workdir_are_one_too_many(make_config, run, tmp_path):
+    with lock.hold(tmp_path), pytest.raises(UserError, match=rf"in use by a run, process {os.getpid()} on "):
+        run(make_config(), tmp_path)
+    assert run(make_config(num_epochs=1), tmp_path) == 0
+
+
+def test_steps_that_are_not_finite_are_skipped_on_request_until_too_many(make_config, run, tmp_path, capsys):
+    config = make_config(**{"optimizer.learning_rate": 1e30, "num_epochs": 1, "train.skip_nonfinite": 2})
+    assert run(config, tmp_path) == 3
+    out = capsys.readouterr().out
+    assert "Step 2 is skipped: its loss or gradient is not finite (1 steps so far)." in out
+    assert "loss or gradient is not finite, in 3 steps in a row (step 4)" in out
+
+
 def test_a_diverging_run_stops_with_3_and_keeps_the_last_good_checkpoint(make_config, run, tmp_path, capsys):
     config = make_config(
         **{"optimizer.learning_rate": 1e38, "optimizer.warmup_epochs": 1.0, "checkpoint.every_steps": 1}
@@ -127,7 +175,7 @@ def test_a_diverging_run_stops_with_3_and_keeps_the_last_good_checkpoint(make_co
     # The warm-up's first step changes nothing, the second makes weights so large that the third's loss is not finite.
     assert run(config, tmp_path) == 3
     out = capsys.readouterr().out
-    assert "diverged at step 3" in out
+    assert "diverged by step 3: the training loss is not finite (step 3)" in out
     assert "The checkpoint of step 2 is kept" in out
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == 2
@@ -188,3 +236,13 @@ def test_a_data_set_without_test_split_trains_and_says_so(make_config, run, tmp_
     assert run(config, tmp_path / "run") == 0
     assert "has no test split" in capsys.readouterr().out
     assert not (tmp_path / "run" / "report" / "evaluation_test.json").exists()
+
+
+def test_checkpoints_and_prepared_data_hold_no_pickles(finished, csv_file):
+    folders = (finished, csv_file.parent / "prepared")
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for path in files:
+        # Protocols 2 to 5 begin so; the older ones are text that ends with a full stop.
+        assert not path.read_bytes().startswith(tuple(b"\x80" + bytes([version]) for version in range(2, 6))), path
+        assert path.suffix not in (".pkl", ".pickle", ".npy", ".npz", ".pt"), path

@@ -1,0 +1,215 @@
+"""Kills a run again and again, and holds what becomes of it against a run that was left alone.
+
+`python -m scripts.fault_injection --kills 100` trains a tiny network. At random moments, most of them within what is
+easily hurt (preparing the data, an epoch, an evaluation, a checkpoint's write, the report), the process gets SIGKILL,
+and the same command is given again. When a run ends, weights, optimizer state, batch statistics, metrics.jsonl,
+history.csv, TensorBoard's events and reports must be those of the undisturbed run, bit for bit but for what the clock
+says; then the next run begins. Prints how many kills of each kind there were; fails at the first difference.
+"""
+
+import argparse
+import collections
+import csv
+import json
+import multiprocessing
+import os
+import pathlib
+import random
+import shutil
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+EPOCHS, STEPS = 6, 5
+TINY = {"model.depth": 18, "model.width": 2, "model.dtype": "float32"}
+CLOCK = ("images_per_second", "tflops_per_second")
+
+
+def write_faces(path: pathlib.Path) -> pathlib.Path:
+    """Writes a fer2013.csv of 40 training, 21 validation and 17 test faces that a network can tell apart."""
+    generator = np.random.default_rng(0)
+    lines = ["emotion,pixels,Usage"]
+    for usage, count in (("Training", 40), ("PublicTest", 21), ("PrivateTest", 17)):
+        for row in range(count):
+            label = row % 7
+            image = generator.integers(0, 60, (48, 48))
+            image[6 * label : 6 * label + 6] += 150
+            lines.append(f"{label},{' '.join(map(str, image.ravel()))},{usage}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def options(data: pathlib.Path, workdir: pathlib.Path, prepared: pathlib.Path) -> list[str]:
+    values = TINY | {
+        "num_epochs": EPOCHS,
+        "batch_size": 40 // STEPS,
+        "dataset.path": data,
+        "dataset.cache_dir": prepared,
+        "checkpoint.every_steps": 2,
+        "log.every_steps": 1,
+    }
+    command = ["--config=configs/resnet50.py", f"--workdir={workdir}"]
+    return command + [f"--config.{key}={value}" for key, value in values.items()]
+
+
+def run_command(arguments: list[str], log: str) -> None:
+    """In a process of its own: what `python -m fer_jax.main` does."""
+    with open(log, "ab") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    os.environ["GLIBC_TUNABLES"] = ""  # the restart for huge pages would load everything anew
+    sys.argv = ["fer_jax.main", *arguments]
+    from fer_jax import main
+
+    main.run()
+
+
+# A server that has loaded everything forks the processes, which saves most of each one's start.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(
+    ["fer_jax.train", "fer_jax.data.pipeline", "fer_jax.data.builder", "clu.metric_writers"]
+)
+
+
+def events_of(workdir: pathlib.Path) -> list[dict]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def is_preparing(workdir: pathlib.Path, prepared: pathlib.Path) -> bool:
+    return any(prepared.glob(".preparing-*"))
+
+
+def is_training(workdir: pathlib.Path, prepared: pathlib.Path) -> bool:
+    return bool(events_of(workdir))
+
+
+def is_evaluating(workdir: pathlib.Path, prepared: pathlib.Path) -> bool:
+    events = events_of(workdir)
+    return bool(events) and events[-1]["kind"] == "train" and events[-1]["step"] % STEPS == 0
+
+
+def is_saving(workdir: pathlib.Path, prepared: pathlib.Path) -> bool:
+    return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def is_reporting(workdir: pathlib.Path, prepared: pathlib.Path) -> bool:
+    return (workdir / "report" / "evaluation_validation.json").exists()
+
+
+def is_running(workdir: pathlib.Path, prepared: pathlib.Path) -> bool:
+    return True
+
+
+# What is waited for, and the longest time after it, in seconds, until the kill.
+MOMENTS = {
+    "while preparing the data": (is_preparing, 0.3),
+    "while training": (is_training, 1.0),
+    "while evaluating": (is_evaluating, 0.2),
+    "while saving": (is_saving, 0.05),
+    "while reporting": (is_reporting, 0.3),
+    "anywhere": (is_running, 10.0),
+}
+
+
+def kill_at(moment: str, arguments: list[str], log: str, workdir, prepared, generator: random.Random) -> str:
+    """Starts the command and kills it at the moment; gives 'killed', or 'finished' where it ended before."""
+    reached, longest = MOMENTS[moment]
+    process = _PROCESSES.Process(target=run_command, args=(arguments, log))
+    process.start()
+    while process.is_alive() and not reached(workdir, prepared):
+        time.sleep(0.002)
+    process.join(generator.uniform(0, longest))
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    if not alive and process.exitcode != 0:
+        raise AssertionError(
+            f"the command ended with status {process.exitcode}:\n{pathlib.Path(log).read_text()[-4000:]}"
+        )
+    return "killed" if alive else "finished"
+
+
+def finish(arguments: list[str], log: str) -> None:
+    process = _PROCESSES.Process(target=run_command, args=(arguments, log))
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise AssertionError(
+            f"the command ended with status {process.exitcode}:\n{pathlib.Path(log).read_text()[-4000:]}"
+        )
+
+
+def outcome(workdir: pathlib.Path) -> dict:
+    """Gives everything that a run leaves, without what the clock says."""
+    import jax
+    import orbax.checkpoint as ocp
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = {"events": [{k: v for k, v in event.items() if k not in CLOCK} for event in events_of(workdir)]}
+    with (workdir / "report" / "history.csv").open() as file:
+        found["history"] = [{k: v for k, v in row.items() if k not in CLOCK} for row in csv.DictReader(file)]
+    for path in sorted((workdir / "report").glob("*.json")):
+        found[path.name] = json.loads(path.read_text())
+    accumulator = EventAccumulator(str(workdir), size_guidance={"tensors": 0}).Reload()
+    for tag in accumulator.Tags()["tensors"]:
+        if not any(name in tag for name in CLOCK):
+            found[f"TensorBoard {tag}"] = [event.step for event in accumulator.Tensors(tag)]
+    checkpoints = workdir / "checkpoints"
+    found["checkpoints"] = sorted(int(path.name) for path in checkpoints.iterdir())
+    with ocp.StandardCheckpointer() as checkpointer:
+        for item in ("weights", "training"):
+            path = checkpoints / str(max(found["checkpoints"])) / item
+            for key, leaf in jax.tree_util.tree_leaves_with_path(checkpointer.restore(path)):
+                found[f"{item}{jax.tree_util.keystr(key)}"] = np.asarray(leaf).tobytes()
+    return found
+
+
+def inject(num_kills: int, seed: int, folder: pathlib.Path, say=print) -> dict[str, int]:
+    """Kills until there were `num_kills`; gives how often at which moment. Raises AssertionError at a difference."""
+    generator, killed, finished = random.Random(seed), collections.Counter(), 0
+    data, log = write_faces(folder / "fer2013.csv"), str(folder / "log")
+    undisturbed = folder / "undisturbed"
+    finish(options(data, undisturbed, folder / "prepared"), log)
+    expected = outcome(undisturbed)
+    while killed.total() < num_kills:
+        workdir, prepared = folder / f"run{finished}", folder / f"prepared{finished}"
+        arguments, ended = options(data, workdir, prepared), False
+        kills_of_this_run = 0
+        # A few kills a run, so that runs also end; the data are prepared once a run.
+        while not ended and kills_of_this_run < 8 and killed.total() < num_kills:
+            moment = generator.choice(list(MOMENTS))
+            if moment == "while preparing the data" and any(prepared.glob("fer2013-*")):
+                shutil.rmtree(prepared)
+            if kill_at(moment, arguments, log, workdir, prepared, generator) == "finished":
+                ended = True
+            else:
+                killed[moment] += 1
+                kills_of_this_run += 1
+                say(f"kill {killed.total()}: {moment}, at {len(events_of(workdir))} events", flush=True)
+        finish(arguments, log)
+        found = outcome(workdir)
+        different = [key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)]
+        if different:
+            raise AssertionError(f"{workdir} after {kills_of_this_run} kills differs in {sorted(different)}")
+        finished += 1
+        say(f"run {finished} is what it would have been ({kills_of_this_run} kills)", flush=True)
+    return dict(killed) | {"runs": finished}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(folder, "compiled"))
+        summary = inject(arguments.kills, arguments.seed, pathlib.Path(folder))
+    print(json.dumps(summary, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

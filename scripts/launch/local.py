@@ -1,0 +1,68 @@
+"""Runs the command as several processes on this machine: python -m scripts.launch.local --processes N [--] OPTIONS
+
+OPTIONS are those of `python -m fer_jax.main`. On a machine with several accelerators one process uses them all without
+this; it is there to try what several hosts will do. A signal goes to all processes; when one fails, the others are
+given a minute to notice. The exit status is that of the first process that failed.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+GRACE_SECONDS = 60
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start(num_processes: int, options: list[str]) -> list[subprocess.Popen]:
+    """Starts the processes; process 0 is the one that speaks and writes."""
+    common = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": str(num_processes)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "fer_jax.main", *options],
+            env=os.environ | common | {"JAX_PROCESS_ID": str(process_id)},
+        )
+        for process_id in range(num_processes)
+    ]
+
+
+def wait(processes: list[subprocess.Popen]) -> int:
+    """Waits for all; gives the status of the first that failed, or 0."""
+    status, deadline = 0, None
+    while any(process.poll() is None for process in processes):
+        failed = [process.returncode for process in processes if process.returncode]
+        if failed and deadline is None:
+            status, deadline = failed[0], time.monotonic() + GRACE_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+        time.sleep(0.1)
+    return status or next((process.returncode for process in processes if process.returncode), 0)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, required=True, help="how many")
+    arguments, options = parser.parse_known_args(argv)
+    processes = start(arguments.processes, [option for option in options if option != "--"])
+
+    def forward(number, _frame):
+        for process in processes:
+            process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, forward)
+    status = wait(processes)
+    return 128 - status if status < 0 else status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
