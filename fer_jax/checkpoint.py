@@ -6,7 +6,7 @@ evaluation and resumption need beside the weights (`run`).
 """
 
 import json
-import pathlib
+import os
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from fer_jax import stall
 from fer_jax.errors import StorageError, UserError
 from fer_jax.state import TrainState
 
@@ -40,9 +42,10 @@ class Checkpoints:
     read_only: for a reader beside the run that writes them.
     """
 
-    def __init__(self, directory: str | pathlib.Path, *, read_only: bool = False):
+    def __init__(self, directory: str | os.PathLike, *, read_only: bool = False):
         policies = ocp.checkpoint_managers
-        self._directory = pathlib.Path(directory).absolute()
+        directory = epath.Path(directory)
+        self._directory = directory if directory.is_absolute() else directory.absolute()  # gs:// is absolute
         self._aside = self._directory.with_name("damaged")
         self._best = _KeepBest()
         try:
@@ -75,7 +78,8 @@ class Checkpoints:
         if kind is not None and jax.process_count() > 1:
             return  # closing waits for the other processes, one of which may be gone
         try:
-            self._manager.close()
+            with stall.limit(self._directory):
+                self._manager.close()
         except Exception as error:
             if kind is None:
                 raise self._cannot_save(error) from error
@@ -118,19 +122,18 @@ class Checkpoints:
             "checksums": {"weights": _checksum(weights), "training": _checksum(training)},
             "run": dict(run),
         }
+        items = ocp.args.Composite(
+            weights=ocp.args.StandardSave(weights),
+            training=ocp.args.StandardSave(training),
+            record=ocp.args.JsonSave(record | {"checksum": _checksum_of_json(record)}),
+        )
         try:
-            if step in self._manager.all_steps():
-                # Saved at a stop between an epoch's last step and the end of its evaluation; now the epoch is whole.
-                self._manager.wait_until_finished()
-                self._manager.delete(step)
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    weights=ocp.args.StandardSave(weights),
-                    training=ocp.args.StandardSave(training),
-                    record=ocp.args.JsonSave(record | {"checksum": _checksum_of_json(record)}),
-                ),
-            )
+            with stall.limit(self._directory):
+                if step in self._manager.all_steps():
+                    # Saved at a stop between an epoch's last step and the end of its evaluation; now it is whole.
+                    self._manager.wait_until_finished()
+                    self._manager.delete(step)
+                self._manager.save(step, args=items)
         except Exception as error:
             raise self._cannot_save(error) from error
 
@@ -165,7 +168,7 @@ class Checkpoints:
         )
         return TrainState(**restored["weights"], **restored["training"])
 
-    def set_aside(self, step: int) -> pathlib.Path:
+    def set_aside(self, step: int) -> epath.Path:
         """Moves a damaged checkpoint out of the way of the next ones; gives where it is then."""
         aside = self._aside / str(step)
         if jax.process_index() == 0:

@@ -3,11 +3,11 @@
 import difflib
 import json
 import math
-import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from etils import epath
 from ml_collections import config_dict
 
 from fer_jax.errors import UserError
@@ -153,7 +153,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
 
 
 def refuse_differences(
-    config: Mapping[str, Any], workdir: pathlib.Path, *, advice: str, allowed: str | None = None
+    config: Mapping[str, Any], workdir: epath.Path, *, advice: str, allowed: str | None = None
 ) -> None:
     """Raises UserError where the run in `workdir` has another config, but for keys that begin with `allowed`."""
     different = [
@@ -165,7 +165,7 @@ def refuse_differences(
         raise UserError(f"{workdir} holds a run of another config: {', '.join(different)}. {advice}")
 
 
-def load(path: pathlib.Path) -> config_dict.ConfigDict:
+def load(path: epath.Path) -> config_dict.ConfigDict:
     """Reads the config.json of a run; raises UserError where there is none or it is damaged."""
     try:
         values = json.loads(path.read_text())
@@ -178,8 +178,8 @@ def load(path: pathlib.Path) -> config_dict.ConfigDict:
         raise UserError(f"{path} can't be read as a run's config: {error}") from None
 
 
-def save(config: config_dict.ConfigDict, path: pathlib.Path) -> None:
+def save(config: config_dict.ConfigDict, path: epath.Path) -> None:
     """Writes a run's config.json, whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    partial.rename(path)
+    partial.replace(path)

@@ -1,17 +1,17 @@
 """Evaluates one split exactly, and writes the report of a run's checkpoint."""
 
 import functools
-import pathlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 
 from fer_jax import config as config_lib
-from fer_jax import metrics, parallel, report, steps
+from fer_jax import metrics, parallel, report, stall, steps
 from fer_jax.checkpoint import Checkpoints, Damaged
 from fer_jax.data import source
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Dataset, Split
@@ -113,7 +113,7 @@ def make_evaluator(config: config_dict.ConfigDict, model: resnet.ResNet, mesh: M
 
 
 def run(
-    config: config_dict.ConfigDict | None, workdir: pathlib.Path, *, split: str, checkpoint: str, stop: StopRequest
+    config: config_dict.ConfigDict | None, workdir: epath.Path, *, split: str, checkpoint: str, stop: StopRequest
 ) -> int:
     """Evaluates a checkpoint ('best', 'latest' or a step) of the run in `workdir` on a split and writes its report.
 
@@ -146,7 +146,7 @@ def run(
 
 def report_checkpoint(
     config: config_dict.ConfigDict,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     dataset: Dataset,
     *,
     splits: list[str],
@@ -197,7 +197,8 @@ def report_checkpoint(
             "dataset_fingerprint": dataset.fingerprint,
         }
         if jax.process_index() == 0:
-            report.write_evaluation(evaluation, workdir / "report")
+            with stall.limit(workdir / "report"):
+                report.write_evaluation(evaluation, workdir / "report")
         say("\n" + report.table(evaluation))
 
 

@@ -1,12 +1,12 @@
 """The command: `python -m fer_jax.main --config=FILE [--workdir=DIR] [--mode=train|evaluate] ...`"""
 
 import os
-import pathlib
 import signal
 import sys
 from typing import NoReturn
 
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from fer_jax import config as config_lib
@@ -14,7 +14,9 @@ from fer_jax import huge_pages
 from fer_jax.errors import StorageError, UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, such as configs/resnet50.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder. Default: runs/<name of the config file>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder or gs://bucket/... Default: runs/<name of the config>."
+)
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What to evaluate on.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "What to evaluate: 'best', 'latest' or a step.")
 
@@ -35,12 +37,12 @@ _MODES = {"train": _train, "evaluate": _evaluate}
 _MODE = flags.DEFINE_enum("mode", "train", list(_MODES), "What to do.")
 
 
-def _workdir() -> pathlib.Path:
+def _workdir() -> epath.Path:
     if _WORKDIR.value:
-        return pathlib.Path(_WORKDIR.value)
+        return epath.Path(_WORKDIR.value)
     if _CONFIG.value is None:
         raise UserError("--workdir is missing: which run? For example --workdir=runs/resnet50")
-    return pathlib.Path("runs") / pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    return epath.Path("runs") / epath.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
 
 
 def main(_) -> int:
@@ -64,6 +66,8 @@ def main(_) -> int:
     except (StorageError, OSError) as error:
         _leave(_say(error, status=4))
     except Exception as error:
+        if _is_of_storage(error):
+            _leave(_say(" ".join(str(error).split()), status=4))
         if not _is_of_another_process(error):
             raise
         message = (
@@ -82,6 +86,11 @@ def _join_processes() -> None:
         distributed = options.get("coordinator") is not None or parallel.is_one_of_several()
     if distributed:
         parallel.initialize_processes(*map(options.get, ("coordinator", "num_processes", "process_id")))
+
+
+def _is_of_storage(error: Exception) -> bool:
+    """Whether TensorFlow, which writes for TensorBoard and to object storage, could not read or write."""
+    return "tensorflow" in sys.modules and isinstance(error, sys.modules["tensorflow"].errors.OpError)
 
 
 def _is_of_another_process(error: Exception) -> bool:

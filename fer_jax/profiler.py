@@ -1,8 +1,9 @@
 """A trace of a few training steps, on demand."""
 
-import pathlib
+import os
 
 import jax
+from etils import epath
 
 from fer_jax.meter import Meter
 
@@ -17,7 +18,7 @@ class Profiler:
     at.
     """
 
-    def __init__(self, directory: pathlib.Path, *, num_steps: int | None, now: int):
+    def __init__(self, directory: epath.Path, *, num_steps: int | None, now: int):
         self._directory = directory
         self._start = now + FIRST if num_steps else None
         self._end = now + FIRST + num_steps if num_steps else None
@@ -26,7 +27,7 @@ class Profiler:
         """Starts or ends the trace where that is due before `step`; the meter's clock stands still in between."""
         if self._start is not None and step >= self._start:
             meter.flush()
-            jax.profiler.start_trace(self._directory)
+            jax.profiler.start_trace(os.fspath(self._directory))
             self._start = None
         elif self._start is None and self._end is not None and step >= self._end:
             meter.flush()

@@ -1,12 +1,12 @@
 """What a run leaves for a person: history, curves, confusion matrices, evaluation files, tables."""
 
 import json
-import pathlib
 from collections.abc import Iterable
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from etils import epath
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -33,13 +33,12 @@ def history(events: Iterable[dict]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(finished, orient="index", columns=columns).rename_axis("epoch").reset_index()
 
 
-def write_history(events: Iterable[dict], dataset: Dataset, folder: pathlib.Path) -> None:
+def write_history(events: Iterable[dict], dataset: Dataset, folder: epath.Path) -> None:
     """Writes history.csv and curves.png, the best epoch marked."""
     folder.mkdir(exist_ok=True)
     table = history(events)
-    table.assign(dataset=dataset.name, dataset_fingerprint=dataset.fingerprint).to_csv(
-        folder / "history.csv", index=False
-    )
+    named = table.assign(dataset=dataset.name, dataset_fingerprint=dataset.fingerprint)
+    (folder / "history.csv").write_text(named.to_csv(index=False))
     if table.empty:
         return
     best = table.loc[table["validation_accuracy"].idxmax()]
@@ -56,11 +55,10 @@ def write_history(events: Iterable[dict], dataset: Dataset, folder: pathlib.Path
     axes[0].legend()
     title = f"{dataset.name} ({dataset.fingerprint})"
     figure.suptitle(f"{title}: best validation accuracy {best['validation_accuracy']:.2%}", fontsize=11)
-    figure.savefig(folder / "curves.png", dpi=120)
-    plt.close(figure)
+    _save(figure, folder / "curves.png", dpi=120)
 
 
-def write_evaluation(evaluation: dict, folder: pathlib.Path) -> None:
+def write_evaluation(evaluation: dict, folder: epath.Path) -> None:
     """Writes evaluation_<split>.json and confusion_matrix_<split>.png."""
     folder.mkdir(exist_ok=True)
     split = evaluation["split"]
@@ -82,7 +80,12 @@ def write_evaluation(evaluation: dict, folder: pathlib.Path) -> None:
         f"{evaluation['dataset']} ({evaluation['dataset_fingerprint']}), {split}\naccuracy {_accuracy(evaluation)}",
         fontsize=10,
     )
-    figure.savefig(folder / f"confusion_matrix_{split}.png", dpi=110)
+    _save(figure, folder / f"confusion_matrix_{split}.png", dpi=110)
+
+
+def _save(figure: plt.Figure, path: epath.Path, *, dpi: int) -> None:
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=dpi)
     plt.close(figure)
 
 

@@ -5,17 +5,17 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import pathlib
 import time
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 
-from fer_jax import augment, evaluate, flops, lock, metrics, optimizer, parallel, report, steps
+from fer_jax import augment, evaluate, flops, lock, metrics, optimizer, parallel, report, stall, steps
 from fer_jax import config as config_lib
 from fer_jax import state as state_lib
 from fer_jax.checkpoint import Checkpoints, Damaged
@@ -29,7 +29,7 @@ from fer_jax.signals import StopRequest
 from fer_jax.writers import MetricsWriter, Terminal, describe_speed, read_events
 
 
-def run(config: config_dict.ConfigDict, workdir: pathlib.Path, stop: StopRequest) -> int:
+def run(config: config_dict.ConfigDict, workdir: epath.Path, stop: StopRequest) -> int:
     """Trains the run of `workdir`, from its latest checkpoint if there is one; gives the exit status.
 
     0: done, with a report of the best checkpoint; 3: diverged; 128 + signal: stopped and saved. Raises UserError,
@@ -109,7 +109,7 @@ class Trainer:
         self._data = parallel.replicate(self._train_split.arrays(), self._mesh) if on_device else {}
         self._evaluate = evaluate.make_evaluator(config, self._model, self._mesh, stop)
 
-    def prepare(self, workdir: pathlib.Path, checkpoints: Checkpoints) -> None:
+    def prepare(self, workdir: epath.Path, checkpoints: Checkpoints) -> None:
         """Restores or makes the state, and compiles what trains it."""
         self._checkpoints, self._workdir = checkpoints, workdir
         create = functools.partial(
@@ -164,7 +164,8 @@ class Trainer:
             finally:
                 self._terminal.end_epoch()
                 if is_primary:
-                    report.write_history(read_events(workdir), self._dataset, workdir / "report")
+                    with stall.limit(workdir / "report"):
+                        report.write_history(read_events(workdir), self._dataset, workdir / "report")
         if self._progress.should_stop:
             self._terminal.say(
                 f"Stopped early: no better validation accuracy in {self._config.early_stopping.patience} epochs."

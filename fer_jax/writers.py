@@ -1,11 +1,13 @@
 """Where a run's figures go as they are made: metrics.jsonl, TensorBoard, and the terminal."""
 
+import contextlib
+import io
 import json
 import os
-import pathlib
 import sys
 
 import tqdm
+from etils import epath
 
 
 class MetricsWriter:
@@ -16,7 +18,7 @@ class MetricsWriter:
     one process of a run writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, step: int, epochs: int, common: dict, is_primary: bool):
+    def __init__(self, workdir: epath.Path, *, step: int, epochs: int, common: dict, is_primary: bool):
         self._file = None
         self._common = common
         if is_primary:
@@ -30,11 +32,13 @@ class MetricsWriter:
             ]
             partial = path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(event) + "\n" for event in kept))
-            partial.rename(path)
-            self._file = path.open("a")
+            partial.replace(path)
+            self._closing = contextlib.ExitStack()
+            self._file = self._closing.enter_context(path.open("a"))
             for old in workdir.glob("events.out.tfevents.*"):
                 old.unlink()
             self._tensorboard = metric_writers.SummaryWriter(str(workdir))
+            self._closing.callback(self._tensorboard.close)
             for event in kept:
                 self._show(event)
 
@@ -49,7 +53,9 @@ class MetricsWriter:
     def sync(self) -> None:
         """Sees to it that what was written outlasts the machine."""
         if self._file:
-            os.fsync(self._file.fileno())
+            self._file.flush()
+            with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # object storage has no file number
+                os.fsync(self._file.fileno())
 
     def _show(self, event: dict) -> None:
         values = {
@@ -61,11 +67,10 @@ class MetricsWriter:
 
     def close(self) -> None:
         if self._file:
-            self._file.close()
-            self._tensorboard.close()
+            self._closing.close()
 
 
-def read_events(workdir: pathlib.Path) -> list[dict]:
+def read_events(workdir: epath.Path) -> list[dict]:
     """Reads metrics.jsonl; a last line cut off by a crash is left out."""
     path = workdir / "metrics.jsonl"
     events = []

@@ -20,9 +20,7 @@ SPEC = {"peer": "ours", "task": "step", "batch": 2, "model": TINY}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Lets workers compile as quickly as the tests themselves, and take turns without a pause."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
+    """Lets workers take turns without a pause."""
     monkeypatch.setattr(benchmark, "PAUSE_SECONDS", 0)
 
 

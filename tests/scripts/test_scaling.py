@@ -83,7 +83,7 @@ def test_two_processes_are_measured_and_predicted():
     done = subprocess.run(
         [*command, '--model={"depth": 18, "width": 4}'],
         cwd=ROOT,
-        env=environment | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,0 +1,38 @@
+"""Prints the peak memory of an epoch of the command on the embedded data set: python -m scripts.benchmark_memory
+
+Each variant is a process of its own; its peak is what the operating system says (ru_maxrss), everything included.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+VARIANTS = [
+    "--config.batch_size=64",
+    "--config.batch_size=64 --config.model.remat=True",
+    "--config.batch_size=64 --config.train.accumulate_steps=4",
+    "--config.batch_size=256",
+    "--config.batch_size=256 --config.train.accumulate_steps=4",
+]
+
+
+def peak_bytes(command: list[str]) -> int:
+    """Gives the most memory that the process of a command had; exits where that fails."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        sys.exit(f"{' '.join(command)} failed")
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    train = [sys.executable, "-m", "fer_jax.main", "--config=configs/resnet50.py", "--config.dataset.source=embedded"]
+    for variant in VARIANTS:
+        with tempfile.TemporaryDirectory() as folder:
+            peak = peak_bytes([*train, f"--workdir={folder}/run", "--config.num_epochs=1", *variant.split()])
+        print(f"{peak / 1e9:6.2f} GB  {variant}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

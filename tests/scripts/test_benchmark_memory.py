@@ -1,0 +1,19 @@
+"""A peak is that of the command asked about."""
+
+import sys
+
+import pytest
+
+from scripts import benchmark_memory
+
+
+def test_a_peak_is_what_the_command_had_at_most():
+    peaks = [
+        benchmark_memory.peak_bytes([sys.executable, "-c", f"b'x' * {size}; b'x' * 10"]) for size in (0, 200_000_000)
+    ]
+    assert 190e6 < peaks[1] - peaks[0] < 210e6
+
+
+def test_a_command_that_fails_has_no_peak():
+    with pytest.raises(SystemExit, match=r"exit\(3\) failed"):
+        benchmark_memory.peak_bytes([sys.executable, "-c", "exit(3)"])
