@@ -146,7 +146,10 @@ def training(workdir: pathlib.Path, *options: str) -> Iterator[subprocess.Popen]
 
 
 def benchmark_end_to_end(arguments) -> Iterator[dict]:
-    """An epoch lies between two measurements of the bare step, whose mean it is held against."""
+    """An epoch lies between two measurements of the bare step, whose mean it is held against.
+
+    Each is of 100 steps, long enough to be at the pace of an epoch.
+    """
     stem = [f"--config.model.{key}={value}" for key, value in STEMS[arguments.stem].items()]
     for batch in arguments.batch:
         title = f"end to end, an epoch, batch {batch}, stem {arguments.stem}"
@@ -156,7 +159,7 @@ def benchmark_end_to_end(arguments) -> Iterator[dict]:
             if not arguments.data:
                 benchmark_csv.write_random_csv(data)
             options = [f"--config.dataset.path={data}", f"--config.dataset.cache_dir={folder / 'prepared'}", *stem]
-            steps = [bare.measure(20)]
+            steps = [bare.measure(100)]
             for number in range(arguments.rounds):
                 print(f"{title}: round {number + 1}", file=sys.stderr)
                 started = time.perf_counter()
@@ -168,7 +171,7 @@ def benchmark_end_to_end(arguments) -> Iterator[dict]:
                 events = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
                 epochs.append(batch / [event for event in events if event["kind"] == "train"][-1]["images_per_second"])
                 time.sleep(PAUSE_SECONDS)
-                steps.append(bare.measure(20))
+                steps.append(bare.measure(100))
         around = [statistics.mean(pair) for pair in itertools.pairwise(steps)]
         figures = summarize({"bare step": around, "end to end": epochs}, images=batch)
         figures["bare step"] |= {"before_and_after": steps, "versions": bare.versions}
