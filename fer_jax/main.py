@@ -3,15 +3,14 @@
 import os
 import signal
 import sys
-from typing import NoReturn
 
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
 from fer_jax import config as config_lib
-from fer_jax import huge_pages
-from fer_jax.errors import StorageError, UserError
+from fer_jax import exits, malloc
+from fer_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, such as configs/resnet50.py.")
 _WORKDIR = flags.DEFINE_string(
@@ -45,6 +44,19 @@ def _workdir() -> epath.Path:
     return epath.Path("runs") / epath.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
 
 
+def _command() -> int:
+    if _CONFIG.value is None and _MODE.value == "train":
+        raise UserError("--config is missing: which experiment? For example --config=configs/resnet50.py")
+    if _CONFIG.value is not None:
+        config_lib.check(_CONFIG.value)
+    # JAX takes a second to import, which a mistake needn't wait for.
+    from fer_jax import parallel
+    from fer_jax.signals import StopRequest
+
+    parallel.join_processes(_CONFIG.value.parallel if _CONFIG.value is not None else {})
+    return _MODES[_MODE.value](_CONFIG.value, _workdir(), StopRequest())
+
+
 def main(_) -> int:
     logging.set_verbosity(logging.WARNING)
     # Ctrl-C ends the process at once, as SIGTERM does, until there is something to save (see StopRequest).
@@ -52,64 +64,7 @@ def main(_) -> int:
     # TensorFlow only gathers batches here; what it says of itself on the way has nothing to do with the run.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    try:
-        if _CONFIG.value is None and _MODE.value == "train":
-            raise UserError("--config is missing: which experiment? For example --config=configs/resnet50.py")
-        if _CONFIG.value is not None:
-            config_lib.check(_CONFIG.value)
-        _join_processes()
-        from fer_jax.signals import StopRequest
-
-        return _MODES[_MODE.value](_CONFIG.value, _workdir(), StopRequest())
-    except UserError as error:
-        return _say(error, status=2)
-    except (StorageError, OSError) as error:
-        _leave(_say(error, status=4))
-    except Exception as error:
-        if _is_of_storage(error):
-            _leave(_say(" ".join(str(error).split()), status=4))
-        if not _is_of_another_process(error):
-            raise
-        message = (
-            f"another process of this run is gone or can't be reached; start them all again to go on from the latest "
-            f"checkpoint ({' '.join(str(error).split())[:200]})"
-        )
-        _leave(_say(message, status=5))
-
-
-def _join_processes() -> None:
-    from fer_jax import parallel
-
-    options = _CONFIG.value.parallel if _CONFIG.value is not None else {}
-    distributed = options.get("distributed")
-    if distributed is None:
-        distributed = options.get("coordinator") is not None or parallel.is_one_of_several()
-    if distributed:
-        parallel.initialize_processes(*map(options.get, ("coordinator", "num_processes", "process_id")))
-
-
-def _is_of_storage(error: Exception) -> bool:
-    """Whether TensorFlow, which writes for TensorBoard and to object storage, could not read or write."""
-    return "tensorflow" in sys.modules and isinstance(error, sys.modules["tensorflow"].errors.OpError)
-
-
-def _is_of_another_process(error: Exception) -> bool:
-    import jax
-
-    return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
-
-
-def _leave(status: int) -> NoReturn:
-    """Ends the process without waiting for what can't end: other processes, or the rest of a checkpoint."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _say(error: Exception | str, *, status: int) -> int:
-    for line in str(error).splitlines():
-        print(f"fer_jax: {line}", file=sys.stderr)
-    return status
+    return exits.run(_command)
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:
@@ -128,7 +83,7 @@ def _parse_flags(arguments: list[str]) -> list[str]:
 
 def run() -> None:
     """Runs the command of sys.argv and exits with its status."""
-    huge_pages.restart_with()
+    malloc.restart_tuned()
     app.run(main, flags_parser=_parse_flags)
 
 

@@ -1,14 +1,16 @@
 """Many devices: the mesh, mapping a step over it, placing batches on it, starting several processes."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXIS = "data"
+from fer_jax.errors import UserError
 
+AXIS = "data"
 
 # Where launchers say how many processes they started: by hand (and scripts/launch), Open MPI, SLURM.
 _NUM_PROCESSES = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -17,26 +19,45 @@ _NUM_PROCESSES = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_T
 _HEARTBEAT_SECONDS = 30
 
 
-def is_one_of_several() -> bool:
-    """Whether this process was started as one of several, as far as its environment says."""
-    return any(os.environ.get(name, "1") not in ("", "1") for name in _NUM_PROCESSES)
+def join_processes(options: Mapping[str, Any]) -> None:
+    """Joins this process to the others of its run, if there are any; call before any other use of JAX.
+
+    options: `config.parallel`, or {}. There are others where `distributed` says so or, left open, where there is a
+    coordinator or a launcher started several. For what is raised see `initialize_processes`.
+    """
+    distributed, coordinator = options.get("distributed"), options.get("coordinator")
+    if distributed is None:
+        started_several = any(os.environ.get(name, "1") not in ("", "1") for name in _NUM_PROCESSES)
+        distributed = coordinator is not None or started_several
+    if distributed:
+        initialize_processes(coordinator, options.get("num_processes"), options.get("process_id"))
 
 
 def initialize_processes(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins this process to the others of a distributed run; call before any other use of JAX.
+    """Joins this process to the others of a distributed run.
 
     coordinator: host:port of process 0. What is None is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID, or from the launcher: JAX knows SLURM, Open MPI and Cloud TPU. CPU processes talk over gloo.
+    JAX_PROCESS_ID, or from the launcher: JAX knows SLURM, Open MPI and Cloud TPU. CPU processes talk over gloo. Raises
+    UserError where neither says enough.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        coordinator,
-        _from_environment("JAX_NUM_PROCESSES") if num_processes is None else num_processes,
-        _from_environment("JAX_PROCESS_ID") if process_id is None else process_id,
-        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-    )
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            _from_environment("JAX_NUM_PROCESSES") if num_processes is None else num_processes,
+            _from_environment("JAX_PROCESS_ID") if process_id is None else process_id,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
+    except jax.errors.JaxRuntimeError:  # another process can't be reached
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"this process can't join the others: {' '.join(str(error).split())} Set config.parallel.coordinator, "
+            "config.parallel.num_processes and config.parallel.process_id, or start it by a launcher that JAX knows; "
+            "Open MPI from version 5 on needs pip install mpi4py"
+        ) from error
 
 
 def _from_environment(name: str) -> int | None:

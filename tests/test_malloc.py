@@ -1,4 +1,4 @@
-"""Restarting with huge pages, in real processes."""
+"""Restarting with the C library's memory set up, in real processes."""
 
 import os
 import pathlib
@@ -11,8 +11,8 @@ import pytest
 SCRIPT = textwrap.dedent("""
     import os, sys
     print("started", os.getpid(), flush=True)
-    from fer_jax import huge_pages
-    huge_pages.restart_with()
+    from fer_jax import malloc
+    malloc.restart_tuned()
     print("went on with", os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], sys.flags.dont_write_bytecode, flush=True)
 """)
 ARGUMENTS = ["--config=a b.py", "--config.seed=1", "", "ü*"]
@@ -43,15 +43,35 @@ def test_nothing_happens_where_the_variable_is_set(tunables):
 
 @needs_madvise
 @pytest.mark.parametrize("form", ["-c", "a file", "-m"])
-def test_the_same_command_starts_again_once_with_huge_pages(form, tmp_path):
+def test_the_same_command_starts_again_once_with_memory_set_up(form, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = {"-c": ["-c", SCRIPT], "a file": [str(tmp_path / "script.py")], "-m": ["-m", "script"]}[form]
     done = start(*command, *ARGUMENTS, path=[tmp_path])
     first, second, went_on = done.stdout.splitlines()
     assert first == second  # one process, which became the new one
-    assert went_on == f"went on with glibc.malloc.hugetlb=1 {ARGUMENTS} 1"
+    tunables = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824"
+    assert went_on == f"went on with {tunables} {ARGUMENTS} 1"
     (said,) = done.stderr.splitlines()
-    assert "GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in said
+    assert "GLIBC_TUNABLES" in said
+
+
+@needs_madvise
+def test_blocks_of_a_batch_are_kept_rather_than_taken_anew():
+    take = """
+import resource
+from fer_jax import malloc
+malloc.restart_tuned()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for i in range(20):
+    if i == 10:
+        before = faults()
+    batches = [bytearray(2_359_296) for _ in range(4)]
+    del batches
+print(faults() - before)
+"""
+    kept, taken = (int(start("-c", take, tunables=tunables).stdout) for tunables in (None, ""))
+    assert kept < 40 < 2000 < taken
 
 
 def test_nothing_happens_where_huge_pages_come_unasked_or_never():
