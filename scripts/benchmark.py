@@ -4,6 +4,7 @@ step        a training step: forward, backward and Adam, against other libraries
 inference   images in, logits out, fetched to the host, against the same and ONNX Runtime
 augment     a training step against its augmentation alone
 pipeline    batches on the host, without a network
+calls       training steps one by one and several in a call, with the data set on the host and on the device
 end_to_end  an epoch of `python -m fer_jax.main` against the bare step of the same configuration
 startup     from the command to the first trained step, with nothing compiled before
 
@@ -28,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from fer_jax import huge_pages
+from fer_jax import malloc
 from scripts import benchmark_csv
 from scripts.peers import PEERS, STEMS, make_specs, num_parameters
 from scripts.peers.worker import Worker
@@ -133,6 +134,22 @@ def benchmark_pipeline(arguments) -> Iterator[dict]:
         yield compare(f"pipeline, batch {batch}", specs, rounds=arguments.rounds, calls=calls, images=batch)
 
 
+# A multiple of every steps_per_call that is tried, and a divisor of an epoch's steps at batch 64.
+STEPS = 8
+
+
+def benchmark_calls(arguments) -> Iterator[dict]:
+    for batch in arguments.batch:
+        spec = our_step(batch, arguments.stem) | {"task": "calls", "steps": STEPS}
+        specs = {
+            f"{loader}, {number} a call": spec | {"loader": loader, "steps_per_call": number}
+            for loader in ("tf.data", "device")
+            for number in (1, STEPS)
+        }
+        title = f"{STEPS} steps of batch {batch}, stem {arguments.stem}"
+        yield compare(title, specs, rounds=arguments.rounds, calls=1, images=STEPS * batch)
+
+
 @contextlib.contextmanager
 def training(workdir: pathlib.Path, *options: str) -> Iterator[subprocess.Popen]:
     """Starts the command as a user would, with nothing compiled before, and stops it where it still runs."""
@@ -215,6 +232,7 @@ PARTS = {
     "inference": (benchmark_network, [1, 64, 512], 10),
     "augment": (benchmark_augment, [64], 20),
     "pipeline": (benchmark_pipeline, [64, 1024], 5),
+    "calls": (benchmark_calls, [64], 5),
     "end_to_end": (benchmark_end_to_end, [64], 1),
     "startup": (benchmark_startup, [], 3),
 }
@@ -249,5 +267,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] != ["startup"]:  # whose command restarts by itself, which counts
-        huge_pages.restart_with()
+        malloc.restart_tuned()
     main(sys.argv[1:])

@@ -22,10 +22,11 @@ CONFIG = resnet50.get_config()
 def make(spec: dict) -> tuple[Callable[[], None], int]:
     """Gives a function that does the work once and waits for it, and the network's number of parameters.
 
-    spec: {task: 'step', 'inference', 'augment' or 'pipeline', batch, model: overrides of config.model, and for
-    'pipeline' indices_only}.
+    spec: {task: 'step', 'inference', 'augment', 'pipeline' or 'calls', batch, model: overrides of config.model, for
+    'pipeline' indices_only, for 'calls' loader, steps and steps_per_call}.
     """
-    return {"step": _step, "inference": _inference, "augment": _augment, "pipeline": _pipeline}[spec["task"]](spec)
+    tasks = {"step": _step, "inference": _inference, "augment": _augment, "pipeline": _pipeline, "calls": _calls}
+    return tasks[spec["task"]](spec)
 
 
 def make_network(spec: dict) -> resnet.ResNet:
@@ -41,8 +42,8 @@ def _step(spec: dict):
     return make_step(spec, jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,)))
 
 
-def make_step(spec: dict, mesh: jax.sharding.Mesh):
-    """As `make`, over all devices of a mesh; spec["batch"] is this process's part of the batch."""
+def make_training(spec: dict, mesh: jax.sharding.Mesh):
+    """Gives the mapped training call and the first state."""
     schedule = optimizer.make_schedule(CONFIG.optimizer, steps_per_epoch=448, num_epochs=CONFIG.num_epochs)
     model, adam = make_network(spec), optimizer.make(CONFIG.optimizer, schedule)
     train_step = steps.make_train_step(
@@ -54,12 +55,17 @@ def make_step(spec: dict, mesh: jax.sharding.Mesh):
         seed=CONFIG.seed,
         axis_name=parallel.AXIS,
     )
+    train_state = parallel.replicate(state.create(model, adam, seed=0, image_shape=IMAGE_SHAPE), mesh)
+    return parallel.map_step(steps.repeat(train_step), mesh, "shard_map", batch_axis=1, donate=True), train_state
+
+
+def make_step(spec: dict, mesh: jax.sharding.Mesh):
+    """As `make`, over all devices of a mesh; spec["batch"] is this process's part of the batch."""
+    train_call, train_state = make_training(spec, mesh)
     images, labels = make_batch(spec["batch"])
     batch = {"image": images, "label": labels, "index": np.arange(len(labels)), "mask": np.ones(len(labels), bool)}
     batches = {key: value[None] for key, value in batch.items()}
     batches = parallel.place(batches, mesh, "shard_map", batch_axis=1)
-    train_state = parallel.replicate(state.create(model, adam, seed=0, image_shape=IMAGE_SHAPE), mesh)
-    train_call = parallel.map_step(steps.repeat(train_step), mesh, "shard_map", batch_axis=1, donate=True)
 
     def run() -> None:
         nonlocal train_state
@@ -88,16 +94,43 @@ def _augment(spec: dict):
     return lambda: jax.block_until_ready(alone(keys, images)), 0
 
 
+def _calls(spec: dict):
+    """Takes spec["steps"] steps as the loop does: batches of the pipeline, put on the device, in calls of some."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
+    train_call, train_state = make_training(spec, mesh)
+    split, on_device = _random_split(), spec["loader"] == "device"
+    batches = _batches(split, spec, indices_only=on_device, steps_per_call=spec["steps_per_call"])
+    data = parallel.replicate(split.arrays(), mesh) if on_device else {}
+
+    def run() -> None:
+        nonlocal train_state
+        for _ in range(spec["steps"] // spec["steps_per_call"]):
+            placed = parallel.place(next(batches), mesh, "shard_map", batch_axis=1)
+            train_state, sums = train_call(train_state, data, placed)
+        jax.block_until_ready(sums)
+
+    return run, state.num_parameters(train_state.params)
+
+
 def _pipeline(spec: dict):
+    batches = _batches(_random_split(), spec, indices_only=spec["indices_only"])
+    return lambda: next(batches), 0
+
+
+def _random_split() -> Split:
+    images, labels = make_batch(28_709)
+    return Split(images, labels, np.arange(len(labels)))
+
+
+def _batches(split: Split, spec: dict, *, indices_only: bool, steps_per_call: int = 1):
     from fer_jax.data import pipeline
 
-    images, labels = make_batch(28_709)
-    batches = pipeline.train_batches(
-        Split(images, labels, np.arange(len(labels))),
+    return pipeline.train_batches(
+        split,
         seed=0,
         batch_size=spec["batch"],
         first_step=0,
         last_step=2**31,
-        indices_only=spec["indices_only"],
+        indices_only=indices_only,
+        steps_per_call=steps_per_call,
     )
-    return lambda: next(batches), 0

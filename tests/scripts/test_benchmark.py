@@ -71,6 +71,12 @@ def test_a_worker_answers_every_request():
         assert all(worker.measure(calls) > 0 for calls in (1, 3))
 
 
+@pytest.mark.parametrize("loader", ["tf.data", "device"])
+def test_a_worker_takes_several_steps_in_a_call(loader):
+    with Worker(SPEC | {"task": "calls", "loader": loader, "steps": 4, "steps_per_call": 2}) as worker:
+        assert worker.measure(1) > 0
+
+
 def test_a_worker_names_the_module_that_is_missing_and_dies_aloud():
     with pytest.raises(ModuleNotFoundError, match=r"scripts\.peers\.absent"):
         Worker({"peer": "absent"})
