@@ -54,22 +54,43 @@ def options(data: pathlib.Path, workdir: pathlib.Path, prepared: pathlib.Path) -
     return command + [f"--config.{key}={value}" for key, value in values.items()]
 
 
-def run_command(arguments: list[str], log: str) -> None:
-    """In a process of its own: what `python -m fer_jax.main` does."""
-    with open(log, "ab") as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-    os.environ["GLIBC_TUNABLES"] = ""  # the restart for huge pages would load everything anew
+def run_command(arguments: list[str], out, err, environment: dict[str, str]) -> None:
+    """In a process of its own: what `python -m fer_jax.main` does; out, err: what has a file number."""
+    for number, file in ((1, out), (2, err)):
+        os.dup2(file.fileno(), number)
+    os.environ.clear()
+    os.environ.update(environment)
     sys.argv = ["fer_jax.main", *arguments]
     from fer_jax import main
 
     main.run()
 
 
+def start(arguments: list[str], log: str) -> multiprocessing.process.BaseProcess:
+    """Starts the command; what it prints goes to `log`."""
+    # The restart for huge pages would load everything anew.
+    process = PROCESSES.Process(target=_log_command, args=(arguments, log, os.environ | {"GLIBC_TUNABLES": ""}))
+    process.start()
+    return process
+
+
+def _log_command(arguments: list[str], log: str, environment: dict[str, str]) -> None:
+    with open(log, "ab") as file:
+        run_command(arguments, file, file, environment)
+
+
 # A server that has loaded everything forks the processes, which saves most of each one's start.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(
-    ["fer_jax.train", "fer_jax.data.pipeline", "fer_jax.data.builder", "clu.metric_writers"]
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        "fer_jax.train",
+        "fer_jax.data.pipeline",
+        "fer_jax.data.builder",
+        "clu.metric_writers",
+        "sklearn.metrics",
+        "scipy.stats",
+        "matplotlib.figure",
+    ]
 )
 
 
@@ -118,8 +139,7 @@ MOMENTS = {
 def kill_at(moment: str, arguments: list[str], log: str, workdir, prepared, generator: random.Random) -> str:
     """Starts the command and kills it at the moment; gives 'killed', or 'finished' where it ended before."""
     reached, longest = MOMENTS[moment]
-    process = _PROCESSES.Process(target=run_command, args=(arguments, log))
-    process.start()
+    process = start(arguments, log)
     while process.is_alive() and not reached(workdir, prepared):
         time.sleep(0.002)
     process.join(generator.uniform(0, longest))
@@ -134,8 +154,7 @@ def kill_at(moment: str, arguments: list[str], log: str, workdir, prepared, gene
 
 
 def finish(arguments: list[str], log: str) -> None:
-    process = _PROCESSES.Process(target=run_command, args=(arguments, log))
-    process.start()
+    process = start(arguments, log)
     process.join()
     if process.exitcode != 0:
         raise AssertionError(

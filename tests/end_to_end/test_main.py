@@ -3,13 +3,12 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from fer_jax.checkpoint import Checkpoints
+from tests.end_to_end.commands import main, run, start
 
 TINY = {
     "num_epochs": 2,
@@ -26,27 +25,6 @@ def command(csv_file, workdir, **overrides):
     values = TINY | {"dataset.path": csv_file, "dataset.cache_dir": csv_file.parent / "prepared"} | overrides
     options = [f"--config.{key}={value}" for key, value in values.items()]
     return [*main("--config=configs/resnet50.py", f"--workdir={workdir}"), *options]
-
-
-def main(*arguments):
-    return [sys.executable, "-m", "fer_jax.main", *arguments]
-
-
-def start(arguments, **environment):
-    environment = os.environ | {"XLA_FLAGS": "", "GLIBC_TUNABLES": ""} | environment
-    return subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-def run(arguments, **environment):
-    process = start(arguments, **environment)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
 
 
 @pytest.mark.parametrize(

