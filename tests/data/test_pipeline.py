@@ -14,6 +14,14 @@ from fer_jax.data import pipeline
 from fer_jax.data.dataset import Split
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_groups():
+    """Lets an epoch of a small split be several groups of batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "_IMAGES_TOGETHER", 12)
+        yield
+
+
 def make_split(num_examples: int) -> Split:
     """Examples of random pixels, so that each image tells which it is."""
     generator = np.random.default_rng(num_examples)
@@ -92,6 +100,14 @@ def test_calls_of_several_steps_hold_the_batches_of_single_ones(size, steps_per_
     lengths = [len(call["mask"]) for call in calls]
     assert lengths[:-1] == [steps_per_call] * (len(lengths) - 1)
     assert sum(lengths) == per_epoch
+
+
+@pytest.mark.parametrize("images_together", [1, 7, 1024])
+def test_how_many_batches_are_gathered_together_changes_nothing(images_together, monkeypatch):
+    split, options = make_split(40), {"batch_size": 3, "first": 4, "last": 30}
+    expected = train(split, **options)
+    monkeypatch.setattr(pipeline, "_IMAGES_TOGETHER", images_together)
+    assert_same_batches(train(split, **options), expected)
 
 
 def test_batches_of_indices_point_at_the_images_and_labels_of_whole_ones():
