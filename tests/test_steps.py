@@ -153,13 +153,14 @@ def test_shard_map_and_pmap_take_the_same_steps():
         assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
-def test_with_synchronised_statistics_eight_devices_do_what_one_does():
-    eight, sums_of_eight = three_steps(Setup())
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_with_synchronised_statistics_many_devices_do_what_one_does(num_devices):
+    many, sums_of_many = three_steps(Setup(num_devices=num_devices))
     one, sums_of_one = three_steps(Setup(num_devices=1))
-    assert_close(sums_of_eight, sums_of_one, rtol=1e-5)
-    assert_close(eight.batch_stats, one.batch_stats, rtol=1e-4, atol=1e-6)
+    assert_close(sums_of_many, sums_of_one, rtol=1e-5)
+    assert_close(many.batch_stats, one.batch_stats, rtol=1e-4, atol=1e-6)
     # Adam's first steps divide a gradient by its own size, round-off by round-off too: a step is of some 0.004.
-    assert_close(eight.params, one.params, rtol=1e-4, atol=4e-5)
+    assert_close(many.params, one.params, rtol=1e-4, atol=4e-5)
 
 
 def test_without_synchronised_statistics_devices_agree_on_another_result():
