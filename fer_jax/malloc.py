@@ -23,6 +23,6 @@ def restart_tuned() -> None:
     """
     if _VARIABLE in os.environ or not _STATE.exists() or "[madvise]" not in _STATE.read_text():
         return
-    print(f"Restarting with {_VARIABLE} for huge pages ({_VARIABLE}= to switch off)", file=sys.stderr)
+    print(f"Restarting with {_VARIABLE}={_SETTING} (huge pages; {_VARIABLE}= to switch off)", file=sys.stderr)
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {_VARIABLE: _SETTING})

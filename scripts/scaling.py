@@ -234,13 +234,12 @@ def measure(batch: int, rounds: int, model: dict) -> str:
     # scales and biases, the head's two; statistics either beside them, or norm by norm, forward and backward.
     messages = (3 * norms + 2) + 2 * norms
     seconds = one["own"] + two["gradients"] + messages * two["statistics"]
-    predicted = {"own": seconds, "synchronised": seconds}
     lines = [
         f"One process on one core, batch {batch}: {one['own'] * 1e3:.0f} ms a step.",
         f"Between two processes, an all-reduce of the gradients as one array: {two['gradients'] * 1e3:.0f} ms; of one "
         f"norm's statistics: {two['statistics'] * 1e3:.2f} ms, as of each of the {messages} arrays that are summed.",
     ]
-    for way, seconds in predicted.items():
+    for way in ("own", "synchronised"):
         lines.append(
             f"Two processes on two cores, batch {batch} each, {way} statistics: predicted {seconds * 1e3:.0f} ms "
             f"(efficiency {one['own'] / seconds:.0%}), measured {two[way] * 1e3:.0f} ms "

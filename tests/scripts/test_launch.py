@@ -26,12 +26,13 @@ def kubernetes_objects():
 def test_the_kubernetes_objects_are_of_the_schema(kubernetes_objects):
     for described in kubernetes_objects:
         kubernetes_validate.validate(described, kubernetes_validate.latest_version(), strict=True)
-    assert [described["kind"] for described in kubernetes_objects] == ["Service", "Job"]
 
 
 def test_the_kubernetes_objects_fit_together(kubernetes_objects):
     service, job = kubernetes_objects
+    assert (service["apiVersion"], service["kind"]) == ("v1", "Service")
     assert service["spec"]["clusterIP"] == "None"
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
