@@ -77,12 +77,12 @@ class Checkpoints:
     def __exit__(self, kind, *_):
         if kind is not None and jax.process_count() > 1:
             return  # closing waits for the other processes, one of which may be gone
-        try:
-            with stall.limit(self._directory):
+        with stall.limit(self._directory):
+            try:
                 self._manager.close()
-        except Exception as error:
-            if kind is None:
-                raise self._cannot_save(error) from error
+            except Exception as error:
+                if kind is None:
+                    raise self._cannot_save(error) from error
 
     @property
     def steps(self) -> list[int]:
@@ -127,15 +127,15 @@ class Checkpoints:
             training=ocp.args.StandardSave(training),
             record=ocp.args.JsonSave(record | {"checksum": _checksum_of_json(record)}),
         )
-        try:
-            with stall.limit(self._directory):
+        with stall.limit(self._directory):
+            try:
                 if step in self._manager.all_steps():
                     # Saved at a stop between an epoch's last step and the end of its evaluation; now it is whole.
                     self._manager.wait_until_finished()
                     self._manager.delete(step)
                 self._manager.save(step, args=items)
-        except Exception as error:
-            raise self._cannot_save(error) from error
+            except Exception as error:
+                raise self._cannot_save(error) from error
 
     def _cannot_save(self, error: Exception) -> StorageError:
         return StorageError(f"{self._directory}: a checkpoint can't be written: {_one_line(error)}")

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from fer_jax import errors
+
 SECONDS = 600
 
 
@@ -15,7 +17,8 @@ SECONDS = 600
 def limit(path: epath.Path) -> Iterator[None]:
     """Ends the process, with a line that names `path` and exit status 4, if what is done there takes over SECONDS.
 
-    A call that waits for a network file system can be waited for or left, but not interrupted.
+    A call that waits for a network file system can be waited for or left, but not interrupted. Raises StorageError
+    where it fails without naming a file.
     """
 
     def leave() -> None:
@@ -31,6 +34,7 @@ def limit(path: epath.Path) -> Iterator[None]:
     timer.daemon = True
     timer.start()
     try:
-        yield
+        with errors.naming(path):
+            yield
     finally:
         timer.cancel()

@@ -147,30 +147,15 @@ class Trainer:
             is_primary=is_primary,
         )
         with contextlib.closing(self._writer):
-            try:
-                if not self._train_unless_stopped():
-                    self._terminal.say(f"Stopped and saved at step {self._step}; the same command goes on from there.")
-                    return self._stop.exit_status
-            except Diverged as error:
-                kept = self._checkpoints.latest_step
-                self._terminal.say(
-                    f"Training diverged by step {self._step}: {error}. "
-                    + (f"The checkpoint of step {kept} is kept. " if kept is not None else "")
-                    + f"The likely cause is config.optimizer.learning_rate, {self._config.optimizer.learning_rate}: "
-                    "try a lower one, config.optimizer.warmup_epochs or config.optimizer.clip_norm. If single steps "
-                    "break, config.train.skip_nonfinite leaves them out."
-                )
-                return 3
-            finally:
-                self._terminal.end_epoch()
-                if is_primary:
-                    with stall.limit(workdir / "report"):
-                        report.write_history(read_events(workdir), self._dataset, workdir / "report")
+            status = self._train_to_status()
+            if is_primary:
+                with stall.limit(workdir / "report"):
+                    report.write_history(read_events(workdir), self._dataset, workdir / "report")
         if self._progress.should_stop:
             self._terminal.say(
                 f"Stopped early: no better validation accuracy in {self._config.early_stopping.patience} epochs."
             )
-        return 0
+        return status
 
     def _is_complete(self) -> bool:
         return self._progress.should_stop or self._progress.epochs == self._config.num_epochs
@@ -210,6 +195,26 @@ class Trainer:
             f"images, Adam at {config.optimizer.learning_rate} ({config.optimizer.schedule}), seed {config.seed}\n"
             f"Workdir:  {self._workdir}"
         )
+
+    def _train_to_status(self) -> int:
+        """Trains, says how it ended and gives the exit status."""
+        try:
+            if not self._train_unless_stopped():
+                self._terminal.say(f"Stopped and saved at step {self._step}; the same command goes on from there.")
+                return self._stop.exit_status
+        except Diverged as error:
+            kept = self._checkpoints.latest_step
+            self._terminal.say(
+                f"Training diverged by step {self._step}: {error}. "
+                + (f"The checkpoint of step {kept} is kept. " if kept is not None else "")
+                + f"The likely cause is config.optimizer.learning_rate, {self._config.optimizer.learning_rate}: "
+                "try a lower one, config.optimizer.warmup_epochs or config.optimizer.clip_norm. If single steps "
+                "break, config.train.skip_nonfinite leaves them out."
+            )
+            return 3
+        finally:
+            self._terminal.end_epoch()
+        return 0
 
     def _train_unless_stopped(self) -> bool:
         """Trains until the run is complete, or saves and gives False if stopped; raises Diverged."""

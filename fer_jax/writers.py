@@ -9,6 +9,8 @@ import sys
 import tqdm
 from etils import epath
 
+from fer_jax import errors
+
 
 class MetricsWriter:
     """Writes events to metrics.jsonl, one JSON object a line, and to TensorBoard.
@@ -24,14 +26,15 @@ class MetricsWriter:
         if is_primary:
             from clu import metric_writers  # imports TensorFlow, which takes seconds
 
-            path = workdir / "metrics.jsonl"
+            self._path = path = workdir / "metrics.jsonl"
             kept = [
                 event
                 for event in read_events(workdir)
                 if event["step"] <= step and (event["kind"] == "train" or event["epoch"] <= epochs)
             ]
             partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(event) + "\n" for event in kept))
+            with errors.naming(partial):
+                partial.write_text("".join(json.dumps(event) + "\n" for event in kept))
             partial.replace(path)
             self._closing = contextlib.ExitStack()
             self._file = self._closing.enter_context(path.open("a"))
@@ -46,15 +49,16 @@ class MetricsWriter:
         """Writes one event; kind: 'train' or 'validation'."""
         if self._file:
             event = {"step": step, "epoch": epoch, "kind": kind, **values}
-            self._file.write(json.dumps(event | self._common) + "\n")
-            self._file.flush()
+            with errors.naming(self._path):
+                self._file.write(json.dumps(event | self._common) + "\n")
+                self._file.flush()
             self._show(event)
 
     def sync(self) -> None:
         """Sees to it that what was written outlasts the machine."""
         if self._file:
-            self._file.flush()
-            with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # object storage has no file number
+            # Object storage has no file number.
+            with errors.naming(self._path), contextlib.suppress(AttributeError, io.UnsupportedOperation):
                 os.fsync(self._file.fileno())
 
     def _show(self, event: dict) -> None:
@@ -67,7 +71,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         if self._file:
-            self._closing.close()
+            with errors.naming(self._path):
+                self._closing.close()
 
 
 def read_events(workdir: epath.Path) -> list[dict]:

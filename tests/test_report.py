@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fer_jax import metrics, report
+from fer_jax import metrics, report, stall
 from fer_jax.data.dataset import CLASS_NAMES, Dataset, Split
+from fer_jax.errors import StorageError
 
 
 def make_events(num_epochs: int) -> list[dict]:
@@ -116,6 +117,12 @@ def test_without_a_finished_epoch_there_is_an_empty_table_and_no_picture(events,
 def test_curves_are_a_picture_even_of_a_single_epoch(num_epochs, dataset, tmp_path):
     report.write_history(make_events(num_epochs), dataset, tmp_path)
     assert_is_a_picture(tmp_path / "curves.png")
+
+
+def test_a_full_disk_is_named_by_what_was_to_be_written_there(dataset, tmp_path):
+    (tmp_path / "curves.png").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=rf"{tmp_path}: .*No space left"), stall.limit(tmp_path):
+        report.write_history(make_events(2), dataset, tmp_path)
 
 
 def test_an_evaluation_comes_back_from_its_file(evaluation, tmp_path):
