@@ -87,13 +87,7 @@ def lowered(kind="train", mapper="shard_map", loader="tf.data", sync=True, reduc
 
 @functools.cache
 def compiled(*args, **kwargs):
-    program = lowered(*args, **kwargs)
-    # The pass that puts messages together is an optimisation, which the suite does without elsewhere.
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
-        return program.compile()
-    finally:
-        jax.config.update("jax_disable_most_optimizations", True)
+    return lowered(*args, **kwargs).compile()
 
 
 def all_reduces(program) -> list[list[tuple[str, int]]]:

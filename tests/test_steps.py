@@ -31,7 +31,7 @@ class Setup:
     label_smoothing: float = 0.0
     ranges: augment.Ranges = AUGMENTATION
     seed: int = 3
-    conv_fn: object = conv.conv_general_dilated
+    conv_fn: object = jax.lax.conv_general_dilated  # compiles sooner than ours
     accumulate_steps: int = 1
     reduce_dtype: str = "float32"
     remat: bool = False
@@ -240,7 +240,8 @@ def test_the_gradient_is_of_the_mean_over_the_examples_that_count():
 @pytest.mark.parametrize("mapper", ["shard_map", "pmap"])
 @pytest.mark.parametrize("num_devices", [1, 8])
 def test_one_call_of_three_steps_is_three_calls(mapper, num_devices):
-    setup = Setup(mapper=mapper, num_devices=num_devices)
+    # XLA:CPU's own convolution sums in another order within a loop.
+    setup = Setup(mapper=mapper, num_devices=num_devices, conv_fn=conv.conv_general_dilated)
     together, sums = take_steps(setup, first_state(setup), [make_batch(number) for number in range(3)])
     one_by_one, all_sums = three_steps(setup)
     assert_close(together, one_by_one, rtol=1e-6, atol=1e-7)

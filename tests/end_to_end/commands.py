@@ -12,13 +12,18 @@ import sys
 from scripts import fault_injection
 
 
+def _run(*args) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite under nohup ignores it, and so would its children
+    fault_injection.run_command(*args)
+
+
 class Forked:
     """What `python -m fer_jax.main` with these options is, with as much of `subprocess.Popen` as tests use."""
 
     def __init__(self, options: list[str], environment: dict[str, str]):
         ends = [fault_injection.PROCESSES.Pipe(duplex=False) for _ in range(2)]
         self._process = fault_injection.PROCESSES.Process(
-            target=fault_injection.run_command, args=(options, *(writer for _, writer in ends), environment)
+            target=_run, args=(options, *(writer for _, writer in ends), environment)
         )
         self._process.start()
         for _, writer in ends:

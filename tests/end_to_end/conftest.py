@@ -28,12 +28,9 @@ def make_config(csv_file):
             "batch_size": 8,
             "dataset.path": str(csv_file),
             "dataset.cache_dir": str(csv_file.parent / "prepared"),
-            "model.depth": 18,
-            "model.width": 2,
-            "model.dtype": "float32",
             "log.every_steps": 2,
         }
-        config.update_from_flattened_dict(values | overrides)
+        config.update_from_flattened_dict(fault_injection.TINY | values | overrides)
         return config
 
     return make

@@ -81,7 +81,7 @@ def test_two_processes_are_measured_and_predicted():
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [sys.executable, "-m", "scripts.scaling", "--measure", "--batch=4", "--rounds=1"]
     done = subprocess.run(
-        [*command, '--model={"depth": 18, "width": 4}'],
+        [*command, '--model={"depth": 18, "width": 4, "conv": "lax"}'],
         cwd=ROOT,
         env=environment,
         capture_output=True,
