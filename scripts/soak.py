@@ -48,6 +48,7 @@ def soak(num_steps: int, folder: pathlib.Path) -> list[dict[str, int]]:
     """Gives what was seen once a second, from the first step on."""
     workdir, seen = folder / "run", []
     values = fault_injection.TINY | {
+        "model.conv": "auto",  # the one that trains
         "dataset.source": "embedded",
         "batch_size": 1_400 // STEPS_PER_EPOCH,
         "num_epochs": -(-num_steps // STEPS_PER_EPOCH),
