@@ -13,27 +13,10 @@ from fer_jax import exits, malloc
 from fer_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, such as configs/resnet50.py.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run's folder or gs://bucket/... Default: runs/<name of the config>."
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder or gs://bucket/...; runs/<name of config> if unset.")
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What to evaluate on.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "What to evaluate: 'best', 'latest' or a step.")
-
-
-def _train(config, workdir, stop) -> int:
-    from fer_jax import train
-
-    return train.run(config, workdir, stop)
-
-
-def _evaluate(config, workdir, stop) -> int:
-    from fer_jax import evaluate
-
-    return evaluate.run(config, workdir, split=_SPLIT.value, checkpoint=_CHECKPOINT.value, stop=stop)
-
-
-_MODES = {"train": _train, "evaluate": _evaluate}
-_MODE = flags.DEFINE_enum("mode", "train", list(_MODES), "What to do.")
 
 
 def _workdir() -> epath.Path:
@@ -45,16 +28,20 @@ def _workdir() -> epath.Path:
 
 
 def _command() -> int:
-    if _CONFIG.value is None and _MODE.value == "train":
+    config = _CONFIG.value
+    if config is not None:
+        config_lib.check(config)
+    elif _MODE.value == "train":
         raise UserError("--config is missing: which experiment? For example --config=configs/resnet50.py")
-    if _CONFIG.value is not None:
-        config_lib.check(_CONFIG.value)
+    workdir = _workdir()
     # JAX takes a second to import, which a mistake needn't wait for.
-    from fer_jax import parallel
+    from fer_jax import evaluate, parallel, train
     from fer_jax.signals import StopRequest
 
-    parallel.join_processes(_CONFIG.value.parallel if _CONFIG.value is not None else {})
-    return _MODES[_MODE.value](_CONFIG.value, _workdir(), StopRequest())
+    parallel.join_processes(config.parallel if config is not None else {})
+    if _MODE.value == "train":
+        return train.run(config, workdir, StopRequest())
+    return evaluate.run(config, workdir, split=_SPLIT.value, checkpoint=_CHECKPOINT.value, stop=StopRequest())
 
 
 def main(_) -> int:
