@@ -62,9 +62,16 @@ def run_command(arguments: list[str], out, err, environment: dict[str, str]) -> 
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["fer_jax.main", *arguments]
+    import jax
+
     from fer_jax import main
 
-    main.run()
+    try:
+        main.run()
+    finally:
+        # Such a process ends without what was registered for its exit; as there, none leaves before the others.
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()
 
 
 def start(arguments: list[str], log: str) -> multiprocessing.process.BaseProcess:
