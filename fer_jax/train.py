@@ -3,27 +3,26 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import importlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import config_dict
 
-from fer_jax import augment, evaluate, flops, lock, metrics, optimizer, parallel, report, stall, steps
 from fer_jax import config as config_lib
+from fer_jax import evaluate, flops, lock, metrics, parallel, report, stall
 from fer_jax import state as state_lib
 from fer_jax.checkpoint import Checkpoints, Damaged
 from fer_jax.data import source
-from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Dataset
+from fer_jax.data.dataset import CLASS_NAMES, Dataset
 from fer_jax.errors import UserError
 from fer_jax.meter import Meter
 from fer_jax.profiler import Profiler
+from fer_jax.program import Program
 from fer_jax.progress import Diverged, Progress
 from fer_jax.signals import StopRequest
 from fer_jax.writers import MetricsWriter, Terminal, describe_speed, read_events
@@ -72,53 +71,22 @@ def run(config: config_dict.ConfigDict, workdir: epath.Path, stop: StopRequest) 
 
 
 class Trainer:
-    """One run: its network, its compiled steps, its state, its loop."""
+    """One run: its program, its state, its loop."""
 
     def __init__(
         self, config: config_dict.ConfigDict, dataset: Dataset, mesh: Mesh, stop: StopRequest, terminal: Terminal
     ):
         self._config, self._dataset, self._stop, self._terminal = config, dataset, stop, terminal
-        self._train_split, self._validation_split = dataset.split("train"), dataset.split("validation")
-        self._mesh = mesh
-        if config.batch_size > len(self._train_split):
-            raise UserError(
-                f"config.batch_size is {config.batch_size}, more than the {len(self._train_split)} training images"
-            )
-        self._steps_per_epoch = self._train_split.steps_per_epoch(config.batch_size)
-        self._model = evaluate.make_network(config.model)
-        self._flops = flops.training_flops(self._model, IMAGE_SHAPE)
-        schedule = optimizer.make_schedule(
-            config.optimizer, steps_per_epoch=self._steps_per_epoch, num_epochs=config.num_epochs
-        )
-        self._optimizer = optimizer.make(config.optimizer, schedule)
-        train_step = steps.make_train_step(
-            self._model,
-            self._optimizer,
-            schedule=schedule,
-            ranges=augment.Ranges(**config.augment),
-            label_smoothing=config.optimizer.label_smoothing,
-            seed=config.seed,
-            axis_name=parallel.AXIS,
-            accumulate_steps=config.train.accumulate_steps,
-            reduce_dtype=config.parallel.reduce_dtype,
-            skip_nonfinite=config.train.skip_nonfinite is not None,
-        )
-        mapper = config.parallel.mapper
-        self._train_call = parallel.map_step(steps.repeat(train_step), self._mesh, mapper, batch_axis=1, donate=True)
-        on_device = config.dataset.loader == "device"
-        self._data = parallel.replicate(self._train_split.arrays(), self._mesh) if on_device else {}
-        self._evaluate = evaluate.make_evaluator(config, self._model, self._mesh, stop)
+        self._validation_split, self._mesh = dataset.split("validation"), mesh
+        model = evaluate.make_network(config.model)
+        self._program = Program(config, model, dataset.split("train"), mesh)
+        self._steps_per_epoch = self._program.steps_per_epoch
+        self._evaluate = evaluate.make_evaluator(config, model, mesh, stop)
 
     def prepare(self, workdir: epath.Path, checkpoints: Checkpoints) -> None:
         """Restores or makes the state, and compiles what trains it."""
         self._checkpoints, self._workdir = checkpoints, workdir
-        create = functools.partial(
-            state_lib.create, self._model, self._optimizer, seed=self._config.seed, image_shape=IMAGE_SHAPE
-        )
-        sharding = NamedSharding(self._mesh, PartitionSpec())
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(create)
-        )
+        abstract = self._program.abstract_state
         self._state, self._progress = self._restore(abstract) or (None, Progress())
         self._step = 0 if self._state is None else int(self._state.step)
         if self._is_complete():
@@ -126,15 +94,13 @@ class Trainer:
             return
         self._announce(abstract.params)
         with concurrent.futures.ThreadPoolExecutor() as executor:
-            compiling = executor.submit(self._compile, abstract)
+            compiling = executor.submit(self._program.compile)
             # TensorFlow takes seconds to import: while XLA compiles, they cost nothing.
             executor.submit(importlib.import_module, "fer_jax.data.pipeline")
             executor.submit(importlib.import_module, "clu.metric_writers")
             if self._state is None:
-                # It runs once: XLA:CPU compiles it in a third of the time at this level, to the same bits.
-                create = jax.jit(create, compiler_options={"xla_backend_optimization_level": 1})
-                self._state = parallel.replicate(create(), self._mesh)
-            self._calls = compiling.result()
+                self._state = self._program.first_state()
+            self._terminal.say(f"Compiled in {compiling.result():.1f} s\n")
 
     def train(self) -> int:
         """Trains to the end of the last epoch or of the patience; gives the exit status."""
@@ -190,7 +156,7 @@ class Trainer:
             f"Device:   {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), "
             f"{processes} process{'es' if processes > 1 else ''}, {config.parallel.mapper}\n"
             f"Network:  ResNet-{config.model.depth}, {state_lib.num_parameters(params):,} parameters, "
-            f"{self._flops / 1e9:.3g} GFLOP to train on an image, {config.model.dtype}\n"
+            f"{self._program.flops / 1e9:.3g} GFLOP to train on an image, {config.model.dtype}\n"
             f"Training: up to {config.num_epochs} epochs of {self._steps_per_epoch} steps of {config.batch_size} "
             f"images, Adam at {config.optimizer.learning_rate} ({config.optimizer.schedule}), seed {config.seed}\n"
             f"Workdir:  {self._workdir}"
@@ -227,7 +193,7 @@ class Trainer:
 
     def _train_epochs(self) -> None:
         """Trains until the run is complete; raises Stopped, with nothing lost, or Diverged."""
-        batches = self._batches(self._step, self._config.num_epochs * self._steps_per_epoch)
+        batches = self._program.batches(self._step, self._config.num_epochs * self._steps_per_epoch)
         profiler = Profiler(self._workdir / "profile", num_steps=self._config.log.profile_steps, now=self._step)
         while not self._is_complete():
             started, epoch = time.perf_counter(), self._progress.epochs + 1
@@ -238,7 +204,7 @@ class Trainer:
                 self._terminal,
                 epoch=epoch,
                 log_every=self._config.log.every_steps,
-                flops=self._flops,
+                flops=self._program.flops,
                 most_skipped=self._config.train.skip_nonfinite or 0,
                 peak=flops.peak(self._mesh.devices.flat),
             )
@@ -254,24 +220,6 @@ class Trainer:
                 f"{describe_speed(meter.speed())}, {time.perf_counter() - started:.0f} s"
             )
 
-    def _batches(self, first_step: int, last_step: int) -> Iterator[dict]:
-        from fer_jax.data import pipeline
-
-        return pipeline.train_batches(
-            self._train_split,
-            seed=self._config.seed,
-            batch_size=self._config.batch_size,
-            first_step=first_step,
-            last_step=last_step,
-            steps_per_call=self._config.train.steps_per_call,
-            indices_only=bool(self._data),
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
-        )
-
-    def _place(self, batches: dict) -> dict:
-        return parallel.place(batches, self._mesh, self._config.parallel.mapper, batch_axis=1)
-
     def _train_epoch(self, batches: Iterator[dict], meter: Meter, profiler: Profiler, *, end: int) -> None:
         save_every = self._config.checkpoint.every_steps or end
         meter.start()
@@ -284,7 +232,7 @@ class Trainer:
             with jax.transfer_guard("disallow"):
                 call_batches = next(batches)
                 num_steps = len(call_batches["mask"])
-                self._state, sums = self._calls[num_steps](self._state, self._data, self._place(call_batches))
+                self._state, sums = self._program(self._state, call_batches)
                 self._step += num_steps
                 meter.push(self._step, sums)
             if self._step < end and self._step % save_every < num_steps:
@@ -302,24 +250,6 @@ class Trainer:
         self._writer.write(step=self._step, epoch=epoch, kind="validation", **evaluation)
         self._save(validation=evaluation, improved=improved)
         return evaluation, improved
-
-    def _compile(self, state) -> dict[int, Callable]:
-        """Compiles the training call for a state of these shapes and every number of steps it may take.
-
-        So no step's time contains it.
-        """
-        started = time.perf_counter()
-        steps_per_call = min(self._config.train.steps_per_call, self._steps_per_epoch)
-        batch_size = self._config.batch_size // jax.process_count()
-        calls = {}
-        for num_steps in {steps_per_call, self._steps_per_epoch % steps_per_call} - {0}:
-            index = np.zeros((num_steps, batch_size), np.int32)
-            arrays = {} if self._data else self._train_split.arrays()
-            example = {key: array[index] for key, array in arrays.items()}
-            batches = self._place(example | {"index": index, "mask": index == 0})
-            calls[num_steps] = self._train_call.lower(state, self._data, batches).compile()
-        self._terminal.say(f"Compiled in {time.perf_counter() - started:.1f} s\n")
-        return calls
 
     def _save(self, *, validation: dict | None = None, improved: bool = False) -> None:
         """Saves the run as it stands; raises Diverged rather than save what is not finite."""
