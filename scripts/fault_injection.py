@@ -154,16 +154,18 @@ def kill_at(moment: str, arguments: list[str], log: str, workdir, prepared, gene
     alive = process.is_alive()
     process.kill()
     process.join()
-    if not alive and process.exitcode != 0:
-        raise AssertionError(
-            f"the command ended with status {process.exitcode}:\n{pathlib.Path(log).read_text()[-4000:]}"
-        )
+    if not alive:
+        _check_ended_well(process, log)
     return "killed" if alive else "finished"
 
 
 def finish(arguments: list[str], log: str) -> None:
     process = start(arguments, log)
     process.join()
+    _check_ended_well(process, log)
+
+
+def _check_ended_well(process: multiprocessing.process.BaseProcess, log: str) -> None:
     if process.exitcode != 0:
         raise AssertionError(
             f"the command ended with status {process.exitcode}:\n{pathlib.Path(log).read_text()[-4000:]}"
