@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -13,6 +13,28 @@ from fer_jax import augment, flops, optimizer, parallel, state, steps
 from fer_jax.data.dataset import IMAGE_SHAPE, Split
 from fer_jax.errors import UserError
 from fer_jax.models.resnet import ResNet
+
+
+def make_training(
+    config: config_dict.ConfigDict, model: ResNet, mesh: Mesh, *, steps_per_epoch: int
+) -> tuple[Callable, Callable[[], state.TrainState]]:
+    """Gives the training call over the devices of `mesh` (see `steps.repeat`), and what makes the first state."""
+    schedule = optimizer.make_schedule(config.optimizer, steps_per_epoch=steps_per_epoch, num_epochs=config.num_epochs)
+    transformation = optimizer.make(config.optimizer, schedule)
+    step = steps.make_train_step(
+        model,
+        transformation,
+        schedule=schedule,
+        ranges=augment.Ranges(**config.augment),
+        label_smoothing=config.optimizer.label_smoothing,
+        seed=config.seed,
+        axis_name=parallel.AXIS,
+        accumulate_steps=config.train.accumulate_steps,
+        reduce_dtype=config.parallel.reduce_dtype,
+        skip_nonfinite=config.train.skip_nonfinite is not None,
+    )
+    create = functools.partial(state.create, model, transformation, seed=config.seed, image_shape=IMAGE_SHAPE)
+    return parallel.map_step(steps.repeat(step), mesh, config.parallel.mapper, batch_axis=1, donate=True), create
 
 
 class Program:
@@ -27,24 +49,7 @@ class Program:
         self._config, self._split, self._mesh = config, split, mesh
         self.steps_per_epoch = split.steps_per_epoch(config.batch_size)
         self.flops = flops.training_flops(model, IMAGE_SHAPE)
-        schedule = optimizer.make_schedule(
-            config.optimizer, steps_per_epoch=self.steps_per_epoch, num_epochs=config.num_epochs
-        )
-        transformation = optimizer.make(config.optimizer, schedule)
-        self._create = functools.partial(state.create, model, transformation, seed=config.seed, image_shape=IMAGE_SHAPE)
-        step = steps.make_train_step(
-            model,
-            transformation,
-            schedule=schedule,
-            ranges=augment.Ranges(**config.augment),
-            label_smoothing=config.optimizer.label_smoothing,
-            seed=config.seed,
-            axis_name=parallel.AXIS,
-            accumulate_steps=config.train.accumulate_steps,
-            reduce_dtype=config.parallel.reduce_dtype,
-            skip_nonfinite=config.train.skip_nonfinite is not None,
-        )
-        self._mapped = parallel.map_step(steps.repeat(step), mesh, config.parallel.mapper, batch_axis=1, donate=True)
+        self._mapped, self._create = make_training(config, model, mesh, steps_per_epoch=self.steps_per_epoch)
         self._data = parallel.replicate(split.arrays(), mesh) if config.dataset.loader == "device" else {}
 
     @functools.cached_property

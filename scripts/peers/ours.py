@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import resnet50
-from fer_jax import augment, optimizer, parallel, state, steps
+from fer_jax import augment, parallel, state, steps
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Split
 from fer_jax.models import resnet
+from fer_jax.program import Program, make_training
 from scripts.peers import make_batch
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "tensorflow")
@@ -39,29 +40,17 @@ def make_network(spec: dict) -> resnet.ResNet:
 
 
 def _step(spec: dict):
-    return make_step(spec, jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,)))
+    return make_step(spec, _one_device())
 
 
-def make_training(spec: dict, mesh: jax.sharding.Mesh):
-    """Gives the mapped training call and the first state."""
-    schedule = optimizer.make_schedule(CONFIG.optimizer, steps_per_epoch=448, num_epochs=CONFIG.num_epochs)
-    model, adam = make_network(spec), optimizer.make(CONFIG.optimizer, schedule)
-    train_step = steps.make_train_step(
-        model,
-        adam,
-        schedule=schedule,
-        ranges=augment.Ranges(**CONFIG.augment),
-        label_smoothing=CONFIG.optimizer.label_smoothing,
-        seed=CONFIG.seed,
-        axis_name=parallel.AXIS,
-    )
-    train_state = parallel.replicate(state.create(model, adam, seed=0, image_shape=IMAGE_SHAPE), mesh)
-    return parallel.map_step(steps.repeat(train_step), mesh, "shard_map", batch_axis=1, donate=True), train_state
+def _one_device() -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
 
 
 def make_step(spec: dict, mesh: jax.sharding.Mesh):
     """As `make`, over all devices of a mesh; spec["batch"] is this process's part of the batch."""
-    train_call, train_state = make_training(spec, mesh)
+    train_call, create = make_training(CONFIG, make_network(spec), mesh, steps_per_epoch=448)
+    train_state = parallel.replicate(create(), mesh)
     images, labels = make_batch(spec["batch"])
     batch = {"image": images, "label": labels, "index": np.arange(len(labels)), "mask": np.ones(len(labels), bool)}
     batches = {key: value[None] for key, value in batch.items()}
@@ -96,41 +85,41 @@ def _augment(spec: dict):
 
 def _calls(spec: dict):
     """Takes spec["steps"] steps as the loop does: batches of the pipeline, put on the device, in calls of some."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
-    train_call, train_state = make_training(spec, mesh)
-    split, on_device = _random_split(), spec["loader"] == "device"
-    batches = _batches(split, spec, indices_only=on_device, steps_per_call=spec["steps_per_call"])
-    data = parallel.replicate(split.arrays(), mesh) if on_device else {}
+    config = CONFIG.copy_and_resolve_references()
+    config.update_from_flattened_dict(
+        {
+            "batch_size": spec["batch"],
+            "dataset.loader": spec["loader"],
+            "train.steps_per_call": spec["steps_per_call"],
+        }
+    )
+    program = Program(config, make_network(spec), _random_split(), _one_device())
+    program.compile()
+    train_state, batches = program.first_state(), program.batches(0, 2**31)
 
     def run() -> None:
         nonlocal train_state
         for _ in range(spec["steps"] // spec["steps_per_call"]):
-            placed = parallel.place(next(batches), mesh, "shard_map", batch_axis=1)
-            train_state, sums = train_call(train_state, data, placed)
+            train_state, sums = program(train_state, next(batches))
         jax.block_until_ready(sums)
 
     return run, state.num_parameters(train_state.params)
 
 
 def _pipeline(spec: dict):
-    batches = _batches(_random_split(), spec, indices_only=spec["indices_only"])
+    from fer_jax.data import pipeline
+
+    batches = pipeline.train_batches(
+        _random_split(),
+        seed=0,
+        batch_size=spec["batch"],
+        first_step=0,
+        last_step=2**31,
+        indices_only=spec["indices_only"],
+    )
     return lambda: next(batches), 0
 
 
 def _random_split() -> Split:
     images, labels = make_batch(28_709)
     return Split(images, labels, np.arange(len(labels)))
-
-
-def _batches(split: Split, spec: dict, *, indices_only: bool, steps_per_call: int = 1):
-    from fer_jax.data import pipeline
-
-    return pipeline.train_batches(
-        split,
-        seed=0,
-        batch_size=spec["batch"],
-        first_step=0,
-        last_step=2**31,
-        indices_only=indices_only,
-        steps_per_call=steps_per_call,
-    )
