@@ -11,14 +11,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import config_dict
 
 from fer_jax import config as config_lib
-from fer_jax import metrics, parallel, report, stall, steps
-from fer_jax.checkpoint import Checkpoints, Damaged
-from fer_jax.data import source
+from fer_jax import parallel
+from fer_jax.data import load as source
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Dataset, Split
 from fer_jax.errors import UserError
+from fer_jax.inference import metrics
 from fer_jax.models import resnet
-from fer_jax.signals import StopRequest
-from fer_jax.writers import Terminal
+from fer_jax.recipe import step as steps
+from fer_jax.system.signals import StopRequest
+from fer_jax.workdir import report, stall
+from fer_jax.workdir.checkpoints import Checkpoints, Damaged
+from fer_jax.workdir.events import Terminal
 
 # What is done to an image before the network; stored in every checkpoint and compared when one is restored.
 PREPROCESSING = {"image_shape": list(IMAGE_SHAPE), "pixels": "uint8 / 255"}

@@ -9,8 +9,9 @@ from etils import epath
 from ml_collections import config_flags
 
 from fer_jax import config as config_lib
-from fer_jax import exits, malloc
 from fer_jax.errors import UserError
+from fer_jax.system import exits
+from fer_jax.system import memory as malloc
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, such as configs/resnet50.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder or gs://bucket/...; runs/<name of config> if unset.")
@@ -36,7 +37,7 @@ def _command() -> int:
     workdir = _workdir()
     # JAX takes a second to import, which a mistake needn't wait for.
     from fer_jax import evaluate, parallel, train
-    from fer_jax.signals import StopRequest
+    from fer_jax.system.signals import StopRequest
 
     parallel.join_processes(config.parallel if config is not None else {})
     if _MODE.value == "train":

@@ -14,18 +14,21 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from fer_jax import config as config_lib
-from fer_jax import evaluate, flops, lock, metrics, parallel, report, stall
-from fer_jax import state as state_lib
-from fer_jax.checkpoint import Checkpoints, Damaged
-from fer_jax.data import source
+from fer_jax import evaluate, parallel
+from fer_jax.data import load as source
 from fer_jax.data.dataset import CLASS_NAMES, Dataset
 from fer_jax.errors import UserError
-from fer_jax.meter import Meter
-from fer_jax.profiler import Profiler
-from fer_jax.program import Program
-from fer_jax.progress import Diverged, Progress
-from fer_jax.signals import StopRequest
-from fer_jax.writers import MetricsWriter, Terminal, describe_speed, read_events
+from fer_jax.inference import metrics
+from fer_jax.loop.meter import Meter
+from fer_jax.loop.profiler import Profiler
+from fer_jax.loop.program import Program
+from fer_jax.loop.progress import Diverged, Progress
+from fer_jax.models import flops
+from fer_jax.recipe import state as state_lib
+from fer_jax.system.signals import StopRequest
+from fer_jax.workdir import lock, report, stall
+from fer_jax.workdir.checkpoints import Checkpoints, Damaged
+from fer_jax.workdir.events import MetricsWriter, Terminal, describe_speed, read_events
 
 
 def run(config: config_dict.ConfigDict, workdir: epath.Path, stop: StopRequest) -> int:

@@ -29,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from fer_jax import malloc
+from fer_jax.system import memory as malloc
 from scripts import benchmark_csv
 from scripts.peers import PEERS, STEMS, make_specs, num_parameters
 from scripts.peers.worker import Worker

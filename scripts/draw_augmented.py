@@ -15,10 +15,10 @@ from jax.sharding import Mesh, PartitionSpec
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from fer_jax import steps
-from fer_jax.augment import Ranges
-from fer_jax.data import synthetic
+from fer_jax.data import embedded as synthetic
 from fer_jax.parallel import AXIS
+from fer_jax.recipe import step as steps
+from fer_jax.recipe.images import Ranges
 
 FACES = 6
 STEPS = 9

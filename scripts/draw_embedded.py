@@ -8,7 +8,7 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from fer_jax.data import synthetic
+from fer_jax.data import embedded as synthetic
 from fer_jax.data.dataset import CLASS_NAMES
 
 COLUMNS = 10

@@ -93,7 +93,7 @@ PROCESSES.set_forkserver_preload(
     [
         "fer_jax.train",
         "fer_jax.data.pipeline",
-        "fer_jax.data.builder",
+        "fer_jax.data.prepared",
         "clu.metric_writers",
         "sklearn.metrics",
         "scipy.stats",

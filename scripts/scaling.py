@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from fer_jax import flops, parallel
+from fer_jax import parallel
 from fer_jax.data.dataset import IMAGE_SHAPE
+from fer_jax.models import flops
 from scripts.peers import ours
 
 # Assumptions that no data sheet gives.

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import resnet50
-from fer_jax import augment, parallel, state, steps
+from fer_jax import parallel
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Split
+from fer_jax.loop.program import Program, make_training
 from fer_jax.models import resnet
-from fer_jax.program import Program, make_training
+from fer_jax.recipe import images as augment
+from fer_jax.recipe import state
+from fer_jax.recipe import step as steps
 from scripts.peers import make_batch
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "tensorflow")

@@ -699,7 +699,7 @@ def test_a_folder_is_identified_by_its_images(folder, random_images):
 
 def test_reading_does_not_import_tensorflow():
     root = pathlib.Path(fer_jax.__file__).parents[1]
-    code = "import sys, fer_jax.data.fer2013, fer_jax.data.source; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, fer_jax.data.fer2013, fer_jax.data.load; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
 
 

@@ -9,9 +9,9 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fer_jax import steps
 from fer_jax.data import pipeline
 from fer_jax.data.dataset import Split
+from fer_jax.recipe import step as steps
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from configs import resnet50
 from fer_jax import train
-from fer_jax.signals import StopRequest
+from fer_jax.system.signals import StopRequest
 from scripts import fault_injection
 
 

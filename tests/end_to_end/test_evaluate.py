@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from fer_jax import checkpoint as checkpoint_lib
 from fer_jax import evaluate
-from fer_jax.checkpoint import Checkpoints
 from fer_jax.data.dataset import Split
 from fer_jax.errors import UserError
-from fer_jax.signals import StopRequest
+from fer_jax.system.signals import StopRequest
+from fer_jax.workdir import checkpoints as checkpoint_lib
+from fer_jax.workdir.checkpoints import Checkpoints
 from tests.end_to_end.conftest import read_metrics
 
 KEYS = {

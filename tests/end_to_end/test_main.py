@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fer_jax.checkpoint import Checkpoints
+from fer_jax.workdir.checkpoints import Checkpoints
 from scripts import fault_injection
 from tests.end_to_end.commands import main, run, start
 

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_jax import evaluate, lock, parallel
-from fer_jax.checkpoint import Checkpoints
+from fer_jax import evaluate, parallel
 from fer_jax.errors import UserError
-from fer_jax.signals import StopRequest
+from fer_jax.system.signals import StopRequest
+from fer_jax.workdir import lock
+from fer_jax.workdir.checkpoints import Checkpoints
 from tests.checkpoints import read_arrays
 from tests.end_to_end.conftest import read_metrics
 

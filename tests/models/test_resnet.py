@@ -11,7 +11,7 @@ import pytest
 
 from fer_jax.models import conv, resnet
 from fer_jax.models.resnet import ARCHITECTURES, ResNet
-from fer_jax.state import num_parameters
+from fer_jax.recipe.state import num_parameters
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "resnet50.py"
 PAPER_STEM = {"stem_kernel": 7, "stem_stride": 2, "stem_pool": True}

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fer_jax import state
 from fer_jax.data.dataset import IMAGE_SHAPE
+from fer_jax.recipe import state
 from scripts import benchmark, peers
 from scripts.peers import ours
 from scripts.peers.worker import Worker

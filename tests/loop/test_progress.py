@@ -1,0 +1,106 @@
+import dataclasses
+import math
+
+import pytest
+
+from fer_jax.loop.progress import Diverged, Progress
+
+
+def run_epochs(accuracies, *, patience=3, min_delta=0.0) -> tuple[Progress, list[bool]]:
+    """Ends an epoch for each accuracy until told to stop; gives which were the best so far."""
+    progress, improved = Progress(), []
+    for accuracy in accuracies:
+        improved.append(progress.end_epoch({"loss": 1.0, "accuracy": accuracy}, patience=patience, min_delta=min_delta))
+        if progress.should_stop:
+            break
+    return progress, improved
+
+
+@pytest.mark.parametrize("patience", [1, 2, 5])
+def test_stops_after_exactly_patience_epochs_without_improvement(patience):
+    progress, improved = run_epochs([0.5, 0.6] + 20 * [0.55], patience=patience)
+    assert progress.epochs == len(improved) == 2 + patience
+    assert (progress.best_accuracy, progress.best_epoch) == (0.6, 2)
+    assert progress.epochs_without_improvement == patience
+
+
+def test_an_improvement_starts_the_count_again():
+    progress, improved = run_epochs([0.5, 0.4, 0.4, 0.6, 0.5, 0.5, 0.7, 0.1, 0.2, 0.3, 0.9])
+    assert improved == [True, False, False, True, False, False, True, False, False, False]
+    assert progress.should_stop
+    assert (progress.best_accuracy, progress.best_epoch) == (0.7, 7)
+
+
+def test_goes_on_while_it_improves():
+    progress, improved = run_epochs([epoch / 100 for epoch in range(50)], patience=1)
+    assert all(improved)
+    assert not progress.should_stop
+    assert progress.best_epoch == 50
+
+
+def test_a_tie_is_no_improvement_and_the_first_stays_the_best():
+    progress, improved = run_epochs(10 * [0.5])
+    assert improved == [True, False, False, False]
+    assert progress.best_epoch == 1
+
+
+def test_a_first_accuracy_of_zero_is_the_best_so_far():
+    progress, improved = run_epochs([0.0, 0.0, 0.1])
+    assert improved == [True, False, True]
+    assert progress.best_epoch == 3
+
+
+def test_an_improvement_must_be_larger_than_min_delta():
+    # Binary fractions, so that a difference of exactly min_delta is exact.
+    progress, improved = run_epochs([0.5, 0.5625, 0.625, 0.75, 0.75], min_delta=0.125, patience=5)
+    assert improved == [True, False, False, True, False]
+    assert (progress.best_accuracy, progress.best_epoch) == (0.75, 4)
+
+
+def test_small_steps_add_up_against_the_best_rather_than_the_last():
+    _, improved = run_epochs([0.5, 0.5625, 0.625, 0.6875, 0.75], min_delta=0.125, patience=10)
+    assert improved == [True, False, False, True, False]
+
+
+def test_continuing_from_a_stored_progress_stops_at_the_same_epoch():
+    accuracies = [0.5, 0.6, 0.4, 0.5, 0.4, 0.4]
+    whole, _ = run_epochs(accuracies)
+    for cut in range(1, 5):
+        progress, _ = run_epochs(accuracies[:cut])
+        progress = Progress(**dataclasses.asdict(progress))
+        for accuracy in accuracies[cut:]:
+            if progress.should_stop:
+                break
+            progress.end_epoch({"loss": 1.0, "accuracy": accuracy}, patience=3, min_delta=0.0)
+        assert progress == whole
+
+
+def test_means_are_over_examples_not_steps():
+    progress = Progress()
+    progress.add({"loss": 10.0, "correct": 6, "count": 8})
+    progress.add({"loss": 2.0, "correct": 0, "count": 2})
+    assert progress.mean() == {"loss": 1.2, "accuracy": 0.6}
+
+
+def test_an_epochs_sums_start_at_nothing():
+    progress = Progress()
+    progress.add({"loss": 10.0, "correct": 6, "count": 8})
+    progress.end_epoch({"loss": 1.0, "accuracy": 0.5}, patience=3, min_delta=0.0)
+    progress.add({"loss": 1.0, "correct": 1, "count": 2})
+    assert progress.mean() == {"loss": 0.5, "accuracy": 0.5}
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_training_loss_that_is_not_finite_is_divergence(loss):
+    progress = Progress()
+    with pytest.raises(Diverged, match="training loss"):
+        progress.add({"loss": loss, "correct": 1, "count": 8})
+    assert progress == Progress()
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_validation_loss_that_is_not_finite_is_divergence(loss):
+    progress = Progress()
+    with pytest.raises(Diverged, match="validation loss"):
+        progress.end_epoch({"loss": loss, "accuracy": 0.9}, patience=3, min_delta=0.0)
+    assert progress == Progress()

@@ -1,0 +1,191 @@
+"""What is left for a person: history, pictures, evaluation files, the table."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fer_jax.data.dataset import CLASS_NAMES, Dataset, Split
+from fer_jax.errors import StorageError
+from fer_jax.inference import metrics
+from fer_jax.workdir import report, stall
+
+
+def make_events(num_epochs: int) -> list[dict]:
+    """Two training events and a validation of each epoch, in figures of which no two are the same."""
+    events = []
+    for epoch in range(1, num_epochs + 1):
+        for step in (10 * epoch - 5, 10 * epoch):
+            figures = {"loss": 2 / step, "accuracy": 1 - 1 / step, "learning_rate": 1 / step, "images_per_second": step}
+            events.append({"step": step, "epoch": epoch, "kind": "train", **figures})
+        figures = {"loss": 3 / step, "accuracy": 0.9 - 1 / step}
+        events.append({"step": 10 * epoch, "epoch": epoch, "kind": "validation", **figures})
+    return events
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    split = Split(np.zeros((2, 48, 48, 1), np.uint8), np.zeros(2, np.int32), np.arange(2))
+    return Dataset("tiny.csv", {"train": split})
+
+
+def make_evaluation(confusion) -> dict:
+    summary = metrics.summarize({"confusion": np.array(confusion), "loss": 1234.5}, CLASS_NAMES)
+    return summary | {
+        "split": "validation",
+        "class_names": list(CLASS_NAMES),
+        "checkpoint_step": 4480,
+        "selected_on": "validation accuracy",
+        "dataset": "tiny.csv",
+        "dataset_fingerprint": "0123456789abcdef",
+    }
+
+
+@pytest.fixture
+def evaluation() -> dict:
+    """Of 7,000 examples and more, so that some counts have a thousands separator; disgust is never predicted."""
+    confusion = np.random.default_rng(0).integers(0, 90, (7, 7)) + np.diag([300, 0, 1, 2000, 1000, 10, 999])
+    confusion[:, 1] = 0
+    return make_evaluation(confusion)
+
+
+def assert_is_a_picture(path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        image.load()
+        pixels = np.array(image.convert("RGB"))
+    assert min(pixels.shape[:2]) > 300
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
+    return pixels
+
+
+def test_history_has_each_epochs_last_training_event_and_its_validation():
+    events = make_events(3)
+    table = report.history(events)
+    assert table["epoch"].to_list() == [1, 2, 3]
+    for row, last, validation in zip(table.to_dict("records"), events[1::3], events[2::3], strict=True):
+        assert row == {
+            "epoch": last["epoch"],
+            "step": last["step"],
+            "train_loss": last["loss"],
+            "train_accuracy": last["accuracy"],
+            "validation_loss": validation["loss"],
+            "validation_accuracy": validation["accuracy"],
+            "learning_rate": last["learning_rate"],
+            "images_per_second": last["images_per_second"],
+        }
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_an_epoch_that_is_not_finished_is_left_out_of_the_history(cut):
+    assert report.history(make_events(3)[:-cut]).equals(report.history(make_events(2)))
+
+
+def test_history_csv_says_what_it_is_of(dataset, tmp_path):
+    report.write_history(make_events(4), dataset, tmp_path / "report")
+    table = pd.read_csv(tmp_path / "report" / "history.csv")
+    assert list(table.columns) == [
+        "epoch",
+        "step",
+        "train_loss",
+        "train_accuracy",
+        "validation_loss",
+        "validation_accuracy",
+        "learning_rate",
+        "images_per_second",
+        "dataset",
+        "dataset_fingerprint",
+    ]
+    assert len(table) == 4
+    assert set(table["dataset"]) == {"tiny.csv"}
+    assert set(table["dataset_fingerprint"].astype(str)) == {dataset.fingerprint}
+    assert table["validation_accuracy"].to_list() == report.history(make_events(4))["validation_accuracy"].to_list()
+
+
+@pytest.mark.parametrize("events", [[], make_events(1)[:-1]], ids=["none", "first epoch not finished"])
+def test_without_a_finished_epoch_there_is_an_empty_table_and_no_picture(events, dataset, tmp_path):
+    report.write_history(events, dataset, tmp_path / "report")
+    table = pd.read_csv(tmp_path / "report" / "history.csv")
+    assert len(table) == 0
+    assert "validation_accuracy" in table.columns
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["history.csv"]
+
+
+@pytest.mark.parametrize("num_epochs", [1, 25])
+def test_curves_are_a_picture_even_of_a_single_epoch(num_epochs, dataset, tmp_path):
+    report.write_history(make_events(num_epochs), dataset, tmp_path)
+    assert_is_a_picture(tmp_path / "curves.png")
+
+
+def test_a_full_disk_is_named_by_what_was_to_be_written_there(dataset, tmp_path):
+    (tmp_path / "curves.png").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=rf"{tmp_path}: .*No space left"), stall.limit(tmp_path):
+        report.write_history(make_events(2), dataset, tmp_path)
+
+
+def test_an_evaluation_comes_back_from_its_file(evaluation, tmp_path):
+    report.write_evaluation(evaluation, tmp_path / "report")
+    assert json.loads((tmp_path / "report" / "evaluation_validation.json").read_text()) == evaluation
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "confusion_matrix_validation.png",
+        "evaluation_validation.json",
+    ]
+
+
+def test_the_picture_of_a_confusion_matrix_is_dark_where_the_share_is_high(tmp_path):
+    confusion = np.full((7, 7), 1)
+    confusion[5, 2] = 994
+    report.write_evaluation(make_evaluation(confusion), tmp_path)
+    blue = assert_is_a_picture(tmp_path / "confusion_matrix_validation.png").astype(int)
+    dark = (blue[..., 2] - blue[..., 0] > 60) & (blue[..., 2] < 140)
+    rows, columns = np.nonzero(dark)
+    # One cell of 7 x 7: within it, all that is dark, at the sixth row and third column of the matrix.
+    assert dark.sum() > 1000
+    assert np.ptp(rows) < dark.shape[0] / 7
+    assert np.ptp(columns) < dark.shape[1] / 7
+    assert rows.mean() > dark.shape[0] / 2
+    assert columns.mean() < dark.shape[1] / 2
+
+
+def test_a_class_without_examples_is_no_error(tmp_path):
+    confusion = np.diag([5, 0, 5, 5, 5, 5, 5])
+    report.write_evaluation(make_evaluation(confusion), tmp_path)
+    assert_is_a_picture(tmp_path / "confusion_matrix_validation.png")
+    assert "disgust" in report.table(make_evaluation(confusion))
+
+
+def test_the_table_has_the_figures(evaluation):
+    table = report.table(evaluation)
+    low, high = evaluation["accuracy_ci95"]
+    for text in (
+        "validation split of tiny.csv (0123456789abcdef)",
+        f"{evaluation['num_examples']:,} images",
+        "checkpoint of step 4480, validation accuracy",
+        f"{evaluation['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%})",
+        f"{evaluation['balanced_accuracy']:.2%}",
+        f"{evaluation['macro_f1']:.4f}",
+        f"{evaluation['loss']:.4f}",
+    ):
+        assert text in table
+    rows = [line.split() for line in table.splitlines()]
+    for i, (name, figures) in enumerate(evaluation["per_class"].items()):
+        numbers = [f"{figures[key]:.4f}" for key in ("precision", "recall", "f1")]
+        assert [name, *numbers, f"{figures['support']:,}"] in rows
+        assert [name, *(f"{count:,}" for count in evaluation["confusion_matrix"][i])] in rows
+
+
+def test_the_table_is_aligned(evaluation):
+    table = report.table(evaluation)
+    lines = table.splitlines()
+    for title in ("  class ", "  rows: true"):
+        first = next(i for i, line in enumerate(lines) if line.startswith(title)) + (title != "  class ")
+        block = lines[first : first + 8]
+        assert [line.split()[0] for line in block[1:]] == list(CLASS_NAMES)
+        # Each number ends where its column's title ends.
+        ends = {tuple(word.end() for word in re.finditer(r"\S+", line[12:])) for line in block}
+        assert len(ends) == 1
+    assert max(map(len, lines)) <= 80
+    assert "," in table.split("rows: true")[1]
