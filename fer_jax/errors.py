@@ -1,26 +1,45 @@
-"""The exceptions that end the command with a line and an exit status of their own, without a traceback."""
+"""The exceptions that end the command with one line and an exit status of their own, without a traceback."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 
 
-class UserError(Exception):
-    """Wrong usage, configuration or data: exit status 2.
+class FerJaxError(Exception):
+    """Ends the command with `exit_status`. The message is one line for each thing that is wrong."""
 
-    The message names what is wrong, where (file, row, key) and what would be right; one line for each thing wrong.
-    """
+    exit_status: int
 
 
-class StorageError(Exception):
-    """Something can't be written or read: a full disk, a quota, permissions. Exit status 4; names what, and why."""
+class UserError(FerJaxError):
+    """Wrong usage, configuration or data. The message names file, row or key and what would be right."""
+
+    exit_status = 2
+
+
+class Diverged(FerJaxError):
+    """The loss, the gradients or the weights are no longer finite."""
+
+    exit_status = 3
+
+
+class StorageError(FerJaxError):
+    """Something can't be written or read: a full disk, a quota, permissions. The message names what, and why."""
+
+    exit_status = 4
+
+
+class LostProcessError(FerJaxError):
+    """Another process of a distributed run is gone or can't be reached."""
+
+    exit_status = 5
 
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Raises a StorageError that names `path` where the system can't do what is asked, and doesn't say with which file.
+    """Adds `path` to OSErrors that carry no file name, by raising StorageError.
 
-    It says so of a file that can't be opened, but not of one that can't be written to.
+    The system names the file when `open` fails, but not when `write` or `flush` does (for example on a full disk).
     """
     try:
         yield

@@ -19,9 +19,9 @@ from fer_jax.inference import metrics
 from fer_jax.models import resnet
 from fer_jax.recipe import step as steps
 from fer_jax.system.signals import StopRequest
+from fer_jax.system.terminal import Terminal
 from fer_jax.workdir import report, stall
 from fer_jax.workdir.checkpoints import Checkpoints, Damaged
-from fer_jax.workdir.events import Terminal
 
 # What is done to an image before the network; stored in every checkpoint and compared when one is restored.
 PREPROCESSING = {"image_shape": list(IMAGE_SHAPE), "pixels": "uint8 / 255"}

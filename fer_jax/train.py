@@ -17,18 +17,19 @@ from fer_jax import config as config_lib
 from fer_jax import evaluate, parallel
 from fer_jax.data import load as source
 from fer_jax.data.dataset import CLASS_NAMES, Dataset
-from fer_jax.errors import UserError
+from fer_jax.errors import Diverged, UserError
 from fer_jax.inference import metrics
 from fer_jax.loop.meter import Meter
 from fer_jax.loop.profiler import Profiler
 from fer_jax.loop.program import Program
-from fer_jax.loop.progress import Diverged, Progress
+from fer_jax.loop.progress import Progress
 from fer_jax.models import flops
 from fer_jax.recipe import state as state_lib
 from fer_jax.system.signals import StopRequest
+from fer_jax.system.terminal import Terminal, describe_speed
 from fer_jax.workdir import lock, report, stall
 from fer_jax.workdir.checkpoints import Checkpoints, Damaged
-from fer_jax.workdir.events import MetricsWriter, Terminal, describe_speed, read_events
+from fer_jax.workdir.events import MetricsWriter, read_events
 
 
 def run(config: config_dict.ConfigDict, workdir: epath.Path, stop: StopRequest) -> int:

@@ -4,8 +4,10 @@ import time
 
 import jax
 
-from fer_jax.loop.progress import Diverged, Progress
-from fer_jax.workdir.events import MetricsWriter, Terminal
+from fer_jax.errors import Diverged
+from fer_jax.loop.progress import Progress
+from fer_jax.system.terminal import Terminal
+from fer_jax.workdir.events import MetricsWriter
 
 
 class Meter:

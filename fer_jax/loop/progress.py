@@ -5,9 +5,7 @@ import math
 
 from flax.training.early_stopping import EarlyStopping
 
-
-class Diverged(Exception):
-    """The loss or the weights are no longer finite."""
+from fer_jax.errors import Diverged
 
 
 @dataclasses.dataclass

@@ -3,7 +3,8 @@ import math
 
 import pytest
 
-from fer_jax.loop.progress import Diverged, Progress
+from fer_jax.errors import Diverged
+from fer_jax.loop.progress import Progress
 
 
 def run_epochs(accuracies, *, patience=3, min_delta=0.0) -> tuple[Progress, list[bool]]:

@@ -11,7 +11,7 @@ import pytest
 from fer_jax.models.resnet import ResNet
 from fer_jax.recipe import optimizer
 
-CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "resnet50.py"
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "resnet50.py"
 SHAPES = {
     "stem_conv": {"kernel": (3, 3, 1, 4)},
     "stem_norm": {"scale": (4,), "bias": (4,)},

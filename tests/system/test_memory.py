@@ -24,7 +24,7 @@ needs_madvise = pytest.mark.skipif(
 
 def start(*command: str, tunables: str | None = None, path=()) -> subprocess.CompletedProcess:
     environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, [pathlib.Path(__file__).parents[1], *path]))
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, [pathlib.Path(__file__).parents[2], *path]))
     if tunables is not None:
         environment["GLIBC_TUNABLES"] = tunables
     done = subprocess.run([sys.executable, "-B", *command], env=environment, capture_output=True, text=True)

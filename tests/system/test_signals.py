@@ -10,7 +10,7 @@ import pytest
 
 from fer_jax.system.signals import StopRequest
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 NUMBERS = pytest.mark.parametrize("number", SIGNALS)
 

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from fer_jax.workdir.events import MetricsWriter, Terminal, read_events
+from fer_jax.system.terminal import Terminal
+from fer_jax.workdir.events import MetricsWriter, read_events
 
 SPEED = {"images_per_second": 100.0, "tflops_per_second": 0.1}
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 COMMON = {"dataset": "tiny.csv", "dataset_fingerprint": "0123456789abcdef"}
 # Two epochs of five steps, a training event at each second step and at the epoch's end.
 EVENTS = [
@@ -146,7 +147,7 @@ def test_tensorboard_has_the_scalars(written):
 # Three of an epoch's six steps were done before; the pauses let the bar be drawn at each step.
 SCRIPT = textwrap.dedent("""
     import time
-    from fer_jax.workdir.events import Terminal
+    from fer_jax.system.terminal import Terminal
 
     terminal = Terminal(is_primary=True)
     terminal.say("before the epoch")

@@ -1,0 +1,78 @@
+"""Prints what a run has to say to its user: lines on standard output, and a progress bar where there is a terminal."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import tqdm
+
+T = TypeVar("T")
+
+
+class Terminal:
+    """What a person sees: a bar for each epoch where standard error is a terminal, else plain lines."""
+
+    def __init__(self, *, is_primary: bool):
+        self._is_primary = is_primary
+        self._bar = None
+
+    def start_epoch(self, title: str, *, first: int, total: int) -> None:
+        """Opens the bar of an epoch of `total` steps, of which `first` are done."""
+        if self._is_primary and sys.stderr.isatty():
+            self._bar = tqdm.tqdm(
+                total=total,
+                initial=first,
+                desc=title,
+                leave=False,
+                dynamic_ncols=True,
+                bar_format="{desc} {bar} {n_fmt}/{total_fmt}{postfix}, {remaining} left",
+            )
+
+    def step(self, event: dict) -> None:
+        """Moves the bar, where there is one, by a training step."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(_figures(event), refresh=False)
+            self._bar.update()
+
+    def log(self, event: dict) -> None:
+        """Prints a training event as a line, where there is no bar to show it."""
+        if self._bar is None:
+            self.say(f"  step {event['step']:>6}  {_figures(event)}")
+
+    def end_epoch(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def say(self, line: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        if self._is_primary:
+            tqdm.tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def warn(self, line: str) -> None:
+        """Prints a warning to standard error, above the bar where there is one."""
+        if self._is_primary:
+            tqdm.tqdm.write(f"fer_jax: warning: {line}", file=sys.stderr)
+            sys.stderr.flush()
+
+    def progress(self, items: Iterable[T], *, title: str, total: int) -> Iterator[T]:
+        """Yields the items, with a bar where standard error is a terminal, else after one line."""
+        if not self._is_primary:
+            yield from items
+        elif sys.stderr.isatty():
+            yield from tqdm.tqdm(items, desc=title, total=total, leave=False, dynamic_ncols=True)
+        else:
+            self.say(f"{title} ({total:,})")
+            yield from items
+
+
+def describe_speed(speed: dict[str, float]) -> str:
+    """Puts images_per_second, tflops_per_second and mfu, if there, in words."""
+    mfu = f", MFU {speed['mfu']:.1%}" if "mfu" in speed else ""
+    return f"{speed['images_per_second']:.0f} images/s, {speed['tflops_per_second']:.3g} TFLOP/s{mfu}"
+
+
+def _figures(event: dict) -> str:
+    return f"loss {event['loss']:.3f}, accuracy {event['accuracy']:.1%}, {describe_speed(event)}"
