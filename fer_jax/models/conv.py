@@ -1,7 +1,8 @@
-"""How a convolution is computed: XLA's own on accelerators, a matrix product over patches on CPU.
+"""How a convolution is computed: XLA's own on accelerators, a matrix product over patches on CPU. Pure.
 
-XLA:CPU computes small-image convolutions at a few GFLOP/s and its gradients no faster, while its matrix
-products run near the processor's limit; `python -m scripts.benchmark step` measures what that makes of a training step.
+XLA:CPU's matrix products run near the processor's limit. Its convolutions of small images are far from it in bfloat16,
+and in float32 for some shapes and for most gradients to the kernel. `python -m scripts.benchmark step` compares
+training steps with either.
 """
 
 import functools
@@ -14,12 +15,12 @@ from jax import lax
 
 Padding = Sequence[tuple[int, int]]
 
-# Patches of more bytes than this are made and multiplied part by part: they are to be read from a cache.
+# Patches of more bytes than this are made and multiplied part by part, so that they are read from a cache.
 _CACHE_BYTES = 6 * 2**20
 
 
 def resolve(conv: str, backend: str) -> Callable:
-    """Gives the function for `flax.linen.Conv`'s `conv_general_dilated`.
+    """Returns the function for `flax.linen.Conv`'s `conv_general_dilated`.
 
     conv: 'auto' (matrix products where `backend` is 'cpu', else XLA's convolution), 'lax' or 'matmul'.
     """
@@ -40,10 +41,16 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     precision=None,
 ):
-    """Does what `lax.conv_general_dilated` does for NHWC images, HWIO kernels, no dilation and no groups.
+    """Returns `lax.conv_general_dilated` of NHWC images and HWIO kernels without dilation and groups.
 
-    lhs: [batch, height, width, in]; rhs: [kernel_height, kernel_width, in, out], of the same dtype.
-    padding: ((top, bottom), (left, right)). Raises NotImplementedError for a convolution of another kind.
+    Args:
+      lhs: [batch, height, width, in].
+      rhs: [kernel_height, kernel_width, in, out], of the same dtype.
+      window_strides: (rows, columns).
+      padding: ((top, bottom), (left, right)).
+
+    Raises:
+      NotImplementedError: the convolution is of another kind.
     """
     nhwc = lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
     if lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != nhwc:
@@ -56,13 +63,16 @@ def conv_general_dilated(
 
 
 def _patches(x, window: tuple[int, int], strides: tuple[int, int], padding: Padding):
-    """Gathers what the kernel sees at each place: [batch, out_height, out_width, window * in]."""
+    """Returns the pixels under the kernel at each place: [batch, out_height, out_width, window * in]."""
     taps = _taps(x, (1, 2), window, strides, padding)
     return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
 
 
 def _taps(x, axes: tuple[int, int], window, strides, padding: Padding) -> list:
-    """Gives, for each place in the kernel's window, the pixels it meets; `axes` are those of height and width."""
+    """Returns an array for each tap of the kernel's window: the pixels that the tap meets at every place of the kernel.
+
+    axes: those of height and width.
+    """
     margins = [(0, 0, 0)] * x.ndim
     for axis, (low, high) in zip(axes, padding, strict=True):
         margins[axis] = (low, high, 0)
@@ -87,6 +97,8 @@ def _conv(x, kernel, strides, padding, precision):
 
 
 def _by_patches(x, kernel, strides, padding, precision):
+    """Returns the convolution as patches @ kernel, computed part by part of the batch."""
+
     def part(x):
         patches = _patches(x, kernel.shape[:2], strides, padding)
         y = jnp.dot(_matrix(patches), kernel.reshape(-1, kernel.shape[-1]), precision=precision)
@@ -96,20 +108,29 @@ def _by_patches(x, kernel, strides, padding, precision):
     if num_parts == 1:
         return part(x)
     y = lax.map(part, _split(x, num_parts))
-    return y.reshape(-1, *y.shape[2:])
+    return y.reshape(-1, *y.shape[2:])[: len(x)]
 
 
 def _num_parts(x, window, strides, padding) -> int:
-    """Gives into how many parts a batch is split: the fewest whose patches, where they overlap, fit a cache."""
-    if window == (1, 1):
+    """Returns into how many parts a batch is split, so that the patches of a part fit the cache."""
+    if window == (1, 1):  # patches don't overlap, so they are no larger than the images
         return 1
     patches = jax.eval_shape(lambda: _patches(x, window, strides, padding))
-    fitting = (n for n in range(1, len(x)) if len(x) % n == 0 and patches.size * x.dtype.itemsize <= n * _CACHE_BYTES)
-    return next(fitting, len(x))
+    fewest = min(len(x), max(1, -(-patches.size * x.dtype.itemsize // _CACHE_BYTES)))
+    # Equal parts need no padding, and up to twice as many parts cost little. But the only equal parts of a prime batch
+    # are single images, whose products are too small to be fast: such a batch is padded to the fewest parts instead.
+    equal = (num_parts for num_parts in range(fewest, min(len(x), 2 * fewest) + 1) if len(x) % num_parts == 0)
+    images_that_fit = max(1, len(x) * _CACHE_BYTES // (patches.size * x.dtype.itemsize))
+    return next(equal, -(-len(x) // images_that_fit))
 
 
 def _split(x, num_parts: int):
-    return x.reshape(num_parts, -1, *x.shape[1:])
+    """Returns x as [num_parts, images, ...], padded with images of zeros where the parts would not be equal."""
+    images_per_part = -(-len(x) // num_parts)
+    missing = num_parts * images_per_part - len(x)
+    if missing:
+        x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(num_parts, images_per_part, *x.shape[1:])
 
 
 def _forward(x, kernel, strides, padding, precision):
@@ -123,10 +144,10 @@ def _backward(strides, padding, precision, residuals, dy):
 
 
 def _dkernel(x, dy, shape, strides, padding, precision):
-    """Gives patches.T @ dy.
+    """Returns the kernel's gradient, patches.T @ dy.
 
-    XLA:CPU transposes slowly, so the image, nine times smaller, is what is transposed; the patches are then gathered
-    from that, anew: to keep those of the forward pass would take too much memory.
+    The patches of the forward pass are not kept, since they would take too much memory. XLA:CPU transposes slowly, so
+    the image is transposed, which is nine times smaller for a 3x3 kernel, and patches are gathered from it.
     """
 
     def part(x, dy):
@@ -146,22 +167,23 @@ def _dkernel(x, dy, shape, strides, padding, precision):
 
 
 def _dx(dy, kernel, shape, strides, padding, precision):
-    """Convolves dy with the kernel turned by 180 degrees.
+    """Returns the image's gradient: dy convolved with the kernel turned by 180 degrees.
 
-    With a stride dy would have to be spread out with zeros, which are multiplied too. So the pixels of dx that meet
-    the same taps, each stride-th in a row and in a column, are computed together, from those taps alone.
+    With a stride, dy would first be spread out with zeros, which would be multiplied too. Instead the pixels of dx that
+    meet the same taps (a phase: each stride-th pixel of a row and of a column) are computed together, from those taps
+    alone.
     """
     phases = [_dx_of_phase(dy, kernel, shape, phase, strides, padding, precision) for phase in np.ndindex(*strides)]
     batch, height, width, channels = phases[0].shape
     if len(phases) == 1:
         return phases[0]
-    # [rows' phase, columns' phase, batch, height, width, channels], interleaved
+    # [row phase, column phase, batch, height, width, channels] -> [batch, height, row phase, width, column phase, ...]
     dx = jnp.stack(phases).reshape(*strides, *phases[0].shape).transpose(2, 3, 0, 4, 1, 5)
     return dx.reshape(batch, height * strides[0], width * strides[1], channels)[:, : shape[1], : shape[2]]
 
 
 def _dx_of_phase(dy, kernel, shape, phase, strides, padding, precision):
-    """Gives dx at rows phase[0], phase[0] + strides[0], ... and columns likewise: [batch, rows, columns, in]."""
+    """Returns dx at rows phase[0], phase[0] + strides[0], ... and columns likewise: [batch, rows, columns, in]."""
     first, sizes, margins = [], [], []
     for axis, stride in enumerate(strides):
         # Pixel stride * j + phase meets tap first + stride * u at place j + shift - u of dy.

@@ -1,6 +1,7 @@
-"""How much a network computes for an image, and how much a device could: what TFLOP/s and MFU are made of.
+"""The FLOPs of a model and the peak FLOP/s of devices, from which TFLOP/s and MFU are computed. Pure.
 
-A FLOP is a multiplication or an addition; those of convolutions and matrix products count, padding included.
+A FLOP is a multiplication or an addition. Those of convolutions and matrix products are counted, products with padding
+included; those of everything else are not.
 """
 
 import math
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-# The published peak of a `jax.Device.device_kind`, dense (not sparse) bfloat16 FLOP/s. A TPU v2 or v3 device is one of
-# a chip's two cores.
+# The published peak of a device, by `jax.Device.device_kind`, in bfloat16 FLOP/s for dense matrices. A TPU v2 or v3
+# device is one of the two cores of a chip.
 PEAKS = {
     "NVIDIA H200": 989e12,  # https://www.nvidia.com/en-us/data-center/h200/
     "NVIDIA H100 80GB HBM3": 989e12,  # https://www.nvidia.com/en-us/data-center/h100/, as the next two
@@ -32,15 +33,19 @@ PEAKS = {
 
 
 def peak(devices) -> float | None:
-    """Gives the bfloat16 peak of all `devices` together in FLOP/s, or None where one's isn't known."""
+    """Returns the bfloat16 peak of all `devices` together in FLOP/s, or None if the peak of one is not known."""
     peaks = [PEAKS.get(device.device_kind) for device in devices]
     return None if None in peaks else sum(peaks)
 
 
 def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Counts the FLOPs of a network's forward pass for one image of `image_shape`, from a trace of it.
+    """Returns the FLOPs of a model's forward pass for one image.
 
-    The network has `conv_fn` and `axis_name`; whatever they are, stock convolutions on one device are counted.
+    The model is traced with XLA's own convolutions on one device, so its conv_fn and axis_name don't change the count.
+
+    Args:
+      model: has conv_fn and axis_name.
+      image_shape: (height, width, channels).
     """
     model = model.clone(conv_fn=lax.conv_general_dilated, axis_name=None)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -49,15 +54,16 @@ def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 
 
 def training_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Counts those of a training step: three times the forward pass, the gradients of inputs and of weights included.
+    """Returns the FLOPs of training on one image, taken as 3x the forward pass (1x forward, 2x backward).
 
-    What rematerialisation computes again doesn't count (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311,
-    appendix B); neither do augmentation and optimizer.
+    Rematerialisation, augmentation and the optimizer are not counted, as is usual for MFU (Chowdhery et al. 2022,
+    https://arxiv.org/abs/2204.02311, appendix B).
     """
     return 3 * forward_flops(model, image_shape)
 
 
 def _count(jaxpr) -> int:
+    """Returns the FLOPs of the convolutions and matrix products of a jaxpr and of those within it."""
     total = 0
     for equation in jaxpr.eqns:
         name, out = equation.primitive.name, equation.outvars[0].aval
@@ -67,8 +73,10 @@ def _count(jaxpr) -> int:
         elif name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += 2 * out.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        # jit, custom_vjp and remat keep the program that they call among their parameters.
         for inner in equation.params.values():
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
+                # Inside of loops and custom gradients a body is counted once: the networks here have no loop.
                 total += _count(inner)
     return total

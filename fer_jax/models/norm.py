@@ -1,8 +1,8 @@
-"""Batch normalisation with what follows it in a residual network, and a gradient that keeps little.
+"""Batch normalisation with the shortcut and the ReLU that follow it, and a gradient that keeps fewer activations. Pure.
 
-Differentiated as it is written, batch normalisation keeps the centred input in float32 and what the ReLU saw. Here the
-backward pass (Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, section 3) needs the input, which is kept as it
-came, and the output, which the next convolution keeps anyway.
+JAX's own gradient of batch normalisation keeps the centred input in float32 and the input of the ReLU. The gradient
+here (Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, section 3) keeps the input in the dtype it came in, and
+the output, which the next convolution keeps anyway.
 """
 
 import functools
@@ -16,10 +16,15 @@ from jax import lax
 
 
 class BatchNorm(nn.Module):
-    """Normalises over the batch and the image, adds `shortcut` if there is one, and applies ReLU where `relu` says so.
+    """Normalises over the batch and the image, adds the shortcut, if any, and applies ReLU if `relu`.
 
-    Parameters scale and bias, running statistics mean and var, as of `flax.linen.BatchNorm`: float32 [channels].
-    axis_name: the mapped axis over which statistics are taken too, if any.
+    Parameters scale and bias and running statistics mean and var are float32 [channels], as in `flax.linen.BatchNorm`.
+
+    Attributes:
+      momentum: the share of the running statistics that a training step keeps.
+      epsilon: added to the variance.
+      dtype: of the input and the output; statistics are computed in float32.
+      axis_name: the mapped axis over which statistics are averaged too, or None.
     """
 
     use_running_average: bool
@@ -48,7 +53,8 @@ class BatchNorm(nn.Module):
 
 
 def _apply(x, scale, bias, shortcut, mean, rstd, relu: bool):
-    """Computes in float32, in one multiplication and one addition per value; the result has the input's dtype."""
+    """Returns x normalised and scaled, with shortcut and ReLU, in x's dtype; it is computed in float32."""
+    # Scale, bias and statistics are combined a channel, which leaves one multiplication and one addition a value.
     factor = scale * rstd
     y = x.astype(jnp.float32) * factor + (bias - mean * factor)
     if shortcut is not None:
@@ -57,20 +63,21 @@ def _apply(x, scale, bias, shortcut, mean, rstd, relu: bool):
 
 
 def _means(values: list, axis_name: str | None):
-    """Gives the mean of each over all but the channels and over the mapped axis; float32 [len(values), channels]."""
+    """Returns each value's mean over all but the channels and over the mapped axis, float32 [len(values), channels]."""
     means = jnp.stack([jnp.mean(value, axis=range(value.ndim - 1)) for value in values])
     return lax.pmean(means, axis_name) if axis_name else means
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _normalize(x, scale, bias, shortcut, relu, epsilon, axis_name):
-    """Gives y and the batch's mean and (biased) variance, which carry no gradient."""
+    """Returns y and the batch's mean and (biased) variance, which carry no gradient."""
     return _forward(x, scale, bias, shortcut, relu, epsilon, axis_name)[0]
 
 
 def _forward(x, scale, bias, shortcut, relu, epsilon, axis_name):
     wide = x.astype(jnp.float32)
     mean, mean_of_squares = _means([wide, wide * wide], axis_name)
+    # The difference of two rounded numbers may fall below zero.
     var = jnp.maximum(mean_of_squares - mean * mean, 0)
     rstd = lax.rsqrt(var + epsilon)
     y = _apply(x, scale, bias, shortcut, mean, rstd, relu)
@@ -83,6 +90,8 @@ def _backward(relu, epsilon, axis_name, residuals, cotangents):
     if relu:
         dy = jnp.where(y > 0, dy, 0)
     wide, normalized = dy.astype(jnp.float32), (x.astype(jnp.float32) - mean) * rstd
+    # The parameters' gradients are summed over this device alone, since the step adds up the devices' gradients. The
+    # input's gradient goes through the statistics, which are those of all devices.
     own = _means([wide, wide * normalized], None)
     bias_mean, scale_mean = lax.pmean(own, axis_name) if axis_name else own
     dx = scale * rstd * (wide - bias_mean - normalized * scale_mean)

@@ -1,4 +1,7 @@
-"""ResNet v1.5 for small grey images, as a pure Flax (linen) module."""
+"""ResNet v1.5 for small grey images, as a Flax (linen) module. Pure.
+
+He et al. 2016, https://arxiv.org/abs/1512.03385.
+"""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +14,9 @@ from jax import lax
 
 from fer_jax.models.conv import resolve
 from fer_jax.models.norm import BatchNorm
+from fer_jax.models.pool import max_pool
 
-# Depth: (blocks per stage, bottleneck), He et al. 2016, https://arxiv.org/abs/1512.03385, table 1.
+# Depth: (blocks per stage, bottleneck), as in table 1 of the paper.
 ARCHITECTURES = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -21,6 +25,9 @@ ARCHITECTURES = {
     152: ((3, 8, 36, 3), True),
 }
 
+BATCH_NORM_MOMENTUM = 0.9  # the share of the running statistics that a step keeps; PyTorch calls this 0.1
+BATCH_NORM_EPSILON = 1e-5  # added to the variance
+
 
 def _conv(features: int, kernel: int, stride: int = 1, *, name: str | None = None, **kwargs) -> nn.Conv:
     return nn.Conv(
@@ -28,7 +35,7 @@ def _conv(features: int, kernel: int, stride: int = 1, *, name: str | None = Non
         (kernel, kernel),
         strides=(stride, stride),
         padding=kernel // 2,
-        # Before a batch norm a bias has no effect but a round-off gradient, which Adam would blow up.
+        # Batch norm subtracts a bias again. Its gradient would be round-off, which Adam scales up to full steps.
         use_bias=False,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         name=name,
@@ -36,57 +43,15 @@ def _conv(features: int, kernel: int, stride: int = 1, *, name: str | None = Non
     )
 
 
-def _max_pool(x):
-    """3x3 max pooling with stride 2 and padding 1, of values that are not negative, first of rows, then of columns.
-
-    Where values tie, the first takes the gradient.
-    """
-    return _max_of_three(_max_of_three(x, 1), 2)
-
-
-# XLA:CPU is slow at reduce-window and at its gradient; these are slices and sums of slices.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_of_three(x, axis: int):
-    """The greatest of 2i-1, 2i and 2i+1 along `axis`, for each i."""
-    return functools.reduce(jnp.maximum, _three(x, axis))
-
-
-def _three(x, axis: int) -> list:
-    size = (x.shape[axis] + 1) // 2
-    margins = [(0, 0)] * x.ndim
-    margins[axis] = (1, 2 * size - x.shape[axis])
-    padded = jnp.pad(x, margins)
-    return [lax.slice_in_dim(padded, i, i + 2 * size - 1, 2, axis) for i in range(3)]
-
-
-def _max_of_three_forward(x, axis):
-    y = _max_of_three(x, axis)
-    return y, (x, y)
-
-
-def _max_of_three_backward(axis, residuals, dy):
-    x, y = residuals
-    before, at, after = (tap == y for tap in _three(x, axis))
-    to_before = jnp.where(before, dy, 0)
-    to_at = jnp.where(at & ~before, dy, 0)
-    to_after = jnp.where(after & ~at & ~before, dy, 0)
-    # Pixel 2i+1 is the one after 2i and the one before 2(i+1).
-    margins = [(0, 0)] * x.ndim
-    margins[axis] = (0, 1)
-    odd = to_after + jnp.pad(lax.slice_in_dim(to_before, 1, None, axis=axis), margins)
-    shape = list(x.shape)
-    shape[axis] = 2 * y.shape[axis]
-    dx = jnp.stack([to_at, odd], axis + 1).reshape(shape)
-    return (lax.slice_in_dim(dx, 0, x.shape[axis], axis=axis),)
-
-
-_max_of_three.defvjp(_max_of_three_forward, _max_of_three_backward)
-
-
 class Block(nn.Module):
-    """A residual block; the stride sits in the (first) 3x3 convolution ("v1.5").
+    """A residual block: [batch, height, width, in] -> [batch, height / stride, width / stride, out].
 
-    `bottleneck`: 1x1, 3x3, 1x1 with four times the width at the end; else 3x3, 3x3.
+    Attributes:
+      bottleneck: whether the convolutions are 1x1, 3x3 and 1x1, the last with four times the width, or 3x3 and 3x3.
+      stride: of the first 3x3 convolution. That is "v1.5"; the paper has it in the first 1x1 convolution, which then
+        drops three of four pixels unseen.
+      conv, norm: make the layers.
+      zero_init: whether the last scale starts at zero, so that the block starts as its shortcut.
     """
 
     width: int
@@ -98,28 +63,38 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        last_scale = nn.initializers.zeros_init() if self.zero_init else nn.initializers.ones_init()
-        out = self.width * 4 if self.bottleneck else self.width
+        features = 4 * self.width if self.bottleneck else self.width
         y = x
         if self.bottleneck:
             y = self.norm()(self.conv(self.width, 1)(y), relu=True)
         y = self.norm()(self.conv(self.width, 3, self.stride)(y), relu=True)
-        y = self.conv(out, 1 if self.bottleneck else 3)(y)
-        if x.shape != y.shape:
-            x = self.conv(out, 1, self.stride, name="shortcut_conv")(x)
-            x = self.norm(name="shortcut_norm")(x, relu=False)
-        return self.norm(scale_init=last_scale)(y, relu=True, shortcut=x)
+        y = self.conv(features, 1 if self.bottleneck else 3)(y)
+        shortcut = x
+        if x.shape != y.shape:  # a projection only where the identity doesn't fit
+            shortcut = self.conv(features, 1, self.stride, name="shortcut_conv")(x)
+            shortcut = self.norm(name="shortcut_norm")(shortcut, relu=False)
+        last_scale = nn.initializers.zeros_init() if self.zero_init else nn.initializers.ones_init()
+        return self.norm(scale_init=last_scale)(y, relu=True, shortcut=shortcut)
 
 
 class ResNet(nn.Module):
-    """The network: float [batch, height, width, channels] -> float32 logits [batch, num_classes].
+    """Maps images, float [batch, height, width, channels], to logits, float32 [batch, num_classes].
 
-    stem_kernel, stem_stride, stem_pool: 7, 2, True as in the paper; 3, 2, False or 3, 1, False keep two or four
-    times the resolution, which 48-pixel faces reward. zero_init: the last scale of each block starts at zero
-    (Goyal et al. 2017, https://arxiv.org/abs/1706.02677). dtype: what is computed in; parameters, batch
-    statistics and logits are float32. axis_name: the mapped axis to average batch statistics over, if any.
-    remat: blocks are computed again for their gradient rather than kept. conv_fn: see `models.conv`. The stages'
-    outputs are sown as intermediates 'stem' and 'stage1'...'stage4'.
+    The outputs of the stem and of the stages are sown as intermediates 'stem' and 'stage1' to 'stage4'.
+
+    Attributes:
+      stage_sizes: the number of blocks of each stage.
+      width: channels of the stem and of the first stage; each further stage has twice as many.
+      stem_kernel, stem_stride, stem_pool: 7, 2, True as in the paper. 3, 2, False and 3, 1, False keep two and four
+        times the resolution, which suits images of 48 pixels.
+      zero_init: whether the last scale of each block starts at zero (Goyal et al. 2017,
+        https://arxiv.org/abs/1706.02677).
+      dtype: of the computation. Parameters, batch statistics and logits are float32.
+      axis_name: the mapped axis over which batch statistics are averaged, or None.
+      remat: whether the backward pass computes each block again, a third more work, instead of keeping the block's
+        activations. That lowers a process's peak memory only where those activations make the peak: on CPU with batch
+        64 they don't (docs/performance.md).
+      conv_fn: how a convolution is computed (see `models.conv`).
     """
 
     stage_sizes: Sequence[int]
@@ -141,8 +116,8 @@ class ResNet(nn.Module):
         norm = functools.partial(
             BatchNorm,
             use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
+            momentum=BATCH_NORM_MOMENTUM,
+            epsilon=BATCH_NORM_EPSILON,
             dtype=self.dtype,
             axis_name=self.axis_name if train else None,
         )
@@ -150,7 +125,7 @@ class ResNet(nn.Module):
         x = conv(self.width, self.stem_kernel, self.stem_stride, name="stem_conv")(x)
         x = norm(name="stem_norm")(x, relu=True)
         if self.stem_pool:
-            x = _max_pool(x)
+            x = max_pool(x)
         self.sow("intermediates", "stem", x)
         block_class = nn.remat(Block) if self.remat else Block
         for stage, num_blocks in enumerate(self.stage_sizes, 1):
@@ -165,12 +140,16 @@ class ResNet(nn.Module):
                     name=f"stage{stage}_block{block + 1}",
                 )(x)
             self.sow("intermediates", f"stage{stage}", x)
+        # In float32: a mean over many bfloat16 values would lose their last bits.
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
 
 def make(model_config: Mapping[str, Any], *, num_classes: int, axis_name: str | None, backend: str) -> ResNet:
-    """Assembles a network from `config.model`, to run on `backend` ('cpu', 'gpu', 'tpu')."""
+    """Returns the model of a `config.model`, to run on `backend` ('cpu', 'gpu' or 'tpu').
+
+    axis_name: the mapped axis over which batch statistics are averaged if `sync_batch_norm` is set.
+    """
     stage_sizes, bottleneck = ARCHITECTURES[model_config["depth"]]
     return ResNet(
         stage_sizes=stage_sizes,
@@ -189,8 +168,10 @@ def make(model_config: Mapping[str, Any], *, num_classes: int, axis_name: str | 
 
 
 def cast_kernels(variables: Mapping, dtype) -> Mapping:
-    """Gives the variables with the convolutions' kernels as `dtype`, in which they are computed anyway.
+    """Returns the variables with the kernels of convolutions cast to `dtype`.
 
-    Done once before evaluating: otherwise each batch begins with reading and writing all of them.
+    With the model's own dtype the logits stay the same. Cast once before an evaluation, the kernels are not read and
+    cast again for every batch.
     """
+    # Only these kernels have four axes. The head's, with two, is computed in float32.
     return jax.tree.map(lambda x: x.astype(dtype) if x.ndim == 4 else x, variables)

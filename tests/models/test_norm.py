@@ -78,11 +78,11 @@ def test_eight_devices_with_synchronised_statistics_do_what_one_does(relu, has_s
     expected = with_gradients(functools.partial(flax, relu=relu), variables, x, shortcut, dy)
 
     def on_device(variables, x, shortcut, dy):
-        function = functools.partial(ours, relu=relu, axis_name=parallel.AXIS)
+        function = functools.partial(ours, relu=relu, axis_name=parallel.AXIS_NAME)
         y, mutated, dparams, dx, dshortcut = with_gradients(function, variables, x, shortcut, dy)
-        return y, mutated, jax.lax.psum(dparams, parallel.AXIS), dx, dshortcut
+        return y, mutated, jax.lax.psum(dparams, parallel.AXIS_NAME), dx, dshortcut
 
-    whole, spread = PartitionSpec(), PartitionSpec(parallel.AXIS)
+    whole, spread = PartitionSpec(), PartitionSpec(parallel.AXIS_NAME)
     mapped = jax.shard_map(
         on_device,
         mesh=parallel.make_mesh(),
