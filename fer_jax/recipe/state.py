@@ -1,4 +1,4 @@
-"""TrainState, and how the first one is made."""
+"""TrainState, and the first one of a run. Pure."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create(model: nn.Module, optimizer: optax.GradientTransformation, *, seed: int, image_shape) -> TrainState:
-    """Gives the state before the first step: weights drawn from `seed`."""
-    # Weights and augmentation draw from different keys of the same seed: 0 here, 1 in step.py.
+    """Returns the state before the first step, with weights drawn from `seed`."""
+    # Weights and augmentation draw from different keys of the same seed: 0 here, 1 in images.py.
     key = jax.random.fold_in(jax.random.key(seed), 0)
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
     return TrainState(
@@ -35,5 +35,5 @@ def create(model: nn.Module, optimizer: optax.GradientTransformation, *, seed: i
 
 
 def num_parameters(params) -> int:
-    """Counts the trainable numbers."""
+    """Returns the number of trainable values."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from fer_jax.parallel import AXIS
-from fer_jax.recipe import images as augment
-from fer_jax.recipe import step as steps
-from fer_jax.recipe.images import Ranges
+from fer_jax.parallel import AXIS_NAME
+from fer_jax.recipe import images as images_lib
+from fer_jax.recipe.images import AugmentConfig, augment, augment_batch, scale_pixels
 
 SIZE = 48
 NUM_KEYS = 64
@@ -21,23 +20,23 @@ CENTRE = (SIZE - 1) / 2
 
 @jax.jit
 def _augment(keys, image, flip, rotation, zoom, shift):
-    ranges = Ranges(flip, rotation, zoom, shift)
-    return jax.vmap(augment.augment, (0, None, None))(keys, image[..., None], ranges)[..., 0]
+    config = AugmentConfig(flip, rotation, zoom, shift)
+    return jax.vmap(augment, (0, None, None))(keys, image[..., None], config)[..., 0]
 
 
-def augmented(image, ranges: Ranges, seed: int = 0) -> np.ndarray:
+def augmented(image, config: AugmentConfig, seed: int = 0) -> np.ndarray:
     """Augments one image, float [48, 48], with each of 64 keys: [64, 48, 48]."""
     keys = jax.random.split(jax.random.key(seed), NUM_KEYS)
-    values = (ranges.flip, ranges.rotation, ranges.zoom, ranges.shift)
+    values = (config.flip, config.rotation, config.zoom, config.shift)
     return np.asarray(_augment(keys, np.asarray(image, np.float32), *map(np.float32, values)))
 
 
 @functools.cache
-def sampled(ranges: Ranges, shape=(SIZE, SIZE, 1), number: int = 2000):
-    """Gives the maps drawn with many keys: matrices [N, 3, 3] and offsets [N, 3]."""
-    sample = jax.vmap(augment._sample_affine, (0, None, None))
+def sampled(config: AugmentConfig, shape=(SIZE, SIZE, 1), number: int = 2000):
+    """Returns the maps drawn with many keys: matrices [N, 3, 3] and offsets [N, 3]."""
+    sample = jax.vmap(images_lib._sample_affine, (0, None, None))
     keys = jax.random.split(jax.random.key(0), number)
-    return jax.tree.map(np.asarray, jax.jit(sample, static_argnums=(1, 2))(keys, shape, ranges))
+    return jax.tree.map(np.asarray, jax.jit(sample, static_argnums=(1, 2))(keys, shape, config))
 
 
 def random_image(seed: int = 0) -> np.ndarray:
@@ -55,18 +54,18 @@ def centre_of_mass(images) -> np.ndarray:
 
 def test_zero_ranges_give_the_image_exactly():
     image = random_image()
-    np.testing.assert_array_equal(augmented(image, Ranges()), np.broadcast_to(image, (NUM_KEYS, SIZE, SIZE)))
+    np.testing.assert_array_equal(augmented(image, AugmentConfig()), np.broadcast_to(image, (NUM_KEYS, SIZE, SIZE)))
 
 
 def test_a_certain_flip_mirrors_left_and_right_exactly():
     image = random_image()
     flipped = np.broadcast_to(image[:, ::-1], (NUM_KEYS, SIZE, SIZE))
-    np.testing.assert_array_equal(augmented(image, Ranges(flip=1.0)), flipped)
+    np.testing.assert_array_equal(augmented(image, AugmentConfig(flip=1.0)), flipped)
 
 
 def test_a_flip_at_one_half_gives_both_kinds_and_nothing_else():
     image = random_image()
-    results = augmented(image, Ranges(flip=0.5))
+    results = augmented(image, AugmentConfig(flip=0.5))
     is_flipped = (results == image[:, ::-1]).all(axis=(1, 2))
     is_same = (results == image).all(axis=(1, 2))
     assert (is_flipped ^ is_same).all()
@@ -74,9 +73,9 @@ def test_a_flip_at_one_half_gives_both_kinds_and_nothing_else():
 
 
 def test_rotation_equals_an_independent_resampling_by_the_same_angle():
-    image, ranges = random_image(), Ranges(rotation=30.0)
-    matrices, _ = sampled(ranges, number=NUM_KEYS)
-    for matrix, result in zip(matrices, augmented(image, ranges), strict=True):
+    image, config = random_image(), AugmentConfig(rotation=30.0)
+    matrices, _ = sampled(config, number=NUM_KEYS)
+    for matrix, result in zip(matrices, augmented(image, config), strict=True):
         angle = np.arctan2(matrix[1, 0], matrix[0, 0])
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         offset = CENTRE - turn @ [CENTRE, CENTRE]
@@ -85,8 +84,8 @@ def test_rotation_equals_an_independent_resampling_by_the_same_angle():
 
 
 def test_everything_at_once_equals_an_independent_resampling():
-    image, ranges = random_image(), Ranges(flip=0.5, rotation=40.0, zoom=0.3, shift=0.2)
-    for matrix, offset, result in zip(*sampled(ranges, number=NUM_KEYS), augmented(image, ranges), strict=True):
+    image, config = random_image(), AugmentConfig(flip=0.5, rotation=40.0, zoom=0.3, shift=0.2)
+    for matrix, offset, result in zip(*sampled(config, number=NUM_KEYS), augmented(image, config), strict=True):
         expected = scipy.ndimage.affine_transform(
             image.astype(np.float64), matrix[:2, :2].astype(np.float64), offset[:2], order=1, mode="nearest"
         )
@@ -94,8 +93,8 @@ def test_everything_at_once_equals_an_independent_resampling():
 
 
 def test_angles_zooms_and_shifts_fill_their_ranges_and_stay_within():
-    ranges, shape = Ranges(flip=0.5, rotation=20.0, zoom=0.25, shift=0.1), (40, 20, 1)
-    matrices, offsets = sampled(ranges, shape)
+    config, shape = AugmentConfig(flip=0.5, rotation=20.0, zoom=0.25, shift=0.1), (40, 20, 1)
+    matrices, offsets = sampled(config, shape)
     matrices = matrices.astype(np.float64)
     scales = np.sqrt(np.abs(np.linalg.det(matrices[:, :2, :2])))
     angles = np.rad2deg(np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]))
@@ -123,14 +122,16 @@ def test_angles_zooms_and_shifts_fill_their_ranges_and_stay_within():
     np.testing.assert_allclose(products, scales[:, None, None] ** 2 * np.eye(2), atol=1e-5)
 
 
-@pytest.mark.parametrize("ranges", [Ranges(rotation=180.0), Ranges(zoom=0.4), Ranges(0.5, 180.0, 0.4)], ids=str)
-def test_what_is_in_the_centre_stays_there(ranges):
-    results = augmented(blob(), ranges)
+@pytest.mark.parametrize(
+    "config", [AugmentConfig(rotation=180.0), AugmentConfig(zoom=0.4), AugmentConfig(0.5, 180.0, 0.4)], ids=str
+)
+def test_what_is_in_the_centre_stays_there(config):
+    results = augmented(blob(), config)
     np.testing.assert_allclose(centre_of_mass(results), CENTRE, atol=0.02)
 
 
 def test_zoom_goes_in_and_out_and_leaves_the_aspect_ratio():
-    results = augmented(blob(), Ranges(zoom=0.4))
+    results = augmented(blob(), AugmentConfig(zoom=0.4))
     offsets = np.arange(SIZE) - CENTRE
     spread = np.array([[np.sum(i.sum(axis) * offsets**2) / i.sum() for axis in (0, 1)] for i in results]) ** 0.5
     np.testing.assert_allclose(spread[:, 0], spread[:, 1], rtol=0.01)
@@ -139,7 +140,7 @@ def test_zoom_goes_in_and_out_and_leaves_the_aspect_ratio():
 
 
 def test_shift_moves_by_at_most_its_fraction_and_along_both_axes():
-    moved = centre_of_mass(augmented(blob(), Ranges(shift=0.2))) - CENTRE
+    moved = centre_of_mass(augmented(blob(), AugmentConfig(shift=0.2))) - CENTRE
     limit = 0.2 * SIZE
     assert np.abs(moved).max() <= limit + 0.02
     assert (moved.max(axis=0) > 0.8 * limit).all()
@@ -151,25 +152,25 @@ def test_shift_moves_by_at_most_its_fraction_and_along_both_axes():
     seed=st.integers(0, 2**31 - 1),
     low=st.floats(0, 0.5),
     high=st.floats(0.5, 1),
-    ranges=st.builds(Ranges, st.floats(0, 1), st.floats(0, 180), st.floats(0, 0.9), st.floats(0, 0.9)),
+    config=st.builds(AugmentConfig, st.floats(0, 1), st.floats(0, 180), st.floats(0, 0.9), st.floats(0, 0.9)),
 )
-def test_values_stay_between_the_images_darkest_and_lightest(seed, low, high, ranges):
+def test_values_stay_between_the_images_darkest_and_lightest(seed, low, high, config):
     image = (low + (high - low) * random_image(seed)).astype(np.float32)
-    results = augmented(image, ranges, seed)
+    results = augmented(image, config, seed)
     assert image.min() - 1e-6 <= results.min()
     assert results.max() <= image.max() + 1e-6
 
 
 @given(value=st.floats(0, 1, width=32), seed=st.integers(0, 2**31 - 1))
 def test_a_constant_image_stays_constant_up_to_its_borders(value, seed):
-    ranges = Ranges(flip=0.5, rotation=180.0, zoom=0.5, shift=0.5)
-    np.testing.assert_allclose(augmented(np.full((SIZE, SIZE), value), ranges, seed), value, rtol=0, atol=1e-6)
+    config = AugmentConfig(flip=0.5, rotation=180.0, zoom=0.5, shift=0.5)
+    np.testing.assert_allclose(augmented(np.full((SIZE, SIZE), value), config, seed), value, rtol=0, atol=1e-6)
 
 
 def test_outside_the_image_is_its_border():
     """A shift leaves a margin that repeats the outermost row or column rather than black or the far side."""
     image = np.broadcast_to(np.linspace(0.25, 1.0, SIZE)[:, None], (SIZE, SIZE))
-    results = augmented(image, Ranges(shift=0.5))
+    results = augmented(image, AugmentConfig(shift=0.5))
     columns = results[:, :, 0]
     np.testing.assert_allclose(results, np.broadcast_to(columns[..., None], results.shape), rtol=0, atol=1e-6)
     assert (np.diff(columns, axis=1) > -1e-6).all()
@@ -179,32 +180,34 @@ def test_outside_the_image_is_its_border():
 
 
 def test_the_key_decides():
-    image, ranges = random_image(), Ranges(flip=0.5, rotation=10.0, zoom=0.1)
-    results = augmented(image, ranges, seed=1)
-    np.testing.assert_array_equal(results, augmented(image, ranges, seed=1))
-    assert (np.abs(results - augmented(image, ranges, seed=2)).max(axis=(1, 2)) > 0.01).all()
+    image, config = random_image(), AugmentConfig(flip=0.5, rotation=10.0, zoom=0.1)
+    results = augmented(image, config, seed=1)
+    np.testing.assert_array_equal(results, augmented(image, config, seed=1))
+    assert (np.abs(results - augmented(image, config, seed=2)).max(axis=(1, 2)) > 0.01).all()
     assert len(np.unique(results.reshape(NUM_KEYS, -1), axis=0)) == NUM_KEYS
 
 
 # What leaves the training step.
 
 BATCH = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 1), np.uint8)
-RANGES = Ranges(flip=0.5, rotation=10.0, zoom=0.1, shift=0.1)
+CONFIG = AugmentConfig(flip=0.5, rotation=10.0, zoom=0.1, shift=0.1)
 
 
 @functools.cache
-def _step_augmentation(num_devices: int, ranges: Ranges, seed: int):
-    mesh = Mesh(np.array(jax.devices()[:num_devices]), (AXIS,), axis_types=(AxisType.Auto,))
+def _step_augmentation(num_devices: int, config: AugmentConfig, seed: int):
+    mesh = Mesh(np.array(jax.devices()[:num_devices]), (AXIS_NAME,), axis_types=(AxisType.Auto,))
 
     def augment_part(images, step):
-        return steps.augment_batch(steps.scale_pixels(images), seed=seed, step=step, ranges=ranges, axis=AXIS)
+        return augment_batch(scale_pixels(images), seed=seed, step=step, config=config, axis_name=AXIS_NAME)
 
-    specs = PartitionSpec(AXIS)
+    specs = PartitionSpec(AXIS_NAME)
     return jax.jit(jax.shard_map(augment_part, mesh=mesh, in_specs=(specs, PartitionSpec()), out_specs=specs))
 
 
-def step_augmented(images, *, step: int, num_devices: int = 8, ranges: Ranges = RANGES, seed: int = 0) -> np.ndarray:
-    return np.asarray(_step_augmentation(num_devices, ranges, seed)(images, jnp.int32(step)))
+def step_augmented(
+    images, *, step: int, num_devices: int = 8, config: AugmentConfig = CONFIG, seed: int = 0
+) -> np.ndarray:
+    return np.asarray(_step_augmentation(num_devices, config, seed)(images, jnp.int32(step)))
 
 
 def test_a_step_gives_the_same_images_on_any_number_of_devices():
@@ -235,5 +238,5 @@ def test_another_seed_differs():
 
 
 def test_without_augmentation_a_step_only_scales_pixels():
-    results = step_augmented(BATCH, step=7, ranges=Ranges())
+    results = step_augmented(BATCH, step=7, config=AugmentConfig())
     np.testing.assert_allclose(results, BATCH / 255.0, rtol=1e-6)

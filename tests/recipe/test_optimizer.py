@@ -31,7 +31,7 @@ def random_tree(seed: int):
 
 
 def run(transformation, params, gradients):
-    """Gives the updates of each step in turn."""
+    """Returns the updates of each step in turn."""
     state, all_updates = transformation.init(params), []
     for gradient in gradients:
         updates, state = transformation.update(gradient, state, params)
@@ -42,7 +42,7 @@ def run(transformation, params, gradients):
 
 def make(steps_per_epoch=10, num_epochs=10, **changes):
     schedule = optimizer.make_schedule(config(**changes), steps_per_epoch=steps_per_epoch, num_epochs=num_epochs)
-    return optimizer.make(config(**changes), schedule)
+    return optimizer.make_optimizer(config(**changes), schedule)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Training and evaluation steps on a tiny network: what they compute, and that devices don't change it."""
+"""Training steps on a tiny network: what they compute, and that devices don't change it."""
 
 import dataclasses
 import functools
@@ -14,12 +14,12 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from fer_jax import parallel
 from fer_jax.models import conv
 from fer_jax.models.resnet import ResNet
-from fer_jax.recipe import images as augment
 from fer_jax.recipe import optimizer, state
-from fer_jax.recipe import step as steps
+from fer_jax.recipe.images import AugmentConfig, augment_batch, scale_pixels
+from fer_jax.recipe.step import make_train_step, repeat
 
-NO_AUGMENTATION = augment.Ranges()
-AUGMENTATION = augment.Ranges(flip=0.5, rotation=10.0, zoom=0.1, shift=0.05)
+NO_AUGMENTATION = AugmentConfig()
+AUGMENTATION = AugmentConfig(flip=0.5, rotation=10.0, zoom=0.1, shift=0.05)
 IMAGE_SHAPE = (16, 16, 1)
 BATCH_SIZE = 16
 
@@ -32,17 +32,17 @@ class Setup:
     num_devices: int = 8
     sync: bool = True
     label_smoothing: float = 0.0
-    ranges: augment.Ranges = AUGMENTATION
+    augment_config: AugmentConfig = AUGMENTATION
     seed: int = 3
     conv_fn: object = jax.lax.conv_general_dilated  # compiles sooner than ours
-    accumulate_steps: int = 1
+    grad_accum_steps: int = 1
     reduce_dtype: str = "float32"
     remat: bool = False
     skip_nonfinite: bool = False
 
     @property
     def mesh(self) -> Mesh:
-        return Mesh(np.array(jax.devices()[: self.num_devices]), (parallel.AXIS,), axis_types=(AxisType.Auto,))
+        return Mesh(np.array(jax.devices()[: self.num_devices]), (parallel.AXIS_NAME,), axis_types=(AxisType.Auto,))
 
     @property
     def model(self) -> nn.Module:
@@ -53,7 +53,7 @@ class Setup:
             stem_kernel=3,
             stem_stride=1,
             stem_pool=False,
-            axis_name=parallel.AXIS if self.sync else None,
+            axis_name=parallel.AXIS_NAME if self.sync else None,
             conv_fn=self.conv_fn,
             remat=self.remat,
         )
@@ -63,24 +63,24 @@ def schedule(step):
     return 0.004 / (1 + step)
 
 
-OPTIMIZER = optimizer.make({"clip_norm": None, "weight_decay": 0.0}, schedule)
+OPTIMIZER = optimizer.make_optimizer({"clip_norm": None, "weight_decay": 0.0}, schedule)
 
 
 @functools.cache
 def train_step(setup: Setup):
-    step = steps.make_train_step(
+    step = make_train_step(
         setup.model,
         OPTIMIZER,
         schedule=schedule,
-        ranges=setup.ranges,
+        augment_config=setup.augment_config,
         label_smoothing=setup.label_smoothing,
         seed=setup.seed,
-        axis_name=parallel.AXIS,
-        accumulate_steps=setup.accumulate_steps,
+        axis_name=parallel.AXIS_NAME,
+        grad_accum_steps=setup.grad_accum_steps,
         reduce_dtype=setup.reduce_dtype,
         skip_nonfinite=setup.skip_nonfinite,
     )
-    return parallel.map_step(steps.repeat(step), setup.mesh, setup.mapper, batch_axis=1, donate=True)
+    return parallel.map_step(repeat(step), setup.mesh, setup.mapper, batch_axis=1, donate=True)
 
 
 @functools.cache
@@ -94,20 +94,19 @@ def first_state(setup: Setup):
 
 
 def make_batch(number: int = 0) -> dict:
-    """Faces whose label can be told from where they are bright; the last two are masked."""
+    """Returns faces whose label can be told from where they are bright."""
     generator = np.random.default_rng(number)
     labels = generator.integers(0, 7, BATCH_SIZE).astype(np.int32)
     images = generator.integers(0, 100, (BATCH_SIZE, *IMAGE_SHAPE))
     for image, label in zip(images, labels, strict=True):
         image[2 * label : 2 * label + 2] += 150
-    mask = np.arange(BATCH_SIZE) < BATCH_SIZE - 2
-    return {"image": images.astype(np.uint8), "label": labels, "index": np.arange(BATCH_SIZE), "mask": mask}
+    return {"image": images.astype(np.uint8), "label": labels, "index": np.arange(BATCH_SIZE)}
 
 
 def take_steps(setup: Setup, current, batches: list[dict], data: dict | None = None):
     """Takes a step for each of the batches in one call; sums are stacked."""
     stacked = {key: np.stack([batch[key] for batch in batches]) for key in batches[0]}
-    placed = parallel.place(stacked, setup.mesh, setup.mapper, batch_axis=1)
+    placed = parallel.shard_batch(stacked, setup.mesh, setup.mapper, batch_axis=1)
     new_state, sums = train_step(setup)(current, parallel.replicate(data or {}, setup.mesh), placed)
     return new_state, jax.device_get(sums)
 
@@ -146,8 +145,8 @@ def reference(batch: dict, *, label_smoothing: float = 0.0) -> dict:
     targets = np.full(logits.shape, label_smoothing / 7)
     targets[np.arange(BATCH_SIZE), batch["label"]] += 1 - label_smoothing
     return {
-        "loss": -(targets * log_probabilities)[batch["mask"]].sum(),
-        "correct": (logits.argmax(axis=1) == batch["label"])[batch["mask"]].sum(),
+        "loss": -(targets * log_probabilities).sum(),
+        "correct": (logits.argmax(axis=1) == batch["label"]).sum(),
     }
 
 
@@ -179,12 +178,12 @@ def test_without_synchronised_statistics_devices_agree_on_another_result():
 
 @pytest.mark.parametrize(("num_devices", "label_smoothing"), [(1, 0.0), (8, 0.1)])
 def test_sums_are_those_of_the_logits(num_devices, label_smoothing):
-    setup = Setup(num_devices=num_devices, label_smoothing=label_smoothing, ranges=NO_AUGMENTATION)
+    setup = Setup(num_devices=num_devices, label_smoothing=label_smoothing, augment_config=NO_AUGMENTATION)
     _, sums = take_step(setup, first_state(setup), make_batch())
     expected = reference(make_batch(), label_smoothing=label_smoothing)
     assert sums["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert sums["correct"] == expected["correct"]
-    assert sums["count"] == BATCH_SIZE - 2
+    assert sums["count"] == BATCH_SIZE
     assert {key: (value.dtype, value.shape) for key, value in sums.items()} == {
         "loss": (np.float32, ()),
         "correct": (np.int32, ()),
@@ -193,47 +192,29 @@ def test_sums_are_those_of_the_logits(num_devices, label_smoothing):
     }
 
 
-def test_the_label_of_a_masked_example_changes_nothing():
-    setup = Setup()
-    batch = make_batch()
-    other = batch | {"label": np.where(batch["mask"], batch["label"], (batch["label"] + 3) % 7).astype(np.int32)}
-    assert (other["label"] != batch["label"]).sum() == 2
-    for one, two in zip(
-        take_step(setup, first_state(setup), batch), take_step(setup, first_state(setup), other), strict=True
-    ):
-        assert_identical(one, two)
-    # The same labels of examples that do count change it all.
-    counted = other | {"mask": np.ones(BATCH_SIZE, bool)}
-    new_state, sums = take_step(setup, first_state(setup), counted)
-    assert sums["count"] == BATCH_SIZE
-    assert not np.array_equal(
-        new_state.params["head"]["bias"], take_step(setup, first_state(setup), batch)[0].params["head"]["bias"]
-    )
-
-
-def test_the_gradient_is_of_the_mean_over_the_examples_that_count():
-    setup = Setup(num_devices=8, ranges=NO_AUGMENTATION)
+def test_the_gradient_is_of_the_mean_over_the_global_batch():
+    setup = Setup(num_devices=8, augment_config=NO_AUGMENTATION)
     batch = make_batch()
     sgd = optax.sgd(1.0)
-    step = steps.make_train_step(
+    step = make_train_step(
         setup.model,
         sgd,
         schedule=schedule,
-        ranges=NO_AUGMENTATION,
+        augment_config=NO_AUGMENTATION,
         label_smoothing=0.0,
         seed=0,
-        axis_name=parallel.AXIS,
+        axis_name=parallel.AXIS_NAME,
     )
     before = first_state_on_host()
     start = parallel.replicate(before.replace(opt_state=sgd.init(before.params)), setup.mesh)
-    placed = parallel.place(batch, setup.mesh, "shard_map")
+    placed = parallel.shard_batch(batch, setup.mesh, "shard_map")
     after, _ = parallel.map_step(step, setup.mesh, "shard_map")(start, {}, placed)
 
     # With plain gradient descent at 1 the head's bias moves by the mean of (target - probability).
     variables = {"params": before.params, "batch_stats": before.batch_stats}
     images = jnp.asarray(batch["image"] / np.float32(255))
     logits, mutated = Setup(sync=False).model.apply(variables, images, train=True, mutable=["batch_stats"])
-    expected = (np.eye(7)[batch["label"]] - jax.nn.softmax(logits))[batch["mask"]].mean(axis=0)
+    expected = (np.eye(7)[batch["label"]] - jax.nn.softmax(logits)).mean(axis=0)
     moved = after.params["head"]["bias"] - before.params["head"]["bias"]
     np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-6)
     # The statistics are of the whole batch.
@@ -257,28 +238,28 @@ def test_a_batch_of_indices_into_data_on_the_devices_is_the_batch_itself(mapper)
     batch = make_batch()
     order = np.random.default_rng(1).permutation(BATCH_SIZE)
     data = {"image": batch["image"][order], "label": batch["label"][order]}
-    index = {"index": np.argsort(order).astype(np.int32), "mask": batch["mask"]}
+    index = {"index": np.argsort(order).astype(np.int32)}
     one, sums = take_steps(setup, first_state(setup), [index], data)
     other, other_sums = take_steps(setup, first_state(setup), [batch])
     assert_identical((one, sums), (other, other_sums))
 
 
-def test_accumulating_over_parts_does_what_as_many_devices_do():
-    """Each part has batch statistics of its own, as a device has where they are not synchronised."""
-    parts, parts_sums = three_steps(Setup(num_devices=1, sync=False, accumulate_steps=4))
+def test_accumulating_over_microbatches_does_what_as_many_devices_do():
+    """Each microbatch has its own batch statistics, as a device has where they are not synchronised."""
+    parts, parts_sums = three_steps(Setup(num_devices=1, sync=False, grad_accum_steps=4))
     devices, devices_sums = three_steps(Setup(num_devices=4, sync=False))
     assert_close(parts_sums, devices_sums, rtol=1e-5)
     assert_close(parts.batch_stats, devices.batch_stats, rtol=1e-4, atol=1e-6)
     assert_close(parts.params, devices.params, rtol=1e-4, atol=4e-5)
 
 
-def test_accumulating_over_parts_that_are_alike_gives_the_gradient_of_the_whole():
-    """With the same images in each part its statistics are those of the whole, and so is every gradient."""
+def test_accumulating_over_microbatches_that_are_alike_gives_the_gradient_of_the_whole():
+    """With the same images in each microbatch its statistics are those of the whole, and so is every gradient."""
     part = {key: value[:4] for key, value in make_batch().items()}
     batch = {key: np.concatenate([value] * 4) for key, value in part.items()}
     results = []
-    for accumulate_steps in (1, 4):
-        setup = Setup(num_devices=1, ranges=NO_AUGMENTATION, accumulate_steps=accumulate_steps)
+    for grad_accum_steps in (1, 4):
+        setup = Setup(num_devices=1, augment_config=NO_AUGMENTATION, grad_accum_steps=grad_accum_steps)
         new_state, sums = take_step(setup, first_state(setup), batch)
         # Adam's first moment after one step is a tenth of the gradient.
         results.append((new_state.opt_state[0].mu, sums))
@@ -286,20 +267,20 @@ def test_accumulating_over_parts_that_are_alike_gives_the_gradient_of_the_whole(
 
 
 def test_accumulating_on_many_devices_with_synchronised_statistics_trains_too():
-    setup = Setup(accumulate_steps=2)
+    setup = Setup(grad_accum_steps=2)
     _, all_sums = three_steps(setup)
-    assert [sums["count"] for sums in all_sums] == [BATCH_SIZE - 2] * 3
+    assert [sums["count"] for sums in all_sums] == [BATCH_SIZE] * 3
     assert np.isfinite([sums["loss"] for sums in all_sums]).all()
 
 
 def test_accumulating_needs_less_memory():
     def temporary_bytes(setup):
         batch = {key: np.concatenate(4 * [value])[None] for key, value in make_batch().items()}
-        placed = parallel.place(batch, setup.mesh, setup.mapper, batch_axis=1)
+        placed = parallel.shard_batch(batch, setup.mesh, setup.mapper, batch_axis=1)
         program = train_step(setup).lower(first_state(setup), {}, placed).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    assert temporary_bytes(Setup(num_devices=1, accumulate_steps=4)) < temporary_bytes(Setup(num_devices=1)) / 2
+    assert temporary_bytes(Setup(num_devices=1, grad_accum_steps=4)) < temporary_bytes(Setup(num_devices=1)) / 2
 
 
 def test_rematerialised_blocks_change_nothing():
@@ -348,7 +329,7 @@ def test_sums_hold_the_learning_rate_the_step_was_taken_with():
 
 
 def test_training_on_the_same_batch_reduces_its_loss():
-    setup = Setup(label_smoothing=0.1, ranges=NO_AUGMENTATION)
+    setup = Setup(label_smoothing=0.1, augment_config=NO_AUGMENTATION)
     current, losses = first_state(setup), []
     for _ in range(4):
         current, sums = take_step(setup, current, make_batch())
@@ -368,16 +349,16 @@ def test_the_same_seed_step_state_and_batch_give_the_same_bits():
 
 def augmented(images, *, num_devices: int, seed: int = 5, step: int = 7) -> np.ndarray:
     mapped = jax.shard_map(
-        lambda x: steps.augment_batch(x, seed=seed, step=step, ranges=AUGMENTATION, axis=parallel.AXIS),
+        lambda x: augment_batch(x, seed=seed, step=step, config=AUGMENTATION, axis_name=parallel.AXIS_NAME),
         mesh=Setup(num_devices=num_devices).mesh,
-        in_specs=PartitionSpec(parallel.AXIS),
-        out_specs=PartitionSpec(parallel.AXIS),
+        in_specs=PartitionSpec(parallel.AXIS_NAME),
+        out_specs=PartitionSpec(parallel.AXIS_NAME),
     )
     return np.asarray(jax.jit(mapped)(images))
 
 
 def test_an_image_gets_the_same_augmentation_on_any_number_of_devices():
-    images = steps.scale_pixels(make_batch()["image"])
+    images = scale_pixels(make_batch()["image"])
     alone = augmented(images, num_devices=1)
     assert not np.allclose(alone, images, atol=0.1)
     for num_devices in (2, 8):
@@ -385,34 +366,15 @@ def test_an_image_gets_the_same_augmentation_on_any_number_of_devices():
 
 
 def test_an_image_gets_another_augmentation_at_every_place_step_and_seed():
-    images = np.repeat(steps.scale_pixels(make_batch()["image"][:1]), BATCH_SIZE, axis=0)
+    images = np.repeat(scale_pixels(make_batch()["image"][:1]), BATCH_SIZE, axis=0)
     results = [augmented(images, num_devices=1, seed=seed, step=step) for seed, step in ((5, 7), (5, 8), (6, 7))]
     assert len(np.unique(np.concatenate(results).round(5), axis=0)) == 3 * BATCH_SIZE
 
 
 def test_pixels_are_scaled_to_zero_to_one():
-    scaled = steps.scale_pixels(np.arange(256, dtype=np.uint8))
+    scaled = scale_pixels(np.arange(256, dtype=np.uint8))
     assert scaled.dtype == jnp.float32
     np.testing.assert_allclose(scaled, np.arange(256) / 255, rtol=1e-6)
-
-
-@pytest.mark.parametrize(("mapper", "num_devices"), [("shard_map", 1), ("shard_map", 8), ("pmap", 8)])
-def test_an_evaluation_step_sums_over_all_devices_what_is_not_masked(mapper, num_devices):
-    setup = Setup(mapper=mapper, num_devices=num_devices)
-    batch = make_batch()
-    weights = np.random.default_rng(0).normal(size=(256, 7)).astype(np.float32)
-    step = steps.make_eval_step(
-        lambda variables, images: images.reshape(len(images), -1) @ variables["weights"], axis_name=parallel.AXIS
-    )
-    variables = parallel.replicate({"weights": weights}, setup.mesh)
-    sums = parallel.map_step(step, setup.mesh, mapper)(variables, {}, parallel.place(batch, setup.mesh, mapper))
-
-    logits = batch["image"].reshape(BATCH_SIZE, -1) / 255 @ weights.astype(np.float64)
-    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(BATCH_SIZE), batch["label"]]
-    expected = np.zeros((7, 7), int)
-    np.add.at(expected, (batch["label"][batch["mask"]], logits.argmax(axis=1)[batch["mask"]]), 1)
-    np.testing.assert_array_equal(sums["confusion"], expected)
-    np.testing.assert_allclose(sums["loss"], losses[batch["mask"]].sum(), rtol=1e-5)
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_nothing_else_is():
@@ -424,9 +386,29 @@ def test_a_step_that_is_not_finite_is_skipped_and_nothing_else_is():
         assert_close(sums, all_sums[number], rtol=1e-5)
     assert_close(current, expected, rtol=1e-4, atol=1e-5)
 
-    broken = first_state_on_host()
+    broken = jax.tree.map(np.array, first_state_on_host())
     broken.params["head"]["bias"][3] = np.inf
     before = jax.tree.map(np.array, broken)
     after, sums = take_step(setup, parallel.replicate(broken, setup.mesh), make_batch())
     assert sums == {"loss": 0, "correct": 0, "count": 0, "skipped": 1, "learning_rate": pytest.approx(0.004)}
-    assert_identical(after, before.replace(step=before.step + 1))
+    # The schedule's counter numbers the steps, and advances with them.
+    adam, counter = before.opt_state
+    counter = counter._replace(count=counter.count + 1)
+    assert_identical(after, before.replace(step=before.step + 1, opt_state=(adam, counter)))
+
+
+def test_a_skipped_step_leaves_the_next_one_the_rate_of_its_number():
+    setup = Setup(skip_nonfinite=True)
+    broken = jax.tree.map(np.array, first_state_on_host())
+    broken.params["head"]["bias"][3] = np.inf
+    after, sums = take_step(setup, parallel.replicate(broken, setup.mesh), make_batch())
+    assert sums["skipped"] == 1
+    assert int(after.step) == 1
+    # The weights mended, the optimizer's state as the skipped step left it.
+    before = first_state_on_host()
+    mended = before.replace(step=np.int32(1), opt_state=jax.device_get(after.opt_state))
+    after, sums = take_step(setup, parallel.replicate(mended, setup.mesh), make_batch())
+    assert sums["learning_rate"] == pytest.approx(schedule(1))
+    # Adam's first step moves each parameter by the learning rate, here half of what it was at step 0.
+    moved = np.abs(after.params["head"]["bias"] - before.params["head"]["bias"])
+    np.testing.assert_allclose(moved, schedule(1), rtol=1e-3)
