@@ -33,7 +33,7 @@ _WANTED = "a FER-2013 csv starts with the header emotion,pixels,Usage"
 
 
 def read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gives the images, labels and splits of a FER-2013 csv, in the order of its rows.
+    """Returns the images, labels and splits of a FER-2013 csv, in the order of its rows.
 
     images: uint8 [N, 48, 48, 1]; labels: int32 [N]; splits: str [N], of SPLITS, all of them 'train' where the file has
     no Usage column. Blank lines are passed over. Raises UserError, naming file and row (the header is row 1), for a
@@ -65,6 +65,7 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             splits.append(split)
             fields.append(values[pixels])
             waiting.append((row, line[-1:]))
+            # Row by row the checks are cheap; the pixels are parsed many rows at a time, which is what takes the time.
             if len(fields) == _ROWS_AT_ONCE:
                 images.append(_parse_rows(path, fields, waiting))
                 fields, waiting = [], []
@@ -80,7 +81,7 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def parse_pixels(fields: Sequence[bytes]) -> np.ndarray:
-    """Gives the grey values of `fields`, each 2,304 decimal numbers with blanks between them: uint8 [N, 2304].
+    """Returns the grey values of `fields`, each 2,304 decimal numbers with blanks between them: uint8 [N, 2304].
 
     Works on all bytes at once: the value of the number that ends at a byte is that digit plus 10 and 100 times the
     digits before it. Raises ValueError where a field has another number of values, a value over 255 or of more than
@@ -124,6 +125,7 @@ def _parse_rows(path: str | os.PathLike, fields: list[bytes], rows: list[tuple[i
     try:
         return parse_pixels(fields)
     except ValueError:
+        # The fast parser only knows that something is wrong; the slow one says which row and pixel.
         for field, (row, line_end) in zip(fields, rows, strict=True):
             if found := complaint(field):
                 raise _row_error(path, row, line_end, found) from None
@@ -142,7 +144,7 @@ def _open(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def _lines(path: str | os.PathLike, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Gives each line with its number, from 1."""
+    """Returns each line with its number, from 1."""
     row = 1
     while True:
         try:
@@ -152,6 +154,7 @@ def _lines(path: str | os.PathLike, file: BinaryIO) -> Iterator[tuple[int, bytes
             raise UserError(f"{where} ({error}); get it again") from error
         if not line:
             return
+        # The header may be long without being wrong, and is judged in _columns.
         if row > 1 and len(line) == _LONGEST_LINE:
             raise UserError(f"{path}: row {row}: over {_LONGEST_LINE - 1} bytes long; an image's row has under 10,000")
         yield row, line
@@ -159,15 +162,17 @@ def _lines(path: str | os.PathLike, file: BinaryIO) -> Iterator[tuple[int, bytes
 
 
 def _columns(path: str | os.PathLike, header: bytes) -> tuple[dict[str, int], int]:
-    """Gives the position of each column in the header, by lower-case name, and how many columns there are."""
+    """Returns the position of each column in the header, by lower-case name, and how many columns there are."""
     if not header:
         raise UserError(f"{path}: the file is empty; {_WANTED}")
+    # People download archives and give them as they are.
     if header.startswith(b"PK\x03\x04"):
         raise UserError(f"{path}: a zip archive; unpack it and give the csv that is in it")
     if header[257:262] == b"ustar":
         raise UserError(f"{path}: a tar archive; unpack it and give the csv that is in it")
     if len(header) == _LONGEST_LINE:
         raise UserError(f"{path}: row 1: over {_LONGEST_LINE - 1} bytes without a line end; {_WANTED}")
+    # icml_face_data.csv has blanks in its header; Excel puts a byte-order mark in front.
     names = [name.strip().lower() for name in _split(header.removeprefix(b"\xef\xbb\xbf")) or []]
     if b"pixels" in names and b"emotion" not in names:
         raise UserError(
@@ -189,7 +194,7 @@ def _columns(path: str | os.PathLike, header: bytes) -> tuple[dict[str, int], in
 
 
 def _split(line: bytes) -> list[bytes] | None:
-    """Gives the fields of a line of csv, or None where its quotes aren't csv's."""
+    """Returns the fields of a line of csv, or None where its quotes aren't csv's."""
     line = line.rstrip(b"\r\n")
     if b'"' not in line:
         return line.strip().split(b",")
@@ -207,6 +212,6 @@ def _row_error(path: str | os.PathLike, row: int, line: bytes, found: str) -> Us
 
 
 def _show(value: bytes) -> str:
-    """Gives `value` in quotes, on one line and not too long of it."""
+    """Returns `value` in quotes, on one line and not too long of it."""
     value = value.strip(b" \r\n")
     return repr(value if len(value) <= 40 else value[:40] + b"...").removeprefix("b")

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the project: checked arrays, by split."""
+"""What a dataset is to the rest of the project: checked arrays, by split, and the names of the classes."""
 
 import dataclasses
 import functools
@@ -19,8 +19,8 @@ SPLITS = ("train", "validation", "test")
 class Split:
     """The examples of one split, in the order of their source.
 
-    images: uint8 [N, 48, 48, 1]; labels: int32 [N], indices into CLASS_NAMES;
-    rows: int64 [N], the example's row (0-based) in its source, over all splits.
+    images: uint8 [N, height, width, channels]. labels: int32 [N], indices into the dataset's class_names. rows: int64
+    [N], the example's row (0-based) in its source, counted over all splits.
     """
 
     images: np.ndarray
@@ -31,37 +31,46 @@ class Split:
         return len(self.labels)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Gives what the `index` of a batch points into."""
+        """Returns the arrays that the `index` of a batch points into."""
         return {"image": self.images, "label": self.labels}
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Full batches only: what an epoch leaves over differs each time, so no image is left out for long."""
+        """Returns the number of full batches of an epoch."""
+        # What an epoch leaves over differs each time, so no image is left out for long.
         return len(self) // batch_size
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A named data set; a split that has no examples is absent from `splits`. note: what its user should know of it."""
+    """A named dataset.
+
+    splits: by name of SPLITS; a split without examples is absent. note: what its user should know of it. class_names:
+    in the order of the labels. image_shape: (height, width, channels).
+    """
 
     name: str
     splits: Mapping[str, Split]
     note: str = ""
+    class_names: tuple[str, ...] = CLASS_NAMES
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE
 
     def split(self, name: str) -> Split:
-        """Gives the split called `name`; raises UserError where the data set has no such examples."""
+        """Returns the split called `name`; raises UserError where the dataset has no such examples."""
+        # The sizes are part of the message: they show at once which file was read.
         if name not in self.splits:
             have = ", ".join(f"{split} ({len(self.splits[split])})" for split in SPLITS if split in self.splits)
             raise UserError(f"{self.name} has no examples in its {name} split; it has {have or 'none at all'}")
         return self.splits[name]
 
     def describe(self) -> str:
-        """One line: the name, the sizes of the splits, the fingerprint and the note."""
+        """Returns one line: the name, the sizes of the splits, the fingerprint and the note."""
         sizes = ", ".join(f"{len(self.splits[split]):,} {split}" for split in SPLITS if split in self.splits)
         return f"{self.name} ({sizes}; fingerprint {self.fingerprint}){': ' if self.note else ''}{self.note}"
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The first 16 hex digits of a SHA-256 over every split's images and labels, in order."""
+        """The first 16 hex digits of the SHA-256 of every split's images and labels, in order."""
+        # Names and rows are left out: a moved or renamed file is the same data.
         digest = hashlib.sha256()
         for name in SPLITS:
             if name in self.splits:

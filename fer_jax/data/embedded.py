@@ -1,4 +1,4 @@
-"""The embedded data set: drawn faces that stand in for FER-2013 where its files aren't at hand.
+"""The embedded dataset: drawn faces that stand in for FER-2013 where its files aren't at hand.
 
 What a face does follows the facial action units (AU) of its emotion as EMFACS lists them (Friesen & Ekman, 1983); who
 does it, from where and in which light is drawn at random and says nothing about the label. Pixels come of +, -, *, /,
@@ -93,7 +93,7 @@ NUISANCES = {
 
 
 def make(seed: int = 0, sizes: Mapping[str, int] = SIZES) -> Dataset:
-    """Gives a data set of drawn faces, its classes balanced in every split; the same for the same arguments.
+    """Returns a dataset of drawn faces, its classes balanced in every split; the same for the same arguments.
 
     sizes: the number of examples by split. A split's images and labels depend on the seed and on its own size only,
     whatever the other splits' are.
@@ -102,6 +102,7 @@ def make(seed: int = 0, sizes: Mapping[str, int] = SIZES) -> Dataset:
     for index, name in enumerate(SPLITS):
         size = sizes.get(name, 0)
         if size:
+            # A generator for each split, so that the size of one changes no other.
             rng = np.random.default_rng([seed, index])
             labels = rng.permutation(np.arange(size, dtype=np.int32) % len(CLASS_NAMES))
             rows = np.arange(first_row, first_row + size, dtype=np.int64)
@@ -112,7 +113,7 @@ def make(seed: int = 0, sizes: Mapping[str, int] = SIZES) -> Dataset:
 
 
 def draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gives a face for each of labels (int [N]) as uint8 [N, 48, 48, 1]."""
+    """Returns a face for each of labels (int [N]) as uint8 [N, 48, 48, 1]."""
     images = np.empty((len(labels), *IMAGE_SHAPE), np.uint8)
     for start in range(0, len(labels), BATCH_SIZE):
         batch = labels[start : start + BATCH_SIZE]
@@ -123,14 +124,14 @@ def draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_nuisances(size: int, rng: np.random.Generator) -> types.SimpleNamespace:
-    """Gives a value for each name in NUISANCES, float32 [size, 1, 1]."""
+    """Returns a value for each name in NUISANCES, float32 [size, 1, 1]."""
     low, high = np.array(list(NUISANCES.values())).T
     values = (low + (high - low) * rng.random((size, len(NUISANCES)))).astype(np.float32)
     return types.SimpleNamespace(**{name: values[:, [i], None] for i, name in enumerate(NUISANCES)})
 
 
 def draw_action_units(labels: np.ndarray, rng: np.random.Generator) -> dict[int, np.ndarray]:
-    """Gives the intensity of every action unit, float32 [N, 1, 1], for labels, int [N].
+    """Returns the intensity of every action unit, float32 [N, 1, 1], for labels, int [N].
 
     An expression as a whole is between 85 % and full, each of its units 10 % either side of that; a unit at
     rest may move a little too.
@@ -144,13 +145,13 @@ def draw_action_units(labels: np.ndarray, rng: np.random.Generator) -> dict[int,
 
 
 def ellipse(x, y, width, height, scale):
-    """Gives how much of each pixel (0 to 1) an ellipse with these half-axes covers; scale: pixels per unit."""
+    """Returns how much of each pixel (0 to 1) an ellipse with these half-axes covers; scale: pixels per unit."""
     radius = np.sqrt(np.square(x / width) + np.square(y / height))
     return np.clip((1 - radius) * np.minimum(width * scale, height * scale) + 0.5, 0, 1)
 
 
 def lens(x, y, width, above, below, scale, bend=0.0, slope=0.0, square=0.0):
-    """Gives how much of each pixel (0 to 1) lies between two curves that meet at x = -width and x = width.
+    """Returns how much of each pixel (0 to 1) lies between two curves that meet at x = -width and x = width.
 
     The curves are `above` and `below` away from a middle line, which moves `bend` down at both ends and `slope` down
     at the right one. They are parabolas, and flatter in the middle the nearer `square` is to 1.
@@ -168,15 +169,17 @@ def paint(grey, coverage, tone):
 
 
 def paint_face(face: types.SimpleNamespace, au: dict[int, np.ndarray]) -> np.ndarray:
-    """Gives the scene as reflected light, float32 [batch, 48, 48], nominally in [0, 1]."""
+    """Returns the scene as reflected light, float32 [batch, 48, 48], nominally in [0, 1]."""
     rows, columns = np.mgrid[:48, :48].astype(np.float32) - 23.5
     columns, rows = columns - face.shift_x, rows - face.shift_y
+    # Rotation by the tangent of half the angle, since sin and cos differ between machines in the last bit.
     length = 1 + np.square(face.roll)
     cosine, sine = (2 - length) / length, 2 * face.roll / length
     x = (cosine * columns + sine * rows) / face.scale
     y = (cosine * rows - sine * columns) / face.scale
     scale = face.scale
 
+    # From the back to the front: each layer covers the ones before it.
     grey = face.background + face.background_x * x + face.background_y * y
     has_hair, has_long_hair = face.hair_kind > 0.12, face.hair_kind > 0.6
     grey = paint(grey, has_long_hair * ellipse(x, y + 0.1, face.face_width + 0.2, 1.25, scale), face.hair)
@@ -285,7 +288,7 @@ def paint_lower_face(grey, x, y, face, au):
 
 
 def take_photo(grey: np.ndarray, face: types.SimpleNamespace, rng: np.random.Generator) -> np.ndarray:
-    """Adds contrast, blur and noise; gives float32 [batch, 48, 48] in [0, 1]."""
+    """Adds contrast, blur and noise; returns float32 [batch, 48, 48] in [0, 1]."""
     grey = 0.5 + face.contrast * (grey - 0.5) + face.brightness
     for _ in range(2):  # once along the columns, once along the rows
         padded = np.pad(grey, ((0, 0), (1, 1), (0, 0)), mode="edge")

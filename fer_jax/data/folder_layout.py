@@ -13,6 +13,7 @@ from PIL import Image
 from fer_jax.data.csv_layout import SPLIT_OF_USAGE
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE
 from fer_jax.errors import UserError
+from fer_jax.system.terminal import SILENT, Terminal
 
 # By name: sorted folders put neutral before sad, the integer order of fer2013.csv doesn't.
 LABEL_OF_FOLDER = {
@@ -43,22 +44,23 @@ class ImageFile(NamedTuple):
     split: str
 
 
-def read(folder: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gives the images, labels and splits of a folder, in the order of `list_images`.
+def read(folder: str | os.PathLike, terminal: Terminal = SILENT) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the images, labels and splits of a folder, in the order of `list_images`.
 
     images: uint8 [N, 48, 48, 1]; labels: int32 [N]; splits: str [N], of SPLITS. Raises UserError as `list_images` does
     and for a file that is not a readable 48 x 48 image.
     """
     files = list_images(folder)
     images = np.empty((len(files), *IMAGE_SHAPE), np.uint8)
-    for image, file in zip(images, files, strict=True):
+    decoding = terminal.progress(files, title=f"Decoding the images of {os.fspath(folder)}", total=len(files))
+    for image, file in zip(images, decoding, strict=True):
         image[:, :, 0] = _decode(file.path)
     labels = np.array([file.label for file in files], np.int32)
     return images, labels, np.array([file.split for file in files])
 
 
 def list_images(folder: str | os.PathLike) -> list[ImageFile]:
-    """Gives the image files of a folder, sorted by their path below it.
+    """Returns the image files of a folder, sorted by their path below it.
 
     Where there is a folder validation/ (or val/), the folders alone tell the splits. Where there is none, the images
     in test/ called PublicTest_* are the validation split, and all others in it the test split. Other files than .jpg,
@@ -84,6 +86,7 @@ def list_images(folder: str | os.PathLike) -> list[ImageFile]:
                     name = f"{split_folder.name}/{class_folder.name}/{entry.name}"
                     image_split = split if "validation" in split_folders else _split_by_name(entry, split)
                     files.append(ImageFile(entry.path, name, label, image_split))
+    # A test folder may be empty or missing; without training or validation images nothing can be trained.
     found = {file.split for file in files}
     for split, split_folder in split_folders.items():
         if split != "test" and split not in found:
@@ -107,7 +110,7 @@ def _split_folders(folder: str | os.PathLike) -> dict[str, os.DirEntry]:
 
 
 def _visible(folder: str | os.PathLike) -> list[os.DirEntry]:
-    """Gives what is in a folder, sorted by name, without what is hidden: .DS_Store, ._*.jpg, .ipynb_checkpoints."""
+    """Returns what is in a folder, sorted by name, without what is hidden: .DS_Store, ._*.jpg, .ipynb_checkpoints."""
     with os.scandir(folder) as entries:
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
@@ -118,6 +121,7 @@ def _is_image(entry: os.DirEntry) -> bool:
 
 def _split_by_name(entry: os.DirEntry, folder_split: str) -> str:
     usage = entry.name.partition("_")[0]
+    # In the layout in circulation test/ mixes PublicTest and PrivateTest; only the file name tells them apart.
     split = SPLIT_OF_USAGE.get(usage, folder_split)
     if (split == "train") != (folder_split == "train"):
         raise UserError(
@@ -128,9 +132,10 @@ def _split_by_name(entry: os.DirEntry, folder_split: str) -> str:
 
 
 def _decode(path: str) -> np.ndarray:
-    """Gives the grey values of an image file: uint8 [48, 48]."""
+    """Returns the grey values of an image file: uint8 [48, 48]."""
     expected = "it should be a 48 x 48 grey image"
     try:
+        # Naming the formats keeps a renamed file from reaching one of Pillow's rarer decoders.
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             size, mode = image.size, image.mode
             if size == IMAGE_SHAPE[:2] and mode in ("L", "P", "RGB", "RGBA"):

@@ -1,9 +1,9 @@
 """Batches on the host, by tf.data: each a function of (seed, step) alone, with no state to save.
 
-A batch is {image: uint8 [batch, 48, 48, 1], label: int32 [batch], index: int32 [batch], mask: bool [batch]}, numpy
-arrays; `index` is the example's position in its split, `mask` is False where the batch is padded. Where the split is on
-the devices already (`indices_only`) the batch has neither image nor label. With several hosts each gets its contiguous
-part of the same global batch.
+A batch is {image: uint8 [batch, height, width, channels], label: int32 [batch], index: int32 [batch]}, numpy arrays;
+`index` is the example's position in its split. An evaluation batch also has mask: bool [batch], False where it is
+padded. Where the split is on the devices already (`indices_only`) a batch has neither image nor label. With several
+processes each gets its contiguous part of the same global batch.
 """
 
 import os
@@ -32,13 +32,13 @@ def train_batches(
     last_step: int,
     steps_per_call: int = 1,
     indices_only: bool = False,
-    host: int = 0,
-    num_hosts: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[dict]:
-    """Yields this host's part of the batches of steps first_step..last_step - 1, stacked: [steps, batch, ...].
+    """Yields this process's part of the batches of steps first_step..last_step - 1, stacked: [steps, batch, ...].
 
     Each epoch is a permutation of the split keyed by (seed, epoch): `index_shuffle` gives any one position of it.
-    batch_size: of the global batch, a multiple of num_hosts. steps_per_call: how many steps' batches come together;
+    batch_size: of the global batch, a multiple of process_count. steps_per_call: how many steps' batches come together;
     counted from the start of each epoch, whose last call has what is left. first_step: the first of a call.
     """
     source = {} if indices_only else _constants(split)
@@ -49,17 +49,18 @@ def train_batches(
     def gather(number):
         epoch, first = number // groups_per_epoch, number % groups_per_epoch * group
         steps = tf.range(first, tf.minimum(first + group, per_epoch))
-        positions = steps[:, None] * batch_size + _host_positions(batch_size, host, num_hosts)
+        positions = steps[:, None] * batch_size + _positions(batch_size, process_index, process_count)
+        # The order is a function of (seed, epoch), so any step can be computed alone after a restart.
         key = tf.stack([tf.constant(seed, tf.int64), epoch])
         last = tf.constant(len(split) - 1, tf.int64)
         # index_shuffle takes no matrix.
         index = tf.reshape(
             tf.random.experimental.index_shuffle(tf.reshape(positions, [-1]), key, last), tf.shape(positions)
         )
-        return _gather(source, index, tf.ones_like(index, tf.bool))
+        return _gather(source, index)
 
     def place(step):
-        """The group that a step is in, and which of its steps it is."""
+        """Returns the group that a step is in, and which of its steps it is."""
         epoch, step = divmod(step, per_epoch)
         return epoch * groups_per_epoch + step // group, step % group
 
@@ -69,7 +70,7 @@ def train_batches(
     def calls():
         step = first_step - skipped
         for batches in groups:
-            num_steps = len(batches["mask"])
+            num_steps = len(batches["index"])
             for first in range(0, num_steps, steps_per_call):
                 if first_step <= step + first < last_step:
                     yield {key: array[first : first + steps_per_call] for key, array in batches.items()}
@@ -79,33 +80,32 @@ def train_batches(
 
 
 def eval_batches(
-    split: Split, *, batch_size: int, indices_only: bool = False, host: int = 0, num_hosts: int = 1
+    split: Split, *, batch_size: int, indices_only: bool = False, process_index: int = 0, process_count: int = 1
 ) -> Iterator[dict]:
-    """Yields this host's part of the split in order, every example once; the last batch is padded and masked."""
+    """Yields this process's part of the split in order, every example once; the last batch is padded and masked."""
     source = {} if indices_only else _constants(split)
 
     def batch(number):
-        positions = number * batch_size + _host_positions(batch_size, host, num_hosts)
-        return _gather(source, tf.minimum(positions, len(split) - 1), positions < len(split))
+        positions = number * batch_size + _positions(batch_size, process_index, process_count)
+        # Padding repeats the last example.
+        return _gather(source, tf.minimum(positions, len(split) - 1)) | {"mask": positions < len(split)}
 
     return _iterate(tf.data.Dataset.range(-(-len(split) // batch_size)), batch)
 
 
-def _host_positions(batch_size: int, host: int, num_hosts: int):
-    part = batch_size // num_hosts
-    return tf.range(host * part, (host + 1) * part, dtype=tf.int64)
+def _positions(batch_size: int, process_index: int, process_count: int):
+    part = batch_size // process_count
+    return tf.range(process_index * part, (process_index + 1) * part, dtype=tf.int64)
 
 
 def _constants(split: Split) -> dict:
+    # Not on a GPU that TensorFlow might see: it belongs to JAX.
     with tf.device("CPU"):
         return {key: tf.constant(array) for key, array in split.arrays().items()}
 
 
-def _gather(source: dict, index, mask) -> dict:
-    return {key: tf.gather(array, index) for key, array in source.items()} | {
-        "index": tf.cast(index, tf.int32),
-        "mask": mask,
-    }
+def _gather(source: dict, index) -> dict:
+    return {key: tf.gather(array, index) for key, array in source.items()} | {"index": tf.cast(index, tf.int32)}
 
 
 def _iterate(numbers: tf.data.Dataset, batch) -> Iterator[dict]:

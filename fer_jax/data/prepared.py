@@ -17,12 +17,12 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
 from array_record.python import array_record_module
 
 from fer_jax.data import fer2013
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, SPLITS, Dataset, Split
 from fer_jax.errors import StorageError, UserError
+from fer_jax.system.terminal import SILENT, Terminal
 
 _MANIFEST = "prepared.json"
 _PREPARING = ".preparing-"
@@ -77,11 +77,13 @@ class Fer2013(tfds.core.GeneratorBasedBuilder):
             yield row, {"image": image, "label": label, "row": row}
 
 
-def load(path: str | os.PathLike, cache_dir: str | os.PathLike, seed: int = 0) -> Dataset:
-    """Gives what `fer2013.read(path, seed)` gives, from a copy prepared in `cache_dir` on the first call.
+def load(
+    path: str | os.PathLike, cache_dir: str | os.PathLike, split_seed: int = 0, terminal: Terminal = SILENT
+) -> Dataset:
+    """Returns what `fer2013.read` does, from a copy that the first call prepares in `cache_dir`.
 
-    A prepared copy is found again by the content of the source, not by its path, and has no part in the seed: where
-    the files tell no validation split it is held out after reading. A copy that isn't, byte for byte, what was
+    A prepared copy is found again by the content of the source, not by its path, and is the same for every split_seed:
+    where the files tell no validation split it is held out after reading. A copy that isn't, byte for byte, what was
     prepared is moved out of the way, with a warning, and prepared again. Raises UserError as `fer2013.read` does, and
     StorageError where `cache_dir` can't be written.
     """
@@ -93,28 +95,30 @@ def load(path: str | os.PathLike, cache_dir: str | os.PathLike, seed: int = 0) -
         dataset = _read_prepared(prepared, fer2013.name_of(path))
         if dataset is None:
             if was_there:
-                logging.warning("%s is damaged; it is prepared again.", prepared)
+                terminal.warn(f"{prepared} is damaged; it is prepared again.")
                 _discard(prepared)
-            dataset = _prepare(path, source, prepared)
+            dataset = _prepare(path, source, prepared, terminal)
     except (OSError, tf.errors.OpError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise StorageError(f"{cache_dir}: the prepared data set can't be kept in this folder ({reason})") from error
-    return fer2013.with_validation(dataset, seed)
+    return fer2013.with_validation(dataset, split_seed, terminal)
 
 
-def _prepare(path: pathlib.Path, source: str, prepared: pathlib.Path) -> Dataset:
-    """Writes the copy `prepared` of the source at `path` and gives the data set as read back from it.
+def _prepare(path: pathlib.Path, source: str, prepared: pathlib.Path, terminal: Terminal) -> Dataset:
+    """Writes the copy `prepared` of the source at `path` and returns the dataset as read back from it.
 
     It is written to a folder of its own and renamed when it is complete and checked: what a killed process leaves is
     never taken for a copy. Of two processes that prepare the same source at once each uses its own; the first is kept.
     """
-    dataset = fer2013.read_published(path)
+    terminal.say(f"Preparing {fer2013.name_of(path)} in {prepared}, once for all runs.")
+    dataset = fer2013.read_published(path, terminal)
+    # A csv that is still being copied would be prepared half, and found again by the name of the whole.
     if fer2013.identify(path) != source:
         raise UserError(f"{path}: it changed while it was being read; start again when it is complete")
     prepared.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(prepared.parent)
-    logging.info("Preparing %s in %s, once for all runs.", dataset.name, prepared)
     with _temporary_folder(prepared.parent) as folder:
+        # Not in place: a reader would take a half-written copy for a damaged one.
         copy = folder / "copy"
         _write(dataset, copy)
         checked = _read_prepared(copy, dataset.name)
@@ -160,7 +164,7 @@ def _write(dataset: Dataset, folder: pathlib.Path) -> None:
 
 
 def _read_prepared(prepared: pathlib.Path, name: str) -> Dataset | None:
-    """Gives the data set of a prepared copy, or None where there is none or it is damaged."""
+    """Returns the dataset of a prepared copy, or None where there is none or it is damaged."""
     try:
         manifest = json.loads((prepared / _MANIFEST).read_bytes())
         folder, fingerprint, digests = prepared / manifest["builder"], manifest["fingerprint"], manifest["files"]
@@ -195,7 +199,7 @@ def _read_split(info: tfds.core.SplitInfo) -> Split:
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
-    """Gives the SHA-256 of each file under a prepared copy's folder, by its path in it, but for the manifest."""
+    """Returns the SHA-256 of each file under a prepared copy's folder, by its path in it, but for the manifest."""
     digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != _MANIFEST:

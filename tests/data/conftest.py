@@ -16,7 +16,7 @@ def _csv_bytes(
     quote: str = "",
     line_end: str = "\n",
 ) -> bytes:
-    """Gives a csv of `images`, uint8 [N, 48, 48, 1], with the columns of `header` in their order."""
+    """Returns a csv of `images`, uint8 [N, 48, 48, 1], with the columns of `header` in their order."""
     lines = [header]
     for image, label, usage in zip(images, labels, usages, strict=True):
         values = {"emotion": str(label), "pixels": " ".join(map(str, image.ravel().tolist())), "usage": usage}
@@ -31,7 +31,7 @@ def csv_bytes() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def random_images() -> Callable[..., np.ndarray]:
-    """Gives a function (number, seed) -> uint8 [number, 48, 48, 1], with values of one, two and three digits."""
+    """Returns a function (number, seed) -> uint8 [number, 48, 48, 1], with values of one, two and three digits."""
 
     def make(number: int, seed: int = 0) -> np.ndarray:
         generator = np.random.default_rng(seed)

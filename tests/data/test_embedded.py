@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from fer_jax.data import embedded as synthetic
+from fer_jax.data import embedded
 from fer_jax.data.dataset import CLASS_NAMES, SPLITS
 
 SMALL = {"train": 70, "validation": 14, "test": 14}
@@ -10,7 +10,7 @@ SMALL = {"train": 70, "validation": 14, "test": 14}
 
 @pytest.fixture(scope="module")
 def faces():
-    return synthetic.make()
+    return embedded.make()
 
 
 def test_one_call_gives_the_three_default_splits(faces):
@@ -39,24 +39,24 @@ def test_classes_are_balanced_and_shuffled(faces, name):
 
 
 def test_sizes_are_honoured_and_an_empty_split_is_absent():
-    faces = synthetic.make(sizes={"test": 9, "train": 15, "validation": 0})
+    faces = embedded.make(sizes={"test": 9, "train": 15, "validation": 0})
     assert list(faces.splits) == ["train", "test"]
     assert np.sort(np.bincount(faces.split("train").labels)).tolist() == [2] * 6 + [3]
     np.testing.assert_array_equal(faces.split("test").rows, np.arange(15, 24))
 
 
 def test_a_split_does_not_depend_on_the_size_of_another():
-    one, other = synthetic.make(3, SMALL), synthetic.make(3, SMALL | {"train": 7})
+    one, other = embedded.make(3, SMALL), embedded.make(3, SMALL | {"train": 7})
     np.testing.assert_array_equal(one.split("test").images, other.split("test").images)
     np.testing.assert_array_equal(one.split("test").labels, other.split("test").labels)
 
 
 def test_same_seed_gives_the_same_arrays():
-    assert synthetic.make(5, SMALL).fingerprint == synthetic.make(5, SMALL).fingerprint
+    assert embedded.make(5, SMALL).fingerprint == embedded.make(5, SMALL).fingerprint
 
 
 def test_another_seed_gives_other_images_and_order():
-    one, other = synthetic.make(5, SMALL).split("train"), synthetic.make(6, SMALL).split("train")
+    one, other = embedded.make(5, SMALL).split("train"), embedded.make(6, SMALL).split("train")
     assert not np.array_equal(one.labels, other.labels)
     assert not (one.images == other.images).all(axis=(1, 2, 3)).any()
 
@@ -81,7 +81,7 @@ def test_pixels_use_the_range(faces):
 def test_expression_moves_the_face_and_nothing_else():
     """With the same random numbers two classes share background and clothes, and differ at the mouth."""
     happy, sad = (
-        synthetic.draw(np.full(35, CLASS_NAMES.index(name)), np.random.default_rng(0))[..., 0].astype(int)
+        embedded.draw(np.full(35, CLASS_NAMES.index(name)), np.random.default_rng(0))[..., 0].astype(int)
         for name in ("happy", "sad")
     )
     difference = np.abs(happy - sad).mean(axis=0)

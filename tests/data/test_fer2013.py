@@ -2,9 +2,11 @@ import gzip
 import io
 import os
 import pathlib
+import pty
 import subprocess
 import sys
 import tarfile
+import termios
 import zipfile
 
 import hypothesis
@@ -17,6 +19,7 @@ import fer_jax
 from fer_jax.data import csv_layout, fer2013
 from fer_jax.data.dataset import CLASS_NAMES, Dataset
 from fer_jax.errors import UserError
+from fer_jax.system.terminal import Terminal
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 SPLIT_OF_USAGE = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
@@ -236,7 +239,7 @@ def assert_valid_or_user_error(path: pathlib.Path, file_name: str) -> None:
 
 
 def replace_row(number: int, old: bytes, new: bytes):
-    """Gives an edit of the lines of `four_rows`; row numbers count from 1, the header."""
+    """Returns an edit of the lines of `four_rows`; row numbers count from 1, the header."""
 
     def edit(lines: list[bytes]) -> list[bytes]:
         assert old in lines[number - 1]
@@ -434,31 +437,31 @@ def train_csv(tmp_path, csv_bytes, random_images) -> pathlib.Path:
     return path
 
 
-def test_without_usage_a_tenth_of_each_class_is_validation_and_a_warning_says_so(train_csv, random_images, caplog):
-    dataset = fer2013.read(train_csv, seed=5)
+def test_without_usage_a_tenth_of_each_class_is_validation_and_a_warning_says_so(train_csv, random_images, capsys):
+    dataset = fer2013.read(train_csv, split_seed=5, terminal=Terminal(is_primary=True))
     assert np.bincount(dataset.splits["validation"].labels, minlength=7).tolist() == [6, 0, 0, 3, 1, 0, 0]
     assert np.bincount(dataset.splits["train"].labels, minlength=7).tolist() == [51, 0, 0, 27, 11, 0, 1]
-    assert dataset.name == "FER-2013 (train.csv), 10 % of train as validation, seed 5"
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == [
-        "FER-2013 (train.csv) tells no validation split: 10 of its 100 training images (10 % of each class, seed 5) are"
-        " validation."
-    ]
+    assert dataset.name == "FER-2013 (train.csv), 10 % of train as validation, split seed 5"
+    assert capsys.readouterr().err == (
+        "fer_jax: warning: FER-2013 (train.csv) tells no validation split: 10 of its 100 training images (10 % of each "
+        "class, split seed 5) are validation.\n"
+    )
     assert_valid(dataset)
     for split in dataset.splits.values():
         np.testing.assert_array_equal(split.images, random_images(100)[split.rows])
 
 
-def test_what_is_held_out_is_a_function_of_the_seed(train_csv):
+def test_what_is_held_out_is_a_function_of_the_split_seed(train_csv):
     rows = [fer2013.read(train_csv, seed).splits["validation"].rows.tolist() for seed in (0, 1, 0)]
     assert rows[0] == rows[2] != rows[1]
 
 
-def test_nothing_is_held_out_where_the_file_tells_the_splits(tmp_path, four_rows, caplog):
+def test_nothing_is_held_out_where_the_file_tells_the_splits(tmp_path, four_rows, capsys):
     path = tmp_path / "fer2013.csv"
     path.write_bytes(b"".join(four_rows))
-    assert fer2013.read(path, seed=0).fingerprint == fer2013.read(path, seed=1).fingerprint
-    assert not caplog.records
+    one, other = (fer2013.read(path, split_seed, Terminal(is_primary=True)) for split_seed in (0, 1))
+    assert one.fingerprint == other.fingerprint
+    assert capsys.readouterr() == ("", "")
 
 
 def test_too_few_images_to_hold_out_any_is_an_error(tmp_path, csv_bytes, random_images):
@@ -537,14 +540,16 @@ def test_jpeg_files_are_read(folder, random_images):
     assert np.abs(images[1:, :, :, 0].astype(int) - grey).max() <= 3
 
 
-def test_a_test_folder_without_prefixes_is_test_and_a_part_of_train_is_validation(tmp_path, random_images, caplog):
+def test_a_test_folder_without_prefixes_is_test_and_a_part_of_train_is_validation(tmp_path, random_images, capsys):
     for number, image in enumerate(random_images(30)):
         save(tmp_path / f"faces/{'test' if number >= 20 else 'train'}/happy/{number:02d}.png", image)
-    dataset = fer2013.read(tmp_path / "faces")
+    dataset = fer2013.read(tmp_path / "faces", terminal=Terminal(is_primary=True))
     assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 18, "validation": 2, "test": 10}
     assert dataset.splits["test"].rows.tolist() == list(range(10))
-    assert dataset.name == "FER-2013 (faces), 10 % of train as validation, seed 0"
-    assert "2 of its 20 training images" in caplog.text
+    assert dataset.name == "FER-2013 (faces), 10 % of train as validation, split seed 0"
+    output = capsys.readouterr()
+    assert "2 of its 20 training images" in output.err
+    assert output.out == f"Decoding the images of {tmp_path / 'faces'} (30)\n"
     assert_valid(dataset)
 
 
@@ -722,3 +727,24 @@ def test_the_real_file_has_the_published_counts_and_statistics():
     mean = (frequencies * grey).sum()
     assert mean == pytest.approx(0.5077, abs=3e-4)
     assert np.sqrt((frequencies * (grey - mean) ** 2).sum()) == pytest.approx(0.2551, abs=3e-4)
+
+
+def test_decoding_a_folder_shows_a_bar_where_standard_error_is_a_terminal(tmp_path, random_images):
+    for number, image in enumerate(random_images(30)):
+        save(tmp_path / f"faces/{'test' if number >= 20 else 'train'}/happy/{number:02d}.png", image)
+    program = (
+        "import sys; from fer_jax.data import fer2013; from fer_jax.system.terminal import Terminal; "
+        "fer2013.read(sys.argv[1], terminal=Terminal(is_primary=True))"
+    )
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 200))
+    command = [sys.executable, "-c", program, str(tmp_path / "faces")]
+    child = subprocess.Popen(command, stderr=follower, stdout=subprocess.PIPE, text=True)
+    os.close(follower)
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    shown = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    assert f"Decoding the images of {tmp_path / 'faces'}" in shown
+    assert "/30" in shown
+    assert out == ""

@@ -1,7 +1,7 @@
 import pytest
 
-from fer_jax.data import embedded as synthetic
-from fer_jax.data import load as source
+from fer_jax.data import embedded as embedded_lib
+from fer_jax.data.load import load_dataset
 from fer_jax.errors import UserError
 
 
@@ -19,13 +19,17 @@ def faces(csv_bytes, random_images):
     return csv_bytes(random_images(2), [0, 6], ["Training", "PublicTest"])
 
 
+def load(source, path, split_seed=0):
+    return load_dataset(source=source, path=path, cache_dir="cache", split_seed=split_seed)
+
+
 @pytest.fixture(scope="module")
 def embedded():
-    return synthetic.make(seed=0)
+    return embedded_lib.make(seed=0)
 
 
 def test_auto_without_any_file_gives_the_embedded_set(workspace, embedded):
-    dataset = source.load("auto", None, "cache", seed=3)
+    dataset = load("auto", None, split_seed=3)
     assert (dataset.name, dataset.fingerprint) == (embedded.name, embedded.fingerprint)
     assert list(workspace.iterdir()) == []
 
@@ -33,7 +37,7 @@ def test_auto_without_any_file_gives_the_embedded_set(workspace, embedded):
 def test_embedded_wins_over_files_that_happen_to_be_there(workspace, faces, embedded):
     (workspace / "data").mkdir()
     (workspace / "data/fer2013.csv").write_bytes(faces)
-    assert source.load("embedded", None, "cache", seed=0).name == embedded.name
+    assert load("embedded", None, split_seed=0).name == embedded.name
 
 
 @pytest.mark.parametrize("name", ["auto", "fer2013"])
@@ -41,7 +45,7 @@ def test_a_path_is_taken_before_the_usual_places(workspace, faces, name):
     (workspace / "data").mkdir()
     (workspace / "data/fer2013.csv").write_text("not read")
     (workspace / "mine.csv").write_bytes(faces)
-    dataset = source.load(name, "mine.csv", "cache", seed=0)
+    dataset = load(name, "mine.csv", split_seed=0)
     assert dataset.name == "FER-2013 (mine.csv)"
     assert dataset.splits["train"].labels.tolist() == [0]
     assert (workspace / "cache").is_dir()
@@ -51,9 +55,9 @@ def test_a_path_is_taken_before_the_usual_places(workspace, faces, name):
 def test_without_a_path_the_usual_places_are_looked_at_in_order(workspace, faces, name):
     (workspace / "data").mkdir()
     (workspace / "data/icml_face_data.csv").write_bytes(faces)
-    assert source.load(name, None, "cache", seed=0).name == "FER-2013 (icml_face_data.csv)"
+    assert load(name, None, split_seed=0).name == "FER-2013 (icml_face_data.csv)"
     (workspace / "data/fer2013.csv").write_bytes(faces)
-    assert source.load(name, None, "cache", seed=0).name == "FER-2013 (fer2013.csv)"
+    assert load(name, None, split_seed=0).name == "FER-2013 (fer2013.csv)"
 
 
 @pytest.mark.parametrize("name", ["auto", "fer2013"])
@@ -61,27 +65,27 @@ def test_a_path_that_is_not_there_is_an_error_whatever_else_is(workspace, faces,
     (workspace / "data").mkdir()
     (workspace / "data/fer2013.csv").write_bytes(faces)
     with pytest.raises(UserError, match=r"missing\.csv: there is no such file or folder"):
-        source.load(name, "missing.csv", "cache", seed=0)
+        load(name, "missing.csv", split_seed=0)
 
 
 def test_fer2013_without_files_says_where_it_looked(workspace):
     with pytest.raises(UserError) as error:
-        source.load("fer2013", None, "cache", seed=0)
+        load("fer2013", None, split_seed=0)
     assert "neither data/fer2013.csv nor data/icml_face_data.csv" in str(error.value)
     assert str(workspace) in str(error.value)
 
 
 def test_embedded_with_a_path_is_a_contradiction(workspace):
     with pytest.raises(UserError, match=r"'embedded'.*mine\.csv"):
-        source.load("embedded", "mine.csv", "cache", seed=0)
+        load("embedded", "mine.csv", split_seed=0)
 
 
 def test_an_unknown_source_is_named_with_those_that_exist():
     with pytest.raises(UserError, match="'imagenet' is unknown; it is one of auto, fer2013, embedded"):
-        source.load("imagenet", None, "cache", seed=0)
+        load("imagenet", None, split_seed=0)
 
 
-def test_the_seed_reaches_the_validation_split_that_is_held_out(workspace, csv_bytes, random_images):
+def test_the_split_seed_reaches_the_validation_split_that_is_held_out(workspace, csv_bytes, random_images):
     (workspace / "train.csv").write_bytes(csv_bytes(random_images(60), [3] * 60, [""] * 60, header="emotion,pixels"))
-    rows = [source.load("auto", "train.csv", "cache", seed).splits["validation"].rows.tolist() for seed in (0, 1, 0)]
+    rows = [load("auto", "train.csv", split_seed=seed).splits["validation"].rows.tolist() for seed in (0, 1, 0)]
     assert rows[0] == rows[2] != rows[1]

@@ -1,4 +1,4 @@
-"""Batches: the same for every start, host count and process; every example as often as promised."""
+"""Batches: the same for every start and any number of processes; every example as often as promised."""
 
 import runpy
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fer_jax.data import pipeline
 from fer_jax.data.dataset import Split
-from fer_jax.recipe import step as steps
+from fer_jax.recipe.step import fetch
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,7 +35,7 @@ def make_split(num_examples: int) -> Split:
 def train(split, *, seed=3, batch_size, first=0, last, **options) -> list[dict]:
     """The batches of single steps."""
     calls = pipeline.train_batches(split, seed=seed, batch_size=batch_size, first_step=first, last_step=last, **options)
-    return [{key: value[i] for key, value in call.items()} for call in calls for i in range(len(call["mask"]))]
+    return [{key: value[i] for key, value in call.items()} for call in calls for i in range(len(call["index"]))]
 
 
 def epoch_order(split, *, seed, epoch, batch_size) -> list[int]:
@@ -53,8 +53,8 @@ def assert_same_batches(ours, theirs):
             np.testing.assert_array_equal(one[key], other[key], err_msg=key)
 
 
-def join_hosts(parts: list[list[dict]]) -> list[dict]:
-    """Puts the hosts' parts of each batch side by side."""
+def join_processes(parts: list[list[dict]]) -> list[dict]:
+    """Puts the processes' parts of each batch side by side."""
     return [
         {key: np.concatenate([part[key] for part in batch]) for key in batch[0]} for batch in zip(*parts, strict=True)
     ]
@@ -97,7 +97,7 @@ def test_calls_of_several_steps_hold_the_batches_of_single_ones(size, steps_per_
     calls = pipeline.train_batches(
         split, seed=0, batch_size=batch_size, first_step=0, last_step=per_epoch, steps_per_call=steps_per_call
     )
-    lengths = [len(call["mask"]) for call in calls]
+    lengths = [len(call["index"]) for call in calls]
     assert lengths[:-1] == [steps_per_call] * (len(lengths) - 1)
     assert sum(lengths) == per_epoch
 
@@ -115,8 +115,8 @@ def test_batches_of_indices_point_at_the_images_and_labels_of_whole_ones():
     whole = train(split, batch_size=5, last=8) + list(pipeline.eval_batches(split, batch_size=5))
     indices = train(split, batch_size=5, last=8, indices_only=True)
     indices += pipeline.eval_batches(split, batch_size=5, indices_only=True)
-    assert {frozenset(batch) for batch in indices} == {frozenset({"index", "mask"})}
-    fetched = [jax.device_get(steps.fetch(split.arrays(), batch)) for batch in indices]
+    assert {frozenset(batch) for batch in indices} == {frozenset({"index"}), frozenset({"index", "mask"})}
+    fetched = [jax.device_get(fetch(split.arrays(), batch)) for batch in indices]
     assert_same_batches(fetched, whole)
 
 
@@ -145,34 +145,37 @@ def test_images_and_labels_are_those_of_their_index(batch_size):
     if batch_size <= len(split):
         batches += train(split, batch_size=batch_size, last=6)
     for batch in batches:
-        index = batch["index"][batch["mask"]]
-        np.testing.assert_array_equal(batch["image"][batch["mask"]], split.images[index])
-        np.testing.assert_array_equal(batch["label"][batch["mask"]], split.labels[index])
+        np.testing.assert_array_equal(batch["image"], split.images[batch["index"]])
+        np.testing.assert_array_equal(batch["label"], split.labels[batch["index"]])
 
 
-@pytest.mark.parametrize("num_hosts", [1, 2, 4])
-def test_hosts_share_the_batches_of_a_single_host(num_hosts):
+@pytest.mark.parametrize("process_count", [1, 2, 4])
+def test_processes_share_the_batches_of_a_single_one(process_count):
     split = make_split(30)
     alone = train(split, batch_size=8, first=1, last=7)
-    parts = [train(split, batch_size=8, first=1, last=7, host=host, num_hosts=num_hosts) for host in range(num_hosts)]
-    assert {len(batch["label"]) for part in parts for batch in part} == {8 // num_hosts}
-    assert_same_batches(join_hosts(parts), alone)
+    parts = [
+        train(split, batch_size=8, first=1, last=7, process_index=number, process_count=process_count)
+        for number in range(process_count)
+    ]
+    assert {len(batch["label"]) for part in parts for batch in part} == {8 // process_count}
+    assert_same_batches(join_processes(parts), alone)
 
     alone = list(pipeline.eval_batches(split, batch_size=8))
     parts = [
-        list(pipeline.eval_batches(split, batch_size=8, host=host, num_hosts=num_hosts)) for host in range(num_hosts)
+        list(pipeline.eval_batches(split, batch_size=8, process_index=number, process_count=process_count))
+        for number in range(process_count)
     ]
-    assert_same_batches(join_hosts(parts), alone)
+    assert_same_batches(join_processes(parts), alone)
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.sampled_from([1, 2, 3, 4]))
-def test_evaluation_sees_every_example_once_and_in_order(num_examples, part, num_hosts):
+def test_evaluation_sees_every_example_once_and_in_order(num_examples, part, process_count):
     split = make_split(num_examples)
-    batch_size = part * num_hosts
-    batches = join_hosts(
+    batch_size = part * process_count
+    batches = join_processes(
         [
-            list(pipeline.eval_batches(split, batch_size=batch_size, host=host, num_hosts=num_hosts))
-            for host in range(num_hosts)
+            list(pipeline.eval_batches(split, batch_size=batch_size, process_index=number, process_count=process_count))
+            for number in range(process_count)
         ]
     )
     index, mask, images, labels = (
@@ -187,8 +190,10 @@ def test_evaluation_sees_every_example_once_and_in_order(num_examples, part, num
     np.testing.assert_array_equal(labels[mask], split.labels)
 
 
-def test_training_masks_nothing():
-    assert all(batch["mask"].all() for batch in train(make_split(11), batch_size=4, last=6))
+def test_a_training_batch_has_no_mask_since_it_is_always_full():
+    for batch in train(make_split(11), batch_size=4, last=6):
+        assert "mask" not in batch
+        assert len(batch["index"]) == 4
 
 
 @pytest.mark.parametrize("kind", ["train", "eval"])
@@ -196,12 +201,9 @@ def test_batches_are_numpy_arrays_of_the_documented_kind(kind):
     split = make_split(10)
     (batch, *_) = train(split, batch_size=4, last=1) if kind == "train" else pipeline.eval_batches(split, batch_size=4)
     assert all(isinstance(value, np.ndarray) for value in batch.values())
-    assert {key: (value.dtype, value.shape) for key, value in batch.items()} == {
-        "image": (np.uint8, (4, 48, 48, 1)),
-        "label": (np.int32, (4,)),
-        "index": (np.int32, (4,)),
-        "mask": (np.bool_, (4,)),
-    }
+    kinds = {"image": (np.uint8, (4, 48, 48, 1)), "label": (np.int32, (4,)), "index": (np.int32, (4,))}
+    kinds |= {"mask": (np.bool_, (4,))} if kind == "eval" else {}
+    assert {key: (value.dtype, value.shape) for key, value in batch.items()} == kinds
 
 
 def test_tensorflow_is_kept_off_the_gpus(monkeypatch):

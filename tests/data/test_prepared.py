@@ -11,19 +11,19 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import fer_jax
-from fer_jax.data import fer2013
-from fer_jax.data import prepared as builder
+from fer_jax.data import fer2013, prepared
 from fer_jax.data.dataset import CLASS_NAMES, Dataset
 from fer_jax.errors import StorageError, UserError
+from fer_jax.system.terminal import Terminal
 
 ROOT = pathlib.Path(fer_jax.__file__).parents[1]
 # Says when it is ready, goes on when told to, and prints the fingerprint of what it loaded.
 LOAD = """
 import sys
-from fer_jax.data import prepared as builder
+from fer_jax.data import prepared
 print("ready", flush=True)
 sys.stdin.readline()
-print(builder.load(sys.argv[1], sys.argv[2]).fingerprint)
+print(prepared.load(sys.argv[1], sys.argv[2]).fingerprint)
 """
 
 
@@ -62,13 +62,15 @@ def state(folder: pathlib.Path) -> dict[pathlib.Path, tuple[int, int]]:
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_csv_is_loaded_as_it_is_read_at_first_and_from_the_prepared_copy(faces, cache, caplog):
+def test_a_csv_is_loaded_as_it_is_read_at_first_and_from_the_prepared_copy(faces, cache, capsys):
     expected = fer2013.read(faces)
-    assert_equal(builder.load(faces, cache), expected)
+    assert_equal(prepared.load(faces, cache, terminal=Terminal(is_primary=True)), expected)
+    (folder,) = prepared_copies(cache)
+    assert capsys.readouterr() == (f"Preparing {expected.name} in {folder}, once for all runs.\n", "")
     before = state(cache)
-    assert_equal(builder.load(faces, cache), expected)
+    assert_equal(prepared.load(faces, cache, terminal=Terminal(is_primary=True)), expected)
     assert state(cache) == before
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_folder_is_loaded_as_it_is_read(tmp_path, cache, random_images):
@@ -77,48 +79,49 @@ def test_a_folder_is_loaded_as_it_is_read(tmp_path, cache, random_images):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[:, :, 0]).save(path)
     for _ in range(2):
-        assert_equal(builder.load(tmp_path / "faces", cache, seed=2), fer2013.read(tmp_path / "faces", seed=2))
+        assert_equal(
+            prepared.load(tmp_path / "faces", cache, split_seed=2), fer2013.read(tmp_path / "faces", split_seed=2)
+        )
     assert len(prepared_copies(cache)) == 1
 
 
-def test_all_seeds_share_one_copy_and_each_has_its_own_validation_split(
-    tmp_path, cache, csv_bytes, random_images, caplog
+def test_all_split_seeds_share_one_copy_and_each_has_its_own_validation_split(
+    tmp_path, cache, csv_bytes, random_images, capsys
 ):
     path = tmp_path / "train.csv"
     path.write_bytes(csv_bytes(random_images(40), [0, 1] * 20, [""] * 40, header="emotion,pixels"))
     for seed in (0, 1, 0):
-        caplog.clear()
-        assert_equal(builder.load(path, cache, seed), fer2013.read(path, seed))
-        assert sum("tells no validation split" in record.getMessage() for record in caplog.records) == 2
+        assert_equal(prepared.load(path, cache, seed, Terminal(is_primary=True)), fer2013.read(path, seed))
+        assert capsys.readouterr().err.count("tells no validation split") == 1
     assert len(prepared_copies(cache)) == 1
 
 
 def test_the_name_follows_the_path_and_the_copy_the_content(faces, cache):
-    builder.load(faces, cache)
+    prepared.load(faces, cache)
     moved = faces.rename(faces.with_name("moved.csv"))
-    assert builder.load(moved, cache).name == "FER-2013 (moved.csv)"
+    assert prepared.load(moved, cache).name == "FER-2013 (moved.csv)"
     assert len(prepared_copies(cache)) == 1
     moved.write_bytes(moved.read_bytes().replace(b"\n6,", b"\n5,"))
-    assert_equal(builder.load(moved, cache), fer2013.read(moved))
+    assert_equal(prepared.load(moved, cache), fer2013.read(moved))
     assert len(prepared_copies(cache)) == 2
 
 
 def test_what_is_prepared_is_a_tfds_data_set_with_the_rows_in_order(faces, cache):
-    expected = builder.load(faces, cache)
+    expected = prepared.load(faces, cache)
     (folder,) = prepared_copies(cache)
-    prepared = tfds.builder_from_directory(folder / "fer2013" / "1.0.0")
-    assert prepared.info.features["label"].names == list(CLASS_NAMES)
-    assert prepared.info.supervised_keys == ("image", "label")
+    builder = tfds.builder_from_directory(folder / "fer2013" / "1.0.0")
+    assert builder.info.features["label"].names == list(CLASS_NAMES)
+    assert builder.info.supervised_keys == ("image", "label")
     for name, split in expected.splits.items():
-        examples = list(prepared.as_data_source(name))
+        examples = list(builder.as_data_source(name))
         assert [example["row"] for example in examples] == split.rows.tolist()
         assert [example["label"] for example in examples] == split.labels.tolist()
         np.testing.assert_array_equal(np.stack([example["image"] for example in examples]), split.images)
 
 
 def test_preparing_prints_nothing(faces, cache, capfd):
-    builder.load(faces, cache)
-    builder.load(faces, cache)
+    prepared.load(faces, cache)
+    prepared.load(faces, cache)
     assert capfd.readouterr() == ("", "")
 
 
@@ -126,7 +129,7 @@ def test_preparing_prints_nothing(faces, cache, capfd):
 def test_any_folder_will_do_as_cache(faces, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert_equal(builder.load(faces.name, name), fer2013.read(faces))
+        assert_equal(prepared.load(faces.name, name), fer2013.read(faces))
     assert len(prepared_copies(tmp_path / name)) == 1
 
 
@@ -179,16 +182,14 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_copy_is_found_out_and_prepared_again(faces, cache, damage, caplog):
-    expected = builder.load(faces, cache)
+def test_a_damaged_copy_is_found_out_and_prepared_again(faces, cache, damage, capsys):
+    expected = prepared.load(faces, cache)
     (folder,) = prepared_copies(cache)
     damage(folder)
-    assert_equal(builder.load(faces, cache), expected)
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        f"{folder} is damaged; it is prepared again."
-    ]
+    assert_equal(prepared.load(faces, cache, terminal=Terminal(is_primary=True)), expected)
+    assert capsys.readouterr().err == f"fer_jax: warning: {folder} is damaged; it is prepared again.\n"
     before = state(cache)
-    assert_equal(builder.load(faces, cache), expected)
+    assert_equal(prepared.load(faces, cache), expected)
     assert state(cache) == before
     assert list(cache.iterdir()) == [folder]
 
@@ -204,7 +205,7 @@ def test_what_a_killed_process_leaves_is_not_taken_for_a_copy(tmp_path, cache, c
     assert prepared_copies(cache) == [], "the process was killed too late for this test to say anything"
     leftovers = list(cache.glob(".preparing-*"))
     assert len(leftovers) == 1
-    assert_equal(builder.load(path, cache), fer2013.read(path))
+    assert_equal(prepared.load(path, cache), fer2013.read(path))
     assert len(prepared_copies(cache)) == 1
     assert list(cache.glob(".preparing-*")) == leftovers  # it could be another process at work
 
@@ -215,7 +216,7 @@ def test_what_was_left_a_day_ago_is_removed(faces, cache):
     a_day_ago = time.time() - 25 * 60 * 60
     os.utime(cache / ".preparing-old", (a_day_ago, a_day_ago))
     os.utime(cache / "other", (a_day_ago, a_day_ago))
-    builder.load(faces, cache)
+    prepared.load(faces, cache)
     assert sorted(path.name for path in cache.iterdir() if path not in prepared_copies(cache)) == [
         ".preparing-new",
         "other",
@@ -228,17 +229,17 @@ def test_processes_that_prepare_at_once_all_get_the_data_set(faces, cache):
     assert outputs == [fer2013.read(faces).fingerprint] * 2
     assert [process.returncode for process in processes] == [0] * 2
     before = state(cache)
-    assert_equal(builder.load(faces, cache), fer2013.read(faces))
+    assert_equal(prepared.load(faces, cache), fer2013.read(faces))
     assert state(cache) == before
     assert list(cache.iterdir()) == prepared_copies(cache)
 
 
 def test_a_wrong_source_is_a_user_error_and_leaves_nothing(tmp_path, faces, cache):
     with pytest.raises(UserError, match=r"missing\.csv: there is no such file"):
-        builder.load(tmp_path / "missing.csv", cache)
+        prepared.load(tmp_path / "missing.csv", cache)
     faces.write_bytes(faces.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"faces\.csv: row 31: "):
-        builder.load(faces, cache)
+        prepared.load(faces, cache)
     assert not cache.exists()
 
 
@@ -246,18 +247,18 @@ def test_a_cache_that_cannot_be_written_is_a_storage_error(tmp_path, faces):
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises(StorageError, match=r"file.*: the prepared data set can't be kept in this folder \("):
-            builder.load(faces, cache)
+            prepared.load(faces, cache)
     (tmp_path / "link").symlink_to(tmp_path / "link")
     with pytest.raises(StorageError, match=r"link: the prepared data set can't be kept in this folder \("):
-        builder.load(faces, tmp_path / "link")
+        prepared.load(faces, tmp_path / "link")
 
 
 def test_a_full_disk_is_a_storage_error_and_leaves_nothing(faces, cache):
     code = (
-        "import resource, signal, sys; from fer_jax.data import builder; from fer_jax.errors import StorageError\n"
+        "import resource, signal, sys; from fer_jax.data import prepared; from fer_jax.errors import StorageError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"  # a write beyond it fails, as on a full disk
-        "try: builder.load(sys.argv[1], sys.argv[2])\n"
+        "try: prepared.load(sys.argv[1], sys.argv[2])\n"
         "except StorageError as error: print(error)\n"
     )
     command = [sys.executable, "-c", code, faces, cache]
