@@ -1,113 +1,96 @@
-"""Many devices: the mesh, mapping a step over it, placing batches on it, starting several processes."""
+"""Many devices: the mesh, mapping a step over it, and putting arrays on its devices."""
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fer_jax.errors import UserError
-
-AXIS = "data"
-
-# Where launchers say how many processes they started: by hand (and scripts/launch), Open MPI, SLURM.
-_NUM_PROCESSES = ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-
-# A process that hasn't been heard of for so long is gone, and the others leave.
-_HEARTBEAT_SECONDS = 30
-
-
-def join_processes(options: Mapping[str, Any]) -> None:
-    """Joins this process to the others of its run, if there are any; call before any other use of JAX.
-
-    options: `config.parallel`, or {}. There are others where `distributed` says so or, left open, where there is a
-    coordinator or a launcher started several. For what is raised see `initialize_processes`.
-    """
-    distributed, coordinator = options.get("distributed"), options.get("coordinator")
-    if distributed is None:
-        started_several = any(os.environ.get(name, "1") not in ("", "1") for name in _NUM_PROCESSES)
-        distributed = coordinator is not None or started_several
-    if distributed:
-        initialize_processes(coordinator, options.get("num_processes"), options.get("process_id"))
-
-
-def initialize_processes(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> None:
-    """Joins this process to the others of a distributed run.
-
-    coordinator: host:port of process 0. What is None is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID, or from the launcher: JAX knows SLURM, Open MPI and Cloud TPU. CPU processes talk over gloo. Raises
-    UserError where neither says enough.
-    """
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    try:
-        jax.distributed.initialize(
-            coordinator,
-            _from_environment("JAX_NUM_PROCESSES") if num_processes is None else num_processes,
-            _from_environment("JAX_PROCESS_ID") if process_id is None else process_id,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        )
-    except jax.errors.JaxRuntimeError:  # another process can't be reached
-        raise
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"this process can't join the others: {' '.join(str(error).split())} Set config.parallel.coordinator, "
-            "config.parallel.num_processes and config.parallel.process_id, or start it by a launcher that JAX knows; "
-            "Open MPI from version 5 on needs pip install mpi4py"
-        ) from error
-
-
-def _from_environment(name: str) -> int | None:
-    value = os.environ.get(name)
-    return int(value) if value else None
+AXIS_NAME = "data"
 
 
 def make_mesh() -> Mesh:
-    """Puts all devices of all processes on one axis, process by process, so that a host's part is contiguous."""
+    """Returns a mesh of one axis over all devices, sorted by process, so that each process's part is contiguous."""
+    # jax.devices() may interleave the processes; then a process would hold rows that it has not read.
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(devices), (AXIS_NAME,), axis_types=(AxisType.Auto,))
 
 
 def map_step(step: Callable, mesh: Mesh, mapper: str, *, batch_axis: int = 0, donate: bool = False) -> Callable:
-    """Maps `step(replicated, data, batch) -> replicated` over the mesh and compiles it when first called.
+    """Returns `step(replicated, data, batch) -> replicated`, mapped over the mesh and compiled when first called.
 
-    data is replicated too. mapper: 'shard_map' or 'pmap'. batch_axis: that of the batch which is spread over the
-    devices (see `place`). donate: whether the first argument's memory is given to the result.
+    Args:
+      step: a function that runs on every device and reduces over AXIS_NAME itself. Its second argument is replicated.
+      mapper: 'shard_map' or 'pmap'.
+      batch_axis: the axis of the batch that is split over the devices (see `shard_batch`).
+      donate: whether the result may reuse the memory of the first argument.
+
+    Returns:
+      A function with the method `lower`, which takes jax.ShapeDtypeStruct in place of arrays.
     """
     donated = (0,) if donate else ()
     if mapper == "pmap":
-        return jax.pmap(
-            step, AXIS, in_axes=(None, None, 0), out_axes=None, devices=list(mesh.devices.flat), donate_argnums=donated
+        mapped = jax.pmap(
+            step,
+            AXIS_NAME,
+            in_axes=(None, None, 0),
+            out_axes=None,
+            devices=list(mesh.devices.flat),
+            donate_argnums=donated,
         )
-    # check_vma=False: gradients stay each device's own until the step itself adds them up.
-    whole = PartitionSpec()
+        return mapped if jax.process_count() == 1 else _GlobalPmap(mapped, mesh)
+    replicated = PartitionSpec()
+    # check_vma=False: each device keeps gradients of its own until the step itself reduces them.
     mapped = jax.shard_map(
-        step, mesh=mesh, in_specs=(whole, whole, _spread(batch_axis)), out_specs=whole, check_vma=False
+        step, mesh=mesh, in_specs=(replicated, replicated, _split(batch_axis)), out_specs=replicated, check_vma=False
     )
     return jax.jit(mapped, donate_argnums=donated)
 
 
-def replicate(tree, mesh: Mesh):
-    """Puts the whole of `tree`, which is the same in every process, on every device."""
-    # device_put can't: it refuses to move what is on one device to devices of other processes.
+class _GlobalPmap:
+    """A pmap of several processes that takes and returns global arrays, as a jitted function does.
+
+    pmap accepts global arrays, but it returns arrays of this process's devices only, and `lower` tries to convert a
+    ShapeDtypeStruct as if it were an array of this process.
+    """
+
+    def __init__(self, mapped: Callable, mesh: Mesh):
+        self._mapped, self._mesh = mapped, mesh
+
+    def __call__(self, *arguments):
+        result = self._mapped(*arguments)
+        return multihost_utils.host_local_array_to_global_array(result, self._mesh, PartitionSpec())
+
+    def lower(self, *arguments):
+        return self._mapped.lower(*jax.tree.map(self._concrete, arguments))
+
+    def _concrete(self, leaf):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.make_array_from_process_local_data(leaf.sharding, np.zeros(leaf.shape, leaf.dtype), leaf.shape)
+        return leaf
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts `tree`, which must be equal in every process, on every device."""
+    # device_put can't: it refuses to move an array from one device to devices of other processes.
     return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec()), jax.device_get(tree))
 
 
-def place(batch: dict, mesh: Mesh, mapper: str, *, batch_axis: int = 0) -> dict:
-    """Spreads this process's part of a batch (numpy arrays) over its devices, in order, along `batch_axis`.
+def shard_batch(batch: dict, mesh: Mesh, mapper: str, *, batch_axis: int = 0) -> dict:
+    """Splits this process's part of a batch (numpy arrays) over its devices, in order, along `batch_axis`.
 
-    The result is the global batch; for 'pmap' with a leading axis of devices.
+    Returns:
+      The global batch. For 'pmap' each array has a leading axis of devices.
     """
     if mapper == "pmap":
         batch = {key: np.stack(np.split(value, mesh.local_mesh.size, batch_axis)) for key, value in batch.items()}
         batch_axis = 0
-    # JAX takes this for an explicit transfer with one process, and for an implicit one with several.
+    # To JAX this is an explicit transfer in a single process, but an implicit one in several.
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, _spread(batch_axis)), batch)
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, _split(batch_axis)), batch)
 
 
-def _spread(axis: int) -> PartitionSpec:
-    return PartitionSpec(*[None] * axis, AXIS)
+def _split(axis: int) -> PartitionSpec:
+    return PartitionSpec(*[None] * axis, AXIS_NAME)

@@ -1,16 +1,32 @@
-"""SIGTERM, SIGHUP and Ctrl-C as a flag that the loop looks at where it can stop cleanly."""
+"""SIGTERM, SIGINT and SIGHUP as a flag that a loop reads where it can stop cleanly."""
 
 import signal
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
+# Several processes ask each other whether to stop, which takes time, so they do it at every 20th step only.
+_ASK_EVERY = 20
+
+
+class Stopped(Exception):
+    """A signal asked this process, or another process of its run, to stop.
+
+    Attributes:
+      exit_status: 128 plus the signal's number, as a shell reports it.
+    """
+
+    def __init__(self, received: signal.Signals):
+        super().__init__(f"stopped by {received.name}")
+        self.signal = received
+        self.exit_status = 128 + received
 
 
 class StopRequest:
-    """While entered, notes the first of the three; a second one acts as it would have.
+    """Within the `with` block, the first SIGTERM, SIGINT or SIGHUP only sets `received`.
 
-    A SIGHUP that was ignored before (nohup) stays ignored.
+    The previous handlers are then restored, so a second signal terminates the process. A SIGHUP that was ignored
+    before (nohup) stays ignored.
+
+    Attributes:
+      received: the signal, or None.
     """
 
     def __init__(self):
@@ -19,7 +35,9 @@ class StopRequest:
 
     def __enter__(self):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # Under nohup the hang-up of a terminal is not meant for the run.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                # Kept, so that a second signal acts as the first would have.
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -27,6 +45,7 @@ class StopRequest:
         self._restore()
 
     def _note(self, number, _frame):
+        # Nothing else happens in a handler: it may interrupt any line.
         self.received = signal.Signals(number)
         self._restore()
 
@@ -34,20 +53,25 @@ class StopRequest:
         while self._previous:
             signal.signal(*self._previous.popitem())
 
-    def is_agreed(self, number: int) -> bool:
-        """Whether to stop before the `number`th of a series of steps.
+    def should_stop(self, number: int) -> bool:
+        """Returns whether to stop before step `number`. All processes of a run get the same answer.
 
-        Several processes must stop at the same one: they ask each other, which takes time, at every 20th.
+        Every process must ask about the same steps, since they communicate.
         """
+        import jax  # here, so that a mistake on the command line need not wait for it
+
         if jax.process_count() == 1:
             return self.received is not None
-        if number % 20:
+        if number % _ASK_EVERY:
             return False
+        import numpy as np
+        from jax.experimental import multihost_utils
+
         received = int(np.max(multihost_utils.process_allgather(np.int32(self.received or 0))))
         self.received = signal.Signals(received) if received else None
         return received > 0
 
-    @property
-    def exit_status(self) -> int:
-        """The shell's convention: 128 and the signal's number."""
-        return 128 + self.received
+    def check(self, number: int) -> None:
+        """Raises Stopped if this step is one to stop before (see `should_stop`)."""
+        if self.should_stop(number):
+            raise Stopped(self.received)

@@ -18,6 +18,7 @@ class Terminal:
 
     def start_epoch(self, title: str, *, first: int, total: int) -> None:
         """Opens the bar of an epoch of `total` steps, of which `first` are done."""
+        # In a log file a bar would be thousands of lines.
         if self._is_primary and sys.stderr.isatty():
             self._bar = tqdm.tqdm(
                 total=total,
@@ -48,6 +49,7 @@ class Terminal:
     def say(self, line: str) -> None:
         """Prints a line, above the bar where there is one."""
         if self._is_primary:
+            # Plain print would write into the bar.
             tqdm.tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
@@ -61,11 +63,16 @@ class Terminal:
         """Yields the items, with a bar where standard error is a terminal, else after one line."""
         if not self._is_primary:
             yield from items
+        # On standard error, so that standard output can be kept in a file.
         elif sys.stderr.isatty():
             yield from tqdm.tqdm(items, desc=title, total=total, leave=False, dynamic_ncols=True)
         else:
             self.say(f"{title} ({total:,})")
             yield from items
+
+
+# For those who read data without a person watching.
+SILENT = Terminal(is_primary=False)
 
 
 def describe_speed(speed: dict[str, float]) -> str:

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from fer_jax.system.signals import StopRequest
+from fer_jax.system.signals import Stopped, StopRequest
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -17,7 +17,7 @@ NUMBERS = pytest.mark.parametrize("number", SIGNALS)
 
 @pytest.fixture
 def before():
-    """Handlers of our own for all signals; gives the list of the signals that reached them."""
+    """Installs handlers for all three signals and yields the list of the signals that reached them."""
     reached = []
     previous = {number: signal.signal(number, lambda number, _: reached.append(number)) for number in SIGNALS}
     yield reached
@@ -33,10 +33,10 @@ def handlers() -> list:
 def test_the_first_signal_is_noted_and_the_second_acts_as_it_would_have(number, before):
     with StopRequest() as stop:
         assert stop.received is None
-        assert not stop.is_agreed(1)
+        assert not stop.should_stop(1)
         signal.raise_signal(number)
         assert stop.received == number
-        assert stop.is_agreed(1)
+        assert stop.should_stop(1)
         assert before == []
         signal.raise_signal(number)
         assert before == [number]
@@ -54,8 +54,12 @@ def test_after_the_first_signal_the_other_one_acts_as_it_would_have_too(before):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_the_exit_status_is_the_shells(number, status, before):
     with StopRequest() as stop:
+        stop.check(1)
         signal.raise_signal(number)
-    assert stop.exit_status == status
+        with pytest.raises(Stopped) as stopped:
+            stop.check(1)
+    assert stopped.value.signal == number
+    assert stopped.value.exit_status == status
 
 
 def test_a_hangup_that_was_ignored_stays_ignored(before):
@@ -84,15 +88,18 @@ def test_the_handlers_of_before_are_back_after_an_error(before):
 
 LOOP = textwrap.dedent("""
     import signal, time
-    from fer_jax.system.signals import StopRequest
+    from fer_jax.system.signals import StopRequest, Stopped
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background of a shell ignores it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and so does nohup
     with StopRequest() as stop:
         print("ready", flush=True)
-        while not stop.is_agreed(1):
-            time.sleep(0.01)
-        print(stop.exit_status, flush=True)
+        try:
+            while True:
+                stop.check(1)
+                time.sleep(0.01)
+        except Stopped as stopped:
+            print(stopped.exit_status, flush=True)
         for _ in range(3000):  # Python looks for signals after each sleep, not before
             time.sleep(0.02)
 """)

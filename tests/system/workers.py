@@ -1,0 +1,60 @@
+"""Starts a Python script in several real processes that JAX joins on the loopback interface."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from scripts.launch.local import free_port
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+_JOIN = """
+import sys, time
+from fer_jax.system import exits, processes
+import jax, numpy as np
+processes.join_processes({})
+"""
+
+
+def start(script: str, number: int, *, devices: int = 1) -> list[subprocess.Popen]:
+    """Starts `script`, after a head that joins its processes, in `number` processes of `devices` CPU devices each."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+        "JAX_NUM_PROCESSES": str(number),
+        "PYTHONPATH": str(ROOT),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", _JOIN + script],
+            env=environment | {"JAX_PROCESS_ID": str(process_id)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for process_id in range(number)
+    ]
+
+
+def finish(processes: list[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str, str]]:
+    """Waits for the processes and returns (status, standard output, standard error) of each."""
+    outputs = []
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=timeout)
+            outputs.append((process.returncode, out, err))
+    finally:
+        for process in processes:
+            process.kill()
+    return outputs
+
+
+def run(script: str, number: int, *, devices: int = 1) -> list[tuple[int, str, str]]:
+    return finish(start(script, number, devices=devices))
+
+
+def said(err: str) -> list[str]:
+    """The lines of the command itself; gloo and JAX write lines of their own."""
+    return [line for line in err.splitlines() if line.startswith("fer_jax: ")]
