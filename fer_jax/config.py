@@ -1,84 +1,48 @@
-"""Checks a config once, at start-up, and says what is wrong with it."""
+"""A run's config: made from the option table, checked, compared, stored.
+
+`python -m fer_jax.config > docs/options.md` writes the page of the table.
+"""
 
 import difflib
 import json
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 from ml_collections import config_dict
 
 from fer_jax.errors import UserError
+from fer_jax.options import OPTIONS, Option, describe_options, options_page
 
-_AT_LEAST_ONE = ("at least 1", lambda value: value >= 1)
-_NOT_NEGATIVE = ("at least 0, and finite", lambda value: 0 <= value < math.inf)
-_POSITIVE = ("above 0, and finite", lambda value: 0 < value < math.inf)
-_BELOW_ONE = ("from 0 to below 1", lambda value: 0 <= value < 1)
+__all__ = [
+    "OPTIONS",
+    "Option",
+    "check",
+    "check_keys",
+    "complete",
+    "describe_options",
+    "differences",
+    "flatten",
+    "from_stored",
+    "load",
+    "make_config",
+    "options_page",
+    "refuse_differences",
+    "result_differences",
+    "save",
+    "shared_values",
+]
 
-
-def _one_of(*choices) -> tuple[str, Callable[[Any], bool]]:
-    return "one of " + ", ".join(map(str, choices)), lambda value: value in choices
-
-
-# Every key there is, the type of its value and what the value must be.
-_RULES = {
-    "seed": (int, *_NOT_NEGATIVE),
-    "num_epochs": (int, *_AT_LEAST_ONE),
-    "batch_size": (int, *_AT_LEAST_ONE),
-    "dataset.source": (str, *_one_of("auto", "fer2013", "embedded")),
-    "dataset.path": (str, "a file or folder", bool),
-    "dataset.cache_dir": (str, "a folder", bool),
-    "dataset.loader": (str, *_one_of("tf.data", "device")),
-    "augment.flip": (float, "from 0 to 1", lambda value: 0 <= value <= 1),
-    "augment.rotation": (float, "from 0 to 180", lambda value: 0 <= value <= 180),
-    "augment.zoom": (float, *_BELOW_ONE),
-    "augment.shift": (float, *_BELOW_ONE),
-    "model.depth": (int, *_one_of(18, 34, 50, 101, 152)),
-    "model.width": (int, *_AT_LEAST_ONE),
-    "model.stem_kernel": (int, "odd", lambda value: value > 0 and value % 2 == 1),
-    "model.stem_stride": (int, *_AT_LEAST_ONE),
-    "model.stem_pool": (bool, "True or False", lambda value: True),
-    "model.zero_init": (bool, "True or False", lambda value: True),
-    "model.dtype": (str, *_one_of("bfloat16", "float32")),
-    "model.sync_batch_norm": (bool, "True or False", lambda value: True),
-    "model.conv": (str, *_one_of("auto", "lax", "matmul")),
-    "model.remat": (bool, "True or False", lambda value: True),
-    "train.accumulate_steps": (int, *_AT_LEAST_ONE),
-    "train.steps_per_call": (int, *_AT_LEAST_ONE),
-    "train.skip_nonfinite": (int, *_AT_LEAST_ONE),
-    "optimizer.learning_rate": (float, *_POSITIVE),
-    "optimizer.schedule": (str, *_one_of("constant", "cosine")),
-    "optimizer.warmup_epochs": (float, *_NOT_NEGATIVE),
-    "optimizer.weight_decay": (float, *_NOT_NEGATIVE),
-    "optimizer.clip_norm": (float, *_POSITIVE),
-    "optimizer.label_smoothing": (float, *_BELOW_ONE),
-    "early_stopping.patience": (int, *_AT_LEAST_ONE),
-    "early_stopping.min_delta": (float, *_NOT_NEGATIVE),
-    "parallel.mapper": (str, *_one_of("shard_map", "pmap")),
-    "parallel.distributed": (bool, "True or False", lambda value: True),
-    "parallel.coordinator": (str, "host:port", lambda value: bool(re.fullmatch(r"[^:]+:\d+", value))),
-    "parallel.num_processes": (int, *_AT_LEAST_ONE),
-    "parallel.process_id": (int, *_NOT_NEGATIVE),
-    "parallel.reduce_dtype": (str, *_one_of("float32", "bfloat16")),
-    "checkpoint.every_steps": (int, *_AT_LEAST_ONE),
-    "log.every_steps": (int, *_AT_LEAST_ONE),
-    "log.profile_steps": (int, *_AT_LEAST_ONE),
-}
-# How one process is started, not what the run is: a run may go on with other processes.
-_OF_A_PROCESS = ("parallel.coordinator", "parallel.num_processes", "parallel.process_id")
-_MAY_BE_UNSET = {
-    "dataset.path",
-    "train.skip_nonfinite",
-    "optimizer.clip_norm",
-    "parallel.distributed",
-    *_OF_A_PROCESS,
-    "checkpoint.every_steps",
-    "log.profile_steps",
+# What options were called in version 0.1, whose runs are still read.
+_RENAMED = {
+    "optimizer.label_smoothing": "loss.label_smoothing",
+    "train.accumulate_steps": "train.grad_accum_steps",
 }
 
-# Keys whose values must go together: when they do, and what the first must be, with the values filled in.
+_PROCESS_KEYS = ("parallel.coordinator", "parallel.num_processes", "parallel.process_id")
+
+# Options whose values must go together: the condition, and what it asks of the first, with the values filled in.
 _COMBINATIONS = [
     (
         ("optimizer.warmup_epochs", "num_epochs"),
@@ -86,9 +50,9 @@ _COMBINATIONS = [
         "it must be less than config.num_epochs, {1}",
     ),
     (
-        ("batch_size", "train.accumulate_steps"),
-        lambda batch_size, parts: batch_size % parts == 0,
-        "it must be a multiple of config.train.accumulate_steps, {1}",
+        ("batch_size", "train.grad_accum_steps"),
+        lambda batch_size, microbatches: batch_size % microbatches == 0,
+        "it must be a multiple of config.train.grad_accum_steps, {1}",
     ),
     (
         ("dataset.path", "dataset.source"),
@@ -96,7 +60,7 @@ _COMBINATIONS = [
         "it must be left out where config.dataset.source is {1!r}, which reads no files",
     ),
     (
-        _OF_A_PROCESS,
+        _PROCESS_KEYS,
         lambda *values: None not in values or not any(value is not None for value in values),
         "it and config.parallel.num_processes, {1}, and config.parallel.process_id, {2}, must be set together",
     ),
@@ -108,36 +72,77 @@ _COMBINATIONS = [
 ]
 
 
-def check(config: config_dict.ConfigDict) -> None:
-    """Raises UserError where values can't be meant: a line for each, with the key and what would be right."""
+def make_config(**values: Any) -> config_dict.ConfigDict:
+    """Returns a locked config with these values and the defaults of all other options.
+
+    values: whole sections (`model={"depth": 18}`) or single options (`seed=1`, `**{"model.depth": 18}`). Raises
+    UserError if one is not an option; `check` checks the values themselves, once those of the command line are in.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in flatten(values):
+        *sections, name = key.split(".")
+        section = nested
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return complete(config_dict.ConfigDict(nested))
+
+
+def complete(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+    """Fills in the default of every option that `config` lacks, locks it and returns it.
+
+    Raises UserError if it holds a key that is not an option.
+    """
     values = dict(flatten(config))
-    problems = [f"config.{key} is missing; configs/resnet50.py has every key" for key in _RULES if key not in values]
-    for key in values.keys() - _RULES.keys():
-        nearest = difflib.get_close_matches(key, _RULES, n=1)
-        meant = f"is config.{nearest[0]} meant?" if nearest else "configs/resnet50.py has every key"
-        problems.append(f"config.{key} is not a key of this project; {meant}")
-    wrong = [key for key in values.keys() & _RULES.keys() if not _is_right(key, values[key])]
+    check_keys(values)
+    # Changed in place: a copy would lose the references by which a config file derives one value from another.
+    with config.unlocked(), config.ignore_type():
+        for key, option in OPTIONS.items():
+            *sections, name = key.split(".")
+            section = config
+            for part in sections:
+                if part not in section:
+                    section[part] = config_dict.ConfigDict()
+                section = section[part]
+            value = values.get(key, option.default)
+            if value is None and option.optional:
+                section[name] = config_dict.placeholder(option.type)
+            elif option.type is float and type(value) is int:
+                section[name] = float(value)  # else the command line could set it to whole numbers only
+            elif key not in values:
+                section[name] = value
+    return config.lock()
+
+
+def check_keys(keys: Iterable[str]) -> None:
+    """Raises UserError with a line for each key that is not an option."""
+    if problems := [_unknown(key) for key in keys if key not in OPTIONS]:
+        raise UserError("\n".join(problems))
+
+
+def _unknown(key: str) -> str:
+    nearest = [_RENAMED[key]] if key in _RENAMED else difflib.get_close_matches(key, OPTIONS, n=1)
+    meant = f"is config.{nearest[0]} meant?" if nearest else "--config.help lists the options"
+    return f"config.{key} is not an option; {meant}"
+
+
+def check(config: Mapping[str, Any] | config_dict.ConfigDict) -> None:
+    """Raises UserError with a line for each key that is missing, unknown or has a value that can't be meant."""
+    values = dict(flatten(config))
+    problems = [f"config.{key} is missing" for key in OPTIONS if key not in values]
+    problems += [_unknown(key) for key in values if key not in OPTIONS]
+    wrong = [key for key, value in values.items() if key in OPTIONS and not OPTIONS[key].accepts(value)]
     for key in wrong:
-        kind, wanted, _ = _RULES[key]
-        problems.append(f"config.{key} is {values[key]!r}; it must be {wanted} ({kind.__name__})")
-    for keys, works, wanted in _COMBINATIONS:
-        if values.keys() >= set(keys) and not set(keys) & set(wrong) and not works(*map(values.get, keys)):
+        option = OPTIONS[key]
+        problems.append(f"config.{key} is {values[key]!r}; it must be {option.check.wanted} ({option.type.__name__})")
+    for keys, holds, wanted in _COMBINATIONS:
+        if values.keys() >= set(keys) and not set(keys) & set(wrong) and not holds(*map(values.get, keys)):
             problems.append(f"config.{keys[0]} is {values[keys[0]]}; {wanted.format(*map(values.get, keys))}")
     if problems:
         raise UserError("\n".join(sorted(problems)))
 
 
-def _is_right(key: str, value: Any) -> bool:
-    kind, _, is_right = _RULES[key]
-    if value is None:
-        return key in _MAY_BE_UNSET
-    has_type = isinstance(value, (int, float) if kind is float else kind) and (
-        kind is bool or not isinstance(value, bool)
-    )
-    return has_type and is_right(value)
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Mapping[str, Any] | config_dict.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields every ('section.key', value) of a nested config."""
     for key, value in config.items():
         if isinstance(value, Mapping | config_dict.ConfigDict):
@@ -147,39 +152,92 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Gives {key: (our value, their value)} of every key in which two configs differ."""
+    """Returns {key: (our value, their value)} of every key in which two configs differ."""
     a, b = dict(flatten(ours)), dict(flatten(theirs))
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
 
 
+def shared_values(config: config_dict.ConfigDict) -> dict[str, Any]:
+    """Returns {'config.key': value} of the options that are the same in every process of a run."""
+    of_a_process = {"dataset.path", "dataset.cache_dir", "parallel.distributed", *_PROCESS_KEYS}
+    return {f"config.{key}": value for key, value in flatten(config) if key not in of_a_process}
+
+
+def result_differences(config: config_dict.ConfigDict, stored: config_dict.ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Returns the `differences` of two complete configs in options that change results."""
+    both = [dict(flatten(config)), dict(flatten(stored))]
+    return {key: pair for key, pair in differences(config, stored).items() if _changes_results(key, both)}
+
+
 def refuse_differences(
-    config: Mapping[str, Any], workdir: epath.Path, *, advice: str, allowed: str | None = None
+    config: config_dict.ConfigDict,
+    stored: config_dict.ConfigDict,
+    *,
+    workdir: str | os.PathLike,
+    advice: str | None = None,
 ) -> None:
-    """Raises UserError where the run in `workdir` has another config, but for keys that begin with `allowed`."""
-    different = [
-        f"config.{key} is {ours!r} here and {theirs!r} there"
-        for key, (ours, theirs) in differences(config, load(workdir / "config.json")).items()
-        if key not in ("parallel.distributed", *_OF_A_PROCESS) and (allowed is None or not key.startswith(allowed))
-    ]
-    if different:
-        raise UserError(f"{workdir} holds a run of another config: {', '.join(different)}. {advice}")
+    """Raises UserError if the results of `config` would differ from those of the run in `workdir`.
+
+    stored: the run's own config, from `load`. advice: what to do; to choose another workdir if None.
+    """
+    # What changes no results may differ: a run goes on with other logging, another cache or more epochs.
+    different = result_differences(config, stored)
+    if not different:
+        return
+    if advice is None:
+        key, (value, _) = next(iter(different.items()))
+        advice = (
+            "Choose another --workdir for another experiment, such as "
+            f"--workdir={os.fspath(workdir)}_{key.rpartition('.')[2]}_{value}, or the run's own config to go on with it"
+        )
+    listed = ", ".join(
+        f"config.{key} is {ours!r} here and {theirs!r} there" for key, (ours, theirs) in different.items()
+    )
+    raise UserError(f"{os.fspath(workdir)} holds a run of another config: {listed}. {advice}")
+
+
+def _changes_results(key: str, configs: list[dict[str, Any]]) -> bool:
+    rule = OPTIONS[key].changes_results
+    return any(map(rule, configs)) if callable(rule) else rule
 
 
 def load(path: epath.Path) -> config_dict.ConfigDict:
-    """Reads the config.json of a run; raises UserError where there is none or it is damaged."""
+    """Returns the config of a run from its config.json; see `from_stored`.
+
+    Raises UserError if the file is not there, is damaged or was written by a newer version.
+    """
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError("it holds no object")
-        return config_dict.ConfigDict(values).lock()
     except FileNotFoundError:
         raise UserError(f"{path} is not there: is {path.parent} the workdir of a run?") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as a run's config: {error}") from None
+    return from_stored(values, source=str(path))
+
+
+def from_stored(values: Mapping[str, Any], *, source: str) -> config_dict.ConfigDict:
+    """Returns a complete config of what a run, maybe of an older version, stored in its workdir or a checkpoint.
+
+    source: where it was stored, for the UserError that is raised if a newer version wrote it.
+    """
+    values = {_RENAMED.get(key, key): value for key, value in flatten(values)}
+    if unknown := sorted(values.keys() - OPTIONS.keys()):
+        keys = ", ".join(f"config.{key}" for key in unknown)
+        raise UserError(f"{source} was written by a newer version of fer_jax: this one has no {keys}")
+    # Version 0.1 drew the hold-out with the run's seed.
+    values.setdefault("dataset.split_seed", values.get("seed", OPTIONS["seed"].default))
+    return make_config(**values)
 
 
 def save(config: config_dict.ConfigDict, path: epath.Path) -> None:
     """Writes a run's config.json, whole or not at all."""
+    # Renamed into place, so that a crash never leaves half a config.
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     partial.replace(path)
+
+
+if __name__ == "__main__":
+    print(options_page(), end="")

@@ -1,108 +1,103 @@
+"""The option table, and configs made from it: checked, completed, compared, stored."""
+
 import json
 import math
 import pathlib
 import re
 import runpy
+import subprocess
+import sys
 
 import pytest
+from etils import epath
 from ml_collections import config_dict
 
-from fer_jax.config import check, differences, flatten, load, refuse_differences, save
+from fer_jax.config import (
+    OPTIONS,
+    check,
+    check_keys,
+    complete,
+    describe_options,
+    differences,
+    flatten,
+    from_stored,
+    load,
+    make_config,
+    options_page,
+    refuse_differences,
+    result_differences,
+    save,
+)
 from fer_jax.errors import UserError
 
-CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "resnet50.py"
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "resnet50.py"
+# The config.json of a run of version 0.1.
+STORED = epath.Path(__file__).parent / "fixtures" / "config_0.1.json"
 
-NOT_INTEGERS = (None, "1", 1.5, True)
-NOT_NUMBERS = (None, "0.1", True, math.nan, math.inf)
-NOT_BOOLEANS = (None, "True", 1, 0)
-NOT_STRINGS = (None, 1, True)
-
-WRONG_VALUES = {
-    "seed": (-1, *NOT_INTEGERS),
-    "num_epochs": (0, -1, *NOT_INTEGERS),
-    "batch_size": (0, -64, *NOT_INTEGERS),
-    "dataset.source": ("", "fer", "Embedded", *NOT_STRINGS),
-    "dataset.path": ("", 1, True),
-    "dataset.cache_dir": ("", *NOT_STRINGS),
-    "dataset.loader": ("host", "", *NOT_STRINGS),
-    "augment.flip": (-0.1, 1.1, *NOT_NUMBERS),
-    "augment.rotation": (-1, 180.5, *NOT_NUMBERS),
-    "augment.zoom": (-0.1, 1.0, *NOT_NUMBERS),
-    "augment.shift": (-0.1, 1, *NOT_NUMBERS),
-    "model.depth": (0, 20, 51, -50, "resnet50", *NOT_INTEGERS),
-    "model.width": (0, -1, *NOT_INTEGERS),
-    "model.stem_kernel": (0, 2, -3, None, "7", 7.0, True),
-    "model.stem_stride": (0, -1, *NOT_INTEGERS),
-    "model.stem_pool": NOT_BOOLEANS,
-    "model.zero_init": NOT_BOOLEANS,
-    "model.dtype": ("float16", "bf16", "", *NOT_STRINGS),
-    "model.sync_batch_norm": NOT_BOOLEANS,
-    "model.conv": ("winograd", "", *NOT_STRINGS),
-    "model.remat": NOT_BOOLEANS,
-    "train.accumulate_steps": (0, -1, *NOT_INTEGERS),
-    "train.steps_per_call": (0, -1, *NOT_INTEGERS),
-    "train.skip_nonfinite": (0, -5, "1", 1.5, True),
-    "optimizer.learning_rate": (0, -0.001, *NOT_NUMBERS),
-    "optimizer.schedule": ("step", "", *NOT_STRINGS),
-    "optimizer.warmup_epochs": (-1, *NOT_NUMBERS),
-    "optimizer.weight_decay": (-0.1, *NOT_NUMBERS),
-    "optimizer.clip_norm": (0, -1.0, "1", True, math.nan, math.inf),
-    "optimizer.label_smoothing": (-0.1, 1.0, *NOT_NUMBERS),
-    "early_stopping.patience": (0, -1, *NOT_INTEGERS),
-    "early_stopping.min_delta": (-0.1, *NOT_NUMBERS),
-    "parallel.mapper": ("pjit", "", *NOT_STRINGS),
-    "parallel.distributed": ("True", 1, 0),
-    "parallel.coordinator": ("", "localhost", "localhost:", ":80", 1, True),
-    "parallel.num_processes": (0, -1, "1", 1.5, True),
-    "parallel.process_id": (-1, "1", 1.5, True),
-    "parallel.reduce_dtype": ("float16", "", *NOT_STRINGS),
-    "checkpoint.every_steps": (0, -5, "1", 1.5, True),
-    "log.every_steps": (0, -5, *NOT_INTEGERS),
-    "log.profile_steps": (0, -5, "1", 1.5, True),
+# No value of another type is meant; a float may be written as an int.
+OF_OTHER_TYPES = {
+    int: ("1", 1.5, True),
+    float: ("0.1", True, math.nan),
+    bool: ("True", 1, 0),
+    str: (1, True, ("auto",)),
 }
 
-RIGHT_VALUES = {
-    "seed": (0, 12),
-    "num_epochs": (1, 500),
-    "batch_size": (1, 8192),
-    "dataset.source": ("auto", "fer2013", "embedded"),
-    "dataset.path": (None, "fer2013.csv"),
-    "dataset.cache_dir": ("elsewhere",),
-    "dataset.loader": ("tf.data", "device"),
-    "augment.flip": (0, 0.5, 1),
-    "augment.rotation": (0.0, 10, 180),
-    "augment.zoom": (0, 0.99),
-    "augment.shift": (0, 0.99),
-    "model.depth": (18, 34, 50, 101, 152),
-    "model.width": (1, 128),
-    "model.stem_kernel": (1, 3, 7),
-    "model.stem_stride": (1, 2),
-    "model.stem_pool": (True, False),
-    "model.zero_init": (True, False),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.sync_batch_norm": (True, False),
-    "model.conv": ("auto", "lax", "matmul"),
-    "model.remat": (True, False),
-    "train.accumulate_steps": (1, 8),
-    "train.steps_per_call": (1, 100),
-    "train.skip_nonfinite": (None, 3),
-    "optimizer.learning_rate": (1e-9, 1),
-    "optimizer.schedule": ("constant", "cosine"),
-    "optimizer.warmup_epochs": (0, 2.5),
-    "optimizer.weight_decay": (0, 0.05),
-    "optimizer.clip_norm": (None, 1, 0.5),
-    "optimizer.label_smoothing": (0, 0.1),
-    "early_stopping.patience": (1, 10),
-    "early_stopping.min_delta": (0, 0.001),
-    "parallel.mapper": ("shard_map", "pmap"),
-    "parallel.distributed": (None, True, False),
-    "parallel.coordinator": (None,),
-    "parallel.num_processes": (None,),
-    "parallel.process_id": (None,),
-    "parallel.reduce_dtype": ("float32", "bfloat16"),
-    "checkpoint.every_steps": (None, 1),
-    "log.every_steps": (1, 100),
-    "log.profile_steps": (None, 5),
+# Bounds that matter, said again: everything else about values is derived from the table.
+WRONG_VALUES = [
+    ("seed", -1),
+    ("seed", 2**31),
+    ("seed", 2**32),
+    ("seed", 2**63),
+    ("dataset.split_seed", 2**31),
+    ("num_epochs", 0),
+    ("augment.flip", 1.1),
+    ("augment.rotation", 180.5),
+    ("augment.zoom", 1.0),
+    ("model.depth", 51),
+    ("model.stem_kernel", 2),
+    ("model.dtype", "float16"),
+    ("optimizer.learning_rate", 0),
+    ("optimizer.clip_norm", math.inf),
+    ("loss.label_smoothing", 1),
+    ("parallel.coordinator", "localhost"),
+    ("checkpoint.storage_timeout", 0),
+    ("log.profile_steps", 0),
+]
+RIGHT_VALUES = [
+    ("seed", 2**31 - 1),
+    ("dataset.split_seed", 2**31 - 1),
+    ("augment.rotation", 180),
+    ("model.depth", 152),
+    ("optimizer.learning_rate", 1),
+    ("train.skip_nonfinite", None),
+]
+CHANGE_RESULTS = {
+    "seed",
+    "batch_size",
+    "augment.flip",
+    "augment.rotation",
+    "augment.zoom",
+    "augment.shift",
+    "model.depth",
+    "model.width",
+    "model.stem_kernel",
+    "model.stem_stride",
+    "model.stem_pool",
+    "model.zero_init",
+    "model.dtype",
+    "model.sync_batch_norm",
+    "model.conv",
+    "train.grad_accum_steps",
+    "train.skip_nonfinite",
+    "optimizer.learning_rate",
+    "optimizer.schedule",
+    "optimizer.warmup_epochs",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "loss.label_smoothing",
+    "early_stopping.min_delta",
+    "parallel.reduce_dtype",
 }
 
 
@@ -111,7 +106,7 @@ def baseline() -> config_dict.ConfigDict:
 
 
 def section_of(values: dict, key: str) -> tuple[dict, str]:
-    """Gives the (new, if need be) section that `key` belongs to, and the key's own name in it."""
+    """Returns the section that `key` belongs to, made if need be, and the key's own name in it."""
     *sections, name = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -119,32 +114,61 @@ def section_of(values: dict, key: str) -> tuple[dict, str]:
 
 
 def changed(key: str, value) -> config_dict.ConfigDict:
-    """Gives the baseline with one value replaced, whatever its type, as a config file of one's own may have it."""
+    """Returns the baseline with one value replaced, whatever its type, as a config file of one's own may have it."""
     values = baseline().to_dict()
     section, name = section_of(values, key)
     section[name] = value
     return config_dict.ConfigDict(values)
 
 
-def test_the_baseline_is_right():
-    check(baseline())
+def other_value(key: str):
+    """Returns a right value of `key` that is not the baseline's."""
+    return next(value for value in OPTIONS[key].check.right if value != dict(flatten(baseline()))[key])
 
 
-def test_the_tables_here_name_every_key():
-    assert dict(flatten(baseline())).keys() == WRONG_VALUES.keys() == RIGHT_VALUES.keys()
+# ---- the table
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG_VALUES.items() for value in values])
-def test_a_wrong_value_is_an_error_that_names_its_key_and_shows_it(key, value):
-    with pytest.raises(UserError) as error:
+@pytest.mark.parametrize("key", OPTIONS)
+def test_every_default_and_every_example_of_a_right_value_is_accepted(key):
+    option = OPTIONS[key]
+    assert option.accepts(option.default)
+    assert option.accepts(None) == option.optional
+    assert len(set(option.check.right)) > (option.type is not str)  # there is a choice
+    assert all(map(option.accepts, option.check.right))
+
+
+@pytest.mark.parametrize("key", OPTIONS)
+def test_a_wrong_value_is_an_error_that_names_its_key_and_shows_it(key):
+    option = OPTIONS[key]
+    unset = () if option.optional else (None,)
+    for value in (*option.check.wrong, *OF_OTHER_TYPES[option.type], *unset):
+        with pytest.raises(UserError) as error:
+            check(changed(key, value))
+        assert str(error.value) == (
+            f"config.{key} is {value!r}; it must be {option.check.wanted} ({option.type.__name__})"
+        )
+
+
+@pytest.mark.parametrize("key", OPTIONS)
+def test_a_note_is_one_sentence_or_a_few_on_one_line(key):
+    note = OPTIONS[key].note
+    assert note[0].isupper() or "." in note.split()[0]
+    assert note.endswith(".")
+    assert len(note) <= 110
+    assert "|" not in note
+    assert "\n" not in note
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG_VALUES)
+def test_values_out_of_bounds_are_refused(key, value):
+    with pytest.raises(UserError, match=rf"^config\.{key} is "):
         check(changed(key, value))
-    assert str(error.value).startswith(f"config.{key} is {value!r}; it must be ")
 
 
-@pytest.mark.parametrize("key", RIGHT_VALUES)
-def test_right_values_pass(key):
-    for value in RIGHT_VALUES[key]:
-        check(changed(key, value))
+@pytest.mark.parametrize(("key", "value"), RIGHT_VALUES)
+def test_values_at_the_bounds_pass(key, value):
+    check(changed(key, value))
 
 
 def test_an_error_says_what_would_be_right():
@@ -152,20 +176,118 @@ def test_an_error_says_what_would_be_right():
         check(changed("model.depth", 51))
     with pytest.raises(UserError, match=r"one of constant, cosine \(str\)"):
         check(changed("optimizer.schedule", "linear"))
+    with pytest.raises(UserError, match=r"from 0 to 2147483647 \(int\)"):
+        check(changed("seed", 2**32))
 
 
-@pytest.mark.parametrize("key", ["num_epoch", "model.with", "models.depth", "optimizer.adam.b1"])
+def test_the_page_of_options_is_the_table():
+    written = (ROOT / "docs" / "options.md").read_text()
+    assert written == options_page()
+    printed = subprocess.run([sys.executable, "-m", "fer_jax.config"], cwd=ROOT, capture_output=True, text=True)
+    assert printed.stdout == written, printed.stderr
+    assert re.findall(r"^\| `([\w.]+)` \|", written, re.MULTILINE) == list(OPTIONS)
+    assert "| `seed` | `0` | int, from 0 to 2147483647 | yes |" in written
+    assert "| `log.every_steps` | `50` | int, at least 1 | no |" in written
+
+
+def test_the_help_names_every_option_with_default_and_note():
+    text = describe_options()
+    for key, option in OPTIONS.items():
+        default = "unset" if option.default is None else option.default
+        assert f" {key} = {default}  (" in text
+        assert option.note in text
+    assert "\n* log.every_steps" in text
+    assert "\n  model.depth" in text
+
+
+def test_config_imports_no_jax():
+    command = "import fer_jax.config, sys; assert not {'jax', 'tensorflow', 'flax'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=True)
+
+
+# ---- making and completing
+
+
+def test_the_baseline_is_right():
+    check(baseline())
+
+
+def test_a_config_of_nothing_has_every_default():
+    config = make_config()
+    assert dict(flatten(config)) == {key: option.default for key, option in OPTIONS.items()}
+    assert config.is_locked
+    check(config)
+
+
+def test_a_config_takes_sections_and_single_options():
+    config = make_config(seed=3, model={"depth": 18, "stem_kernel": 3}, **{"augment.zoom": 0, "model.width": 8})
+    assert differences(config, make_config()) == {
+        "augment.zoom": (0.0, 0.1),
+        "model.depth": (18, 50),
+        "model.stem_kernel": (3, 7),
+        "model.width": (8, 64),
+        "seed": (3, 0),
+    }
+
+
+def test_a_float_that_is_written_as_an_int_can_be_any_float_later():
+    config = make_config(augment={"zoom": 0})
+    config.augment.zoom = 0.25
+    assert config.augment.zoom == 0.25
+
+
+@pytest.mark.parametrize("key", [key for key, option in OPTIONS.items() if option.optional])
+def test_an_option_that_is_unset_can_be_set_later_and_to_its_type_only(key):
+    config = make_config()
+    value = OPTIONS[key].check.right[0]
+    config.update_from_flattened_dict({key: value})
+    assert dict(flatten(config))[key] == value
+    with pytest.raises((TypeError, ValueError)):
+        make_config().update_from_flattened_dict({key: ["a list"]})
+
+
+def test_a_bare_config_with_some_keys_is_completed_and_keeps_its_references():
+    config = config_dict.ConfigDict({"num_epochs": 20, "augment": {"flip": 1}})
+    config.optimizer = config_dict.ConfigDict({"warmup_epochs": config.get_ref("num_epochs") * 0.25})
+    complete(config)
+    check(config)
+    assert config.is_locked
+    assert differences(config, make_config()).keys() == {"num_epochs", "augment.flip", "optimizer.warmup_epochs"}
+    config.num_epochs = 40
+    assert config.optimizer.warmup_epochs == 10.0
+
+
+def test_a_config_file_can_build_on_another():
+    config = baseline()
+    config.model.depth = 18
+    assert differences(complete(config), baseline()) == {"model.depth": (18, 50)}
+
+
+@pytest.mark.parametrize("key", ["num_epoch", "model.with", "models.depth", "optimizer.adam.b1", "augment"])
 def test_an_unknown_key_is_named(key):
-    with pytest.raises(UserError, match=rf"^config\.{key} is not a key of this project"):
-        check(changed(key, 1))
+    message = rf"^config\.{key} is not an option"
+    values: dict = {}
+    section, name = section_of(values, key)
+    section[name] = 1
+    with pytest.raises(UserError, match=message):
+        make_config(**{key: 1})
+    with pytest.raises(UserError, match=message):
+        complete(config_dict.ConfigDict(values))
+    with pytest.raises(UserError, match=message):
+        check_keys([key])
+
+
+def test_a_key_that_was_renamed_is_named_by_its_new_name():
+    with pytest.raises(UserError, match=r"label_smoothing is not an option; is config\.loss\.label_smoothing meant\?"):
+        make_config(optimizer={"label_smoothing": 0.1})
 
 
 def test_a_section_in_the_place_of_a_value_is_an_error():
-    with pytest.raises(UserError, match=r"^config\.augment\.flip is missing"):
-        check(changed("augment.flip", {"probability": 0.5}))
+    with pytest.raises(UserError, match=r"^config\.augment\.flip\.probability is not an option"):
+        make_config(augment={"flip": {"probability": 0.5}})
 
 
-@pytest.mark.parametrize("key", RIGHT_VALUES)
+@pytest.mark.parametrize("key", OPTIONS)
 def test_a_missing_key_is_named(key):
     values = baseline().to_dict()
     section, name = section_of(values, key)
@@ -174,102 +296,10 @@ def test_a_missing_key_is_named(key):
         check(config_dict.ConfigDict(values))
 
 
-def test_a_missing_section_names_a_key_of_it():
-    values = baseline().to_dict()
-    del values["augment"]
-    with pytest.raises(UserError, match=r"^config\.augment\.\w+ is missing"):
-        check(config_dict.ConfigDict(values))
-
-
-def test_flatten_gives_every_value_once():
+def test_flatten_yields_every_value_once():
     nested = {"seed": 1, "model": {"depth": 50, "stem": {"pool": None}}}
     expected = [("model.depth", 50), ("model.stem.pool", None), ("seed", 1)]
     assert sorted(flatten(nested)) == sorted(flatten(config_dict.ConfigDict(nested))) == expected
-
-
-def test_differences_name_each_key_with_both_values():
-    ours, theirs = baseline(), baseline()
-    assert differences(ours, theirs) == {}
-    theirs.seed, theirs.model.depth, theirs.optimizer.clip_norm = 3, 18, 1.0
-    different = differences(ours, theirs)
-    assert different == {"model.depth": (50, 18), "optimizer.clip_norm": (None, 1.0), "seed": (0, 3)}
-
-
-def test_a_run_of_another_config_is_refused_with_each_key_and_both_values(tmp_path):
-    ours, theirs = baseline(), baseline()
-    theirs.model.depth, theirs.dataset.path = 18, "faces.csv"
-    save(theirs, tmp_path / "config.json")
-    with pytest.raises(UserError) as error:
-        refuse_differences(ours, tmp_path, advice="Think again")
-    assert str(error.value) == (
-        f"{tmp_path} holds a run of another config: config.dataset.path is None here and 'faces.csv' there, "
-        "config.model.depth is 50 here and 18 there. Think again"
-    )
-    with pytest.raises(UserError, match=r"config: config\.model\.depth is 50"):
-        refuse_differences(ours, tmp_path, advice="", allowed="dataset.")
-    ours.model.depth = 18
-    refuse_differences(ours, tmp_path, advice="", allowed="dataset.")
-
-
-def test_differences_show_keys_that_only_one_side_has():
-    assert differences({"a": 1}, {"b": {"c": 2}}) == {"a": (1, None), "b.c": (None, 2)}
-
-
-def test_a_saved_config_comes_back_the_same(tmp_path):
-    config = baseline()
-    config.dataset.path, config.optimizer.learning_rate = "faces/größe.csv", 3e-4
-    path = tmp_path / "config.json"
-    save(config, path)
-    loaded = load(path)
-    assert loaded.to_dict() == config.to_dict()
-    assert differences(config, loaded) == {}
-    assert loaded.is_locked
-    check(loaded)
-    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
-    assert json.loads(path.read_text()) == config.to_dict()
-
-
-def test_saving_again_replaces(tmp_path):
-    path = tmp_path / "config.json"
-    save(baseline(), path)
-    save(changed("seed", 7), path)
-    assert load(path).seed == 7
-
-
-def test_a_workdir_without_a_config_is_a_users_error(tmp_path):
-    with pytest.raises(UserError, match=r"config\.json is not there: is .* the workdir of a run\?"):
-        load(tmp_path / "config.json")
-
-
-@pytest.mark.parametrize("content", [b"", b'{"seed": 1', b"\xff\xfe", b"[1]", b"3", b"null"], ids=str)
-def test_a_damaged_config_is_a_users_error_that_names_the_file(tmp_path, content):
-    path = tmp_path / "config.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"config\.json can't be read as a run's config"):
-        load(path)
-
-
-def test_configs_resnet50_is_the_baseline_method():
-    config = baseline()
-    assert (config.batch_size, config.num_epochs) == (64, 25)
-    optimizer = config.optimizer.to_dict()
-    assert optimizer == {
-        "learning_rate": 0.001,
-        "schedule": "constant",
-        "warmup_epochs": 0.0,
-        "weight_decay": 0.0,
-        "clip_norm": None,
-        "label_smoothing": 0.0,
-    }
-    assert config.augment.flip == 0.5
-    assert config.augment.rotation > 0
-    assert config.augment.zoom > 0
-    model = config.model
-    assert (model.depth, model.width) == (50, 64)
-    assert (model.stem_kernel, model.stem_stride, model.stem_pool) == (7, 2, True)
-    assert config.early_stopping.patience < config.num_epochs
-    assert config.dataset.source == "auto"
-    assert config.is_locked
 
 
 def test_a_mistyped_key_can_not_be_set():
@@ -284,7 +314,10 @@ def test_a_mistyped_key_can_not_be_set():
             {"optimizer.warmup_epochs": 25.0},
             "optimizer.warmup_epochs is 25.0; it must be less than config.num_epochs, 25",
         ),
-        ({"train.accumulate_steps": 3}, "batch_size is 64; it must be a multiple of config.train.accumulate_steps, 3"),
+        (
+            {"train.grad_accum_steps": 3},
+            "batch_size is 64; it must be a multiple of config.train.grad_accum_steps, 3",
+        ),
         ({"dataset.path": "x.csv", "dataset.source": "embedded"}, "dataset.path is x.csv; it must be left out where"),
         ({"parallel.coordinator": "localhost:1234"}, "parallel.coordinator is localhost:1234; it and"),
         ({"parallel.num_processes": 2, "parallel.process_id": 2}, "parallel.process_id is 2; it must be less than"),
@@ -314,10 +347,158 @@ def test_everything_that_is_wrong_is_said_at_once_and_a_misspelt_key_gets_its_li
     assert "is config.batch_size meant?" in lines[1]
 
 
-def test_how_processes_are_started_is_no_difference_between_runs(tmp_path):
-    save(baseline(), tmp_path / "config.json")
-    config = baseline()
-    config.update_from_flattened_dict(
-        {"parallel.distributed": True, "parallel.coordinator": "a:1", "parallel.num_processes": 2}
+# ---- comparing with the config of a run
+
+
+def test_differences_name_each_key_with_both_values():
+    ours, theirs = baseline(), baseline()
+    assert differences(ours, theirs) == {}
+    theirs.seed, theirs.model.depth, theirs.optimizer.clip_norm = 3, 18, 1.0
+    different = differences(ours, theirs)
+    assert different == {"model.depth": (50, 18), "optimizer.clip_norm": (None, 1.0), "seed": (0, 3)}
+
+
+def test_differences_show_keys_that_only_one_side_has():
+    assert differences({"a": 1}, {"b": {"c": 2}}) == {"a": (1, None), "b.c": (None, 2)}
+
+
+def test_a_run_of_another_config_is_refused_with_each_key_and_both_values():
+    ours, theirs = baseline(), baseline()
+    theirs.model.depth, theirs.optimizer.clip_norm, theirs.log.every_steps = 18, 1.0, 3
+    with pytest.raises(UserError) as error:
+        refuse_differences(ours, theirs, workdir="runs/mine", advice="Think again")
+    assert str(error.value) == (
+        "runs/mine holds a run of another config: config.model.depth is 50 here and 18 there, "
+        "config.optimizer.clip_norm is None here and 1.0 there. Think again"
     )
-    refuse_differences(config, tmp_path, advice="")
+
+
+def test_another_experiment_is_told_to_take_a_workdir_of_its_own():
+    ours = baseline()
+    ours.seed = 1
+    with pytest.raises(UserError, match=r"Choose another --workdir .* such as --workdir=runs/resnet50_seed_1, or the "):
+        refuse_differences(ours, baseline(), workdir=epath.Path("runs/resnet50"))
+
+
+@pytest.mark.parametrize("key", [key for key in OPTIONS if key != "num_epochs"])
+def test_exactly_what_changes_results_can_not_be_changed_on_a_run(key):
+    config = baseline()
+    config.update_from_flattened_dict({key: other_value(key)})
+    if key in CHANGE_RESULTS:
+        with pytest.raises(UserError, match=rf"config: config\.{key} is "):
+            refuse_differences(config, baseline(), workdir="runs/mine")
+    else:
+        refuse_differences(config, baseline(), workdir="runs/mine")
+        refuse_differences(baseline(), config, workdir="runs/mine")
+    assert (key in result_differences(config, baseline())) == (key in CHANGE_RESULTS)
+
+
+def test_the_number_of_epochs_can_be_changed_at_a_constant_learning_rate_only():
+    ours, theirs = baseline(), baseline()
+    ours.num_epochs = 50
+    refuse_differences(ours, theirs, workdir="runs/mine")
+    ours.optimizer.schedule = theirs.optimizer.schedule = "cosine"
+    with pytest.raises(UserError, match=r"config: config\.num_epochs is 50 here and 25 there\. "):
+        refuse_differences(ours, theirs, workdir="runs/mine")
+
+
+# ---- storing
+
+
+def test_a_saved_config_comes_back_the_same(tmp_path):
+    config = baseline()
+    config.dataset.path, config.optimizer.learning_rate, config.dataset.split_seed = "faces/größe.csv", 3e-4, 5
+    path = epath.Path(tmp_path / "config.json")
+    save(config, path)
+    loaded = load(path)
+    assert loaded.to_dict() == config.to_dict()
+    assert differences(config, loaded) == {}
+    assert loaded.is_locked
+    check(loaded)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+    assert json.loads(path.read_text()) == config.to_dict()
+
+
+def test_saving_again_replaces(tmp_path):
+    path = epath.Path(tmp_path / "config.json")
+    save(baseline(), path)
+    save(changed("seed", 7), path)
+    assert load(path).seed == 7
+
+
+def test_a_config_of_version_0_1_is_today_s_baseline():
+    stored = json.loads(STORED.read_text())
+    assert "label_smoothing" in stored["optimizer"]  # it is the old one
+    loaded = load(STORED)
+    assert dict(flatten(loaded)).keys() == OPTIONS.keys()
+    check(loaded)
+    assert differences(loaded, baseline()) == {}
+    refuse_differences(baseline(), loaded, workdir="runs/mine")
+
+
+def test_values_of_version_0_1_keep_their_meaning():
+    stored = json.loads(STORED.read_text())
+    stored["optimizer"]["label_smoothing"], stored["train"]["accumulate_steps"], stored["seed"] = 0.1, 4, 3
+    loaded = from_stored(stored, source="runs/old/config.json")
+    assert differences(loaded, baseline()) == {
+        "dataset.split_seed": (3, 0),  # the hold-out was drawn with the run's seed
+        "loss.label_smoothing": (0.1, 0.0),
+        "seed": (3, 0),
+        "train.grad_accum_steps": (4, 1),
+    }
+
+
+@pytest.mark.parametrize("key", [key for key in OPTIONS if key != "dataset.split_seed"])
+def test_a_run_that_is_older_than_an_option_has_its_default(key, tmp_path):
+    values = make_config().to_dict()
+    section, name = section_of(values, key)
+    del section[name]
+    path = epath.Path(tmp_path / "config.json")
+    path.write_text(json.dumps(values))
+    assert differences(load(path), make_config()) == {}
+
+
+def test_a_run_of_a_newer_version_is_said_to_be_one(tmp_path):
+    path = epath.Path(tmp_path / "config.json")
+    path.write_text(json.dumps(baseline().to_dict() | {"mixup": {"alpha": 0.2}}))
+    with pytest.raises(UserError) as error:
+        load(path)
+    assert str(error.value) == (f"{path} was written by a newer version of fer_jax: this one has no config.mixup.alpha")
+
+
+def test_a_workdir_without_a_config_is_a_users_error(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json is not there: is .* the workdir of a run\?"):
+        load(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"seed": 1', b"\xff\xfe", b"[1]", b"3", b"null"], ids=str)
+def test_a_damaged_config_is_a_users_error_that_names_the_file(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json can't be read as a run's config"):
+        load(path)
+
+
+# ---- configs/
+
+
+def test_configs_resnet50_is_the_baseline_method():
+    config = baseline()
+    assert (config.batch_size, config.num_epochs) == (64, 25)
+    assert config.optimizer.to_dict() == {
+        "learning_rate": 0.001,
+        "schedule": "constant",
+        "warmup_epochs": 0.0,
+        "weight_decay": 0.0,
+        "clip_norm": None,
+    }
+    assert config.loss.label_smoothing == 0.0
+    assert config.augment.flip == 0.5
+    assert config.augment.rotation > 0
+    assert config.augment.zoom > 0
+    model = config.model
+    assert (model.depth, model.width) == (50, 64)
+    assert (model.stem_kernel, model.stem_stride, model.stem_pool) == (7, 2, True)
+    assert config.early_stopping.patience < config.num_epochs
+    assert config.dataset.source == "auto"
+    assert config.is_locked
