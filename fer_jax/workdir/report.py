@@ -1,48 +1,48 @@
-"""What a run leaves for a person: history, curves, confusion matrices, evaluation files, tables."""
+"""Writes what a run leaves for a person: history, curves, confusion matrices, evaluations, tables."""
 
 import json
 from collections.abc import Iterable
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from etils import epath
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from fer_jax.data.dataset import Dataset
+# Not pyplot, whose backend belongs to whoever imports this, such as a notebook.
+from matplotlib.figure import Figure
 
 
 def history(events: Iterable[dict]) -> pd.DataFrame:
-    """One row an epoch, from the events of metrics.jsonl.
+    """Returns a row for each finished epoch, from the events of metrics.jsonl.
 
-    The training figures are those of the epoch's last 'train' event, which is the mean over the epoch.
+    The training metrics are those of the epoch's last 'train' event, which are the means over the epoch.
     """
     rows = {}
     for event in events:
         row = rows.setdefault(event["epoch"], {})
         if event["kind"] == "train":
-            row |= {f"train_{key}": event[key] for key in ("loss", "accuracy")}
-            row |= {key: event[key] for key in ("learning_rate", "images_per_second")}
+            row |= {f"train_{key}": event.get(key) for key in ("loss", "accuracy")}
+            row |= {key: event.get(key) for key in ("learning_rate", "images_per_second")}
         else:
-            row |= {"step": event["step"]} | {f"validation_{key}": event[key] for key in ("loss", "accuracy")}
+            row |= {"step": event["step"]} | {f"validation_{key}": event.get(key) for key in ("loss", "accuracy")}
+    # A stopped run has an epoch without validation at its end.
     finished = {epoch: row for epoch, row in sorted(rows.items()) if "validation_accuracy" in row}
     columns = ["step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
     columns += ["learning_rate", "images_per_second"]
     return pd.DataFrame.from_dict(finished, orient="index", columns=columns).rename_axis("epoch").reset_index()
 
 
-def write_history(events: Iterable[dict], dataset: Dataset, folder: epath.Path) -> None:
-    """Writes history.csv and curves.png, the best epoch marked."""
+def write_history(events: Iterable[dict], *, dataset_name: str, dataset_fingerprint: str, folder: epath.Path) -> None:
+    """Writes history.csv and curves.png, which marks the best epoch: the first of the highest validation accuracy."""
     folder.mkdir(exist_ok=True)
     table = history(events)
-    named = table.assign(dataset=dataset.name, dataset_fingerprint=dataset.fingerprint)
+    named = table.assign(dataset=dataset_name, dataset_fingerprint=dataset_fingerprint)
     (folder / "history.csv").write_text(named.to_csv(index=False))
     if table.empty:
         return
+    # Of equal accuracies the first, as for --checkpoint=best.
     best = table.loc[table["validation_accuracy"].idxmax()]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
     for axis, figure_of, scale in zip(axes, ("accuracy", "loss"), (100, 1), strict=True):
         for split, color in (("train", "tab:gray"), ("validation", "tab:blue")):
             values = table[f"{split}_{figure_of}"] * scale
@@ -53,7 +53,7 @@ def write_history(events: Iterable[dict], dataset: Dataset, folder: epath.Path) 
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].legend()
-    title = f"{dataset.name} ({dataset.fingerprint})"
+    title = f"{dataset_name} ({dataset_fingerprint})"
     figure.suptitle(f"{title}: best validation accuracy {best['validation_accuracy']:.2%}", fontsize=11)
     _save(figure, folder / "curves.png", dpi=120)
 
@@ -62,12 +62,14 @@ def write_evaluation(evaluation: dict, folder: epath.Path) -> None:
     """Writes evaluation_<split>.json and confusion_matrix_<split>.png."""
     folder.mkdir(exist_ok=True)
     split = evaluation["split"]
-    (folder / f"evaluation_{split}.json").write_text(json.dumps(evaluation, indent=2) + "\n")
+    (folder / f"evaluation_{split}.json").write_text(json.dumps(evaluation, indent=2, allow_nan=False) + "\n")
 
     counts = np.array(evaluation["confusion_matrix"])
+    # A class without examples has a row of zeros, not of NaN.
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = evaluation["class_names"]
-    figure, axis = plt.subplots(figsize=(6.5, 6), layout="constrained")
+    figure = Figure(figsize=(6.5, 6), layout="constrained")
+    axis = figure.subplots()
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         color = "white" if share[row, column] > 0.5 else "black"
@@ -83,14 +85,21 @@ def write_evaluation(evaluation: dict, folder: epath.Path) -> None:
     _save(figure, folder / f"confusion_matrix_{split}.png", dpi=110)
 
 
-def _save(figure: plt.Figure, path: epath.Path, *, dpi: int) -> None:
+def reported_step(folder: epath.Path, split: str) -> int | None:
+    """Returns the step of the checkpoint that the evaluation of a split is of; None where it is missing or damaged."""
+    try:
+        return json.loads((folder / f"evaluation_{split}.json").read_text())["checkpoint_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _save(figure: Figure, path: epath.Path, *, dpi: int) -> None:
     with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=dpi)
-    plt.close(figure)
 
 
 def table(evaluation: dict) -> str:
-    """The evaluation as lines for a person to read."""
+    """Returns the evaluation as lines for a person to read."""
     lines = [
         f"{evaluation['split']} split of {evaluation['dataset']} ({evaluation['dataset_fingerprint']}), "
         f"{evaluation['num_examples']:,} images",

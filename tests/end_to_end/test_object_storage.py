@@ -95,10 +95,10 @@ def bucket(monkeypatch, tmp_path):
         server.shutdown()
 
 
-def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, finished, make_config, run, tmp_path, capsys, caplog):
+def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, finished, make_config, run, tmp_path, capsys):
     workdir = bucket / "runs" / "tiny"
     assert run(make_config(), workdir, stop_at=7) == 143
-    assert "gs://faces/runs/tiny is in object storage, which has no locks" in caplog.text
+    assert "gs://faces/runs/tiny is in object storage, which has no locks" in capsys.readouterr().err
     assert run(make_config(), workdir) == 0
     record = workdir / "checkpoints" / "10" / "record" / "metadata"
     record.write_text(record.read_text()[:50])

@@ -21,6 +21,7 @@ from tensorboard.util import tensor_util
 
 from fer_jax.system.terminal import Terminal
 from fer_jax.workdir.events import MetricsWriter, read_events
+from fer_jax.workdir.paths import Workdir
 
 SPEED = {"images_per_second": 100.0, "tflops_per_second": 0.1}
 ROOT = pathlib.Path(__file__).parents[2]
@@ -40,7 +41,7 @@ EVENTS = [
 
 @contextlib.contextmanager
 def opened(workdir, *, step=0, epochs=0, is_primary=True):
-    writer = MetricsWriter(workdir, step=step, epochs=epochs, common=COMMON, is_primary=is_primary)
+    writer = MetricsWriter(Workdir(workdir), step=step, epochs=epochs, common=COMMON, is_primary=is_primary)
     with contextlib.closing(writer):
         yield writer
 
@@ -58,7 +59,7 @@ def written(tmp_path_factory):
 def test_an_event_is_one_json_object_on_a_line_of_its_own(written):
     lines = (written / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [event | COMMON for event in EVENTS]
-    assert read_events(written) == [event | COMMON for event in EVENTS]
+    assert read_events(Workdir(written)) == [event | COMMON for event in EVENTS]
 
 
 def test_an_event_is_in_the_file_as_soon_as_it_is_written(tmp_path):
@@ -99,7 +100,7 @@ def test_a_file_cut_off_anywhere_keeps_its_whole_lines(written, tmp_path_factory
     (workdir / "metrics.jsonl").write_bytes(whole[:cut])
     # A line without its newline is cut off too, unless nothing but that is missing.
     number = sum(1 for line in whole[: cut + 1].splitlines(keepends=True) if line.endswith(b"\n"))
-    assert read_events(workdir) == [event | COMMON for event in EVENTS[:number]]
+    assert read_events(Workdir(workdir)) == [event | COMMON for event in EVENTS[:number]]
 
 
 def test_a_run_goes_on_after_a_line_cut_off_in_the_middle(written, tmp_path):
@@ -113,7 +114,7 @@ def test_a_run_goes_on_after_a_line_cut_off_in_the_middle(written, tmp_path):
 
 
 def test_a_run_without_events_has_none(tmp_path):
-    assert read_events(tmp_path) == []
+    assert read_events(Workdir(tmp_path)) == []
 
 
 def test_only_the_primary_process_writes(tmp_path, capsys):
@@ -222,3 +223,27 @@ def test_without_a_bar_a_logged_step_is_a_line(capsys):
         "  step     50  loss 1.250, accuracy 50.0%, 147 images/s, 0.169 TFLOP/s\n"
         "  step     50  loss 1.250, accuracy 50.0%, 147 images/s, 0.169 TFLOP/s, MFU 34.6%\n"
     )
+
+
+def test_what_is_not_finite_is_left_out_since_json_has_no_word_for_it(tmp_path):
+    with opened(tmp_path) as writer:
+        writer.write(step=1, epoch=1, kind="train", loss=float("nan"), accuracy=0.5, images_per_second=float("inf"))
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    assert json.loads(line, parse_constant=refuse) == {"step": 1, "epoch": 1, "kind": "train", "accuracy": 0.5} | COMMON
+
+
+def test_nan_that_version_0_1_wrote_is_read_as_absent(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "kind": "train", "loss": NaN, "accuracy": 0.5}\n')
+    assert read_events(Workdir(tmp_path)) == [{"step": 1, "epoch": 1, "kind": "train", "accuracy": 0.5}]
+
+
+def test_warnings_and_progress_without_a_terminal(capsys):
+    terminal = Terminal(is_primary=True)
+    terminal.warn("mind this")
+    assert list(terminal.progress([1, 2], title="Counting", total=2)) == [1, 2]
+    assert list(Terminal(is_primary=False).progress([1, 2], title="Counting", total=2)) == [1, 2]
+    assert capsys.readouterr() == ("Counting (2)\n", "fer_jax: warning: mind this\n")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,8 @@ from PIL import Image
 from fer_jax.data.dataset import CLASS_NAMES, Dataset, Split
 from fer_jax.errors import StorageError
 from fer_jax.inference import metrics
-from fer_jax.workdir import report, stall
+from fer_jax.workdir import report
+from fer_jax.workdir.paths import Workdir
 
 
 def make_events(num_epochs: int) -> list[dict]:
@@ -30,6 +33,11 @@ def make_events(num_epochs: int) -> list[dict]:
 def dataset() -> Dataset:
     split = Split(np.zeros((2, 48, 48, 1), np.uint8), np.zeros(2, np.int32), np.arange(2))
     return Dataset("tiny.csv", {"train": split})
+
+
+def write_history(events, dataset, folder) -> None:
+    names = {"dataset_name": dataset.name, "dataset_fingerprint": dataset.fingerprint}
+    report.write_history(events, **names, folder=folder)
 
 
 def make_evaluation(confusion) -> dict:
@@ -85,7 +93,7 @@ def test_an_epoch_that_is_not_finished_is_left_out_of_the_history(cut):
 
 
 def test_history_csv_says_what_it_is_of(dataset, tmp_path):
-    report.write_history(make_events(4), dataset, tmp_path / "report")
+    write_history(make_events(4), dataset, tmp_path / "report")
     table = pd.read_csv(tmp_path / "report" / "history.csv")
     assert list(table.columns) == [
         "epoch",
@@ -107,7 +115,7 @@ def test_history_csv_says_what_it_is_of(dataset, tmp_path):
 
 @pytest.mark.parametrize("events", [[], make_events(1)[:-1]], ids=["none", "first epoch not finished"])
 def test_without_a_finished_epoch_there_is_an_empty_table_and_no_picture(events, dataset, tmp_path):
-    report.write_history(events, dataset, tmp_path / "report")
+    write_history(events, dataset, tmp_path / "report")
     table = pd.read_csv(tmp_path / "report" / "history.csv")
     assert len(table) == 0
     assert "validation_accuracy" in table.columns
@@ -116,14 +124,14 @@ def test_without_a_finished_epoch_there_is_an_empty_table_and_no_picture(events,
 
 @pytest.mark.parametrize("num_epochs", [1, 25])
 def test_curves_are_a_picture_even_of_a_single_epoch(num_epochs, dataset, tmp_path):
-    report.write_history(make_events(num_epochs), dataset, tmp_path)
+    write_history(make_events(num_epochs), dataset, tmp_path)
     assert_is_a_picture(tmp_path / "curves.png")
 
 
 def test_a_full_disk_is_named_by_what_was_to_be_written_there(dataset, tmp_path):
     (tmp_path / "curves.png").symlink_to("/dev/full")
-    with pytest.raises(StorageError, match=rf"{tmp_path}: .*No space left"), stall.limit(tmp_path):
-        report.write_history(make_events(2), dataset, tmp_path)
+    with pytest.raises(StorageError, match=rf"{tmp_path}: .*No space left"), Workdir(tmp_path).time_limit():
+        write_history(make_events(2), dataset, tmp_path)
 
 
 def test_an_evaluation_comes_back_from_its_file(evaluation, tmp_path):
@@ -189,3 +197,27 @@ def test_the_table_is_aligned(evaluation):
         assert len(ends) == 1
     assert max(map(len, lines)) <= 80
     assert "," in table.split("rows: true")[1]
+
+
+def test_the_marked_epoch_is_the_first_of_the_highest_accuracy(tmp_path):
+    accuracies = [0.5, 0.7, 0.6, 0.7]
+    common = {"kind": "validation", "loss": 1.0}
+    events = [common | {"step": i, "epoch": i, "accuracy": a} for i, a in enumerate(accuracies, 1)]
+    table = report.history(events)
+    assert table["epoch"][table["validation_accuracy"].idxmax()] == 2
+
+
+def test_the_step_of_a_report_is_read_back_or_none(evaluation, tmp_path):
+    assert report.reported_step(tmp_path, "validation") is None
+    report.write_evaluation(evaluation, tmp_path)
+    assert report.reported_step(tmp_path, "validation") == 4480
+    (tmp_path / "evaluation_validation.json").write_text("{")
+    assert report.reported_step(tmp_path, "validation") is None
+
+
+def test_reporting_leaves_a_notebooks_backend_alone(tmp_path):
+    program = (
+        "import matplotlib; matplotlib.use('svg'); from fer_jax.workdir import report; import sys; "
+        "assert 'matplotlib.pyplot' not in sys.modules; sys.exit(matplotlib.get_backend() != 'svg')"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

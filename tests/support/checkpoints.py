@@ -7,7 +7,7 @@ import orbax.checkpoint as ocp
 
 
 def read_arrays(workdir: pathlib.Path) -> dict[str, jax.Array]:
-    """Gives every array of the latest checkpoint of a run, by path, on whatever devices it was made."""
+    """Returns every array of the latest checkpoint of a run, by path, on whatever devices it was made."""
     steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     arrays = {}

@@ -1,0 +1,63 @@
+"""The names of all files of a run."""
+
+import contextlib
+import os
+
+from etils import epath
+
+from fer_jax.workdir import guards
+
+
+class Workdir:
+    """The folder of a run, local or in a bucket (gs://...), and the paths of what is in it.
+
+    storage_timeout: seconds after which a file system that doesn't answer is given up.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, storage_timeout: float = 600.0):
+        # Local or gs://: everything below is asked of it alone.
+        self.path = epath.Path(path)
+        self._storage_timeout = storage_timeout
+
+    @property
+    def config(self) -> epath.Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> epath.Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        return self.path / "checkpoints"
+
+    @property
+    def damaged(self) -> epath.Path:
+        """Where checkpoints go that are not what was saved."""
+        return self.path / "damaged"
+
+    @property
+    def replaced(self) -> epath.Path:
+        """Where a checkpoint is while the same step is saved again."""
+        return self.path / "replaced"
+
+    @property
+    def report(self) -> epath.Path:
+        return self.path / "report"
+
+    @property
+    def profile(self) -> epath.Path:
+        return self.path / "profile"
+
+    @property
+    def lock(self) -> epath.Path:
+        return self.path / "lock"
+
+    @property
+    def is_in_bucket(self) -> bool:
+        """Whether the folder is in object storage, which has neither locks nor file descriptors."""
+        return "://" in os.fspath(self.path)
+
+    def time_limit(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context that ends the process where its body waits for the file system for too long."""
+        return guards.time_limit(self.path, self._storage_timeout)

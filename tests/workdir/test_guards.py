@@ -1,0 +1,79 @@
+"""The lock of a workdir, between this process and others, and the limit to waiting for a file system."""
+
+import errno
+import fcntl
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fer_jax.errors import StorageError, UserError
+from fer_jax.system.terminal import SILENT, Terminal
+from fer_jax.workdir import guards
+from fer_jax.workdir.paths import Workdir
+
+OWNER = """
+import sys
+from fer_jax.system.terminal import SILENT
+from fer_jax.workdir import guards
+from fer_jax.workdir.paths import Workdir
+with guards.hold_lock(Workdir(sys.argv[1]), SILENT):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_owner_is_refused_until_the_first_is_gone_however_it_ends(tmp_path):
+    workdir = Workdir(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout.readline() == "held\n"
+        refused = pytest.raises(UserError, match=f"in use by a run, process {owner.pid} on ")
+        with refused, guards.hold_lock(workdir, SILENT):
+            pass
+        owner.kill()
+        owner.wait()
+    for _ in range(2):
+        with guards.hold_lock(workdir, SILENT):
+            pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_trained_on_with_a_warning(number, tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with guards.hold_lock(Workdir(tmp_path), Terminal(is_primary=True)):
+        pass
+    assert capsys.readouterr().err == (
+        f"fer_jax: warning: {tmp_path} is on a file system without locks: see that only one run uses it.\n"
+    )
+
+
+def test_another_error_of_a_lock_is_an_error(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="broken"), guards.hold_lock(Workdir(tmp_path), SILENT):
+        pass
+
+
+def test_a_body_that_waits_too_long_ends_the_process_with_the_path_and_status_4(tmp_path):
+    program = (
+        "import sys, time; from fer_jax.workdir.paths import Workdir\n"
+        "with Workdir(sys.argv[1], storage_timeout=0.5).time_limit(): time.sleep(60)"
+    )
+    started = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, timeout=50)
+    assert result.returncode == 4
+    assert f"fer_jax: {tmp_path}: the file system hasn't answered in 0.5 s" in result.stderr
+    assert time.monotonic() - started < 50
+
+
+def test_an_error_without_a_file_name_is_named(tmp_path):
+    with pytest.raises(StorageError, match=str(tmp_path)), Workdir(tmp_path).time_limit():
+        raise OSError(errno.ENOSPC, "No space left on device")
