@@ -44,6 +44,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # The system has said which file already.
         if error.filename:
             raise
         raise StorageError(f"{path}: {error}") from error

@@ -10,17 +10,17 @@ from ml_collections import config_flags
 
 from fer_jax import config as config_lib
 from fer_jax.errors import UserError
-from fer_jax.system import exits
-from fer_jax.system import memory as malloc
+from fer_jax.system import command_line, exits, memory
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, such as configs/resnet50.py.")
+_CONFIG = command_line.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder or gs://bucket/...; runs/<name of config> if unset.")
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What to evaluate on.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "What to evaluate: 'best', 'latest' or a step.")
+_STRICT = flags.DEFINE_bool("strict", False, "Fail if the logged validation accuracy is not reproduced.")
 
 
-def _workdir() -> epath.Path:
+def _workdir_path() -> epath.Path:
     if _WORKDIR.value:
         return epath.Path(_WORKDIR.value)
     if _CONFIG.value is None:
@@ -28,21 +28,34 @@ def _workdir() -> epath.Path:
     return epath.Path("runs") / epath.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
 
 
-def _command() -> int:
+def _command() -> None:
     config = _CONFIG.value
     if config is not None:
         config_lib.check(config)
     elif _MODE.value == "train":
         raise UserError("--config is missing: which experiment? For example --config=configs/resnet50.py")
-    workdir = _workdir()
+    path, options = _workdir_path(), config if config is not None else config_lib.make_config()
     # JAX takes a second to import, which a mistake needn't wait for.
-    from fer_jax import evaluate, parallel, train
+    from fer_jax import evaluate, train
+    from fer_jax.system import accelerators, processes
     from fer_jax.system.signals import StopRequest
+    from fer_jax.workdir.paths import Workdir
 
-    parallel.join_processes(config.parallel if config is not None else {})
+    if options.parallel.deterministic:
+        accelerators.use_deterministic_kernels()
+    processes.join_processes(options.parallel)
+    workdir = Workdir(path, storage_timeout=options.checkpoint.storage_timeout)
     if _MODE.value == "train":
-        return train.run(config, workdir, StopRequest())
-    return evaluate.run(config, workdir, split=_SPLIT.value, checkpoint=_CHECKPOINT.value, stop=StopRequest())
+        train.train(config, workdir, StopRequest())
+    else:
+        evaluate.evaluate(
+            config,
+            workdir,
+            split=_SPLIT.value,
+            checkpoint=_CHECKPOINT.value,
+            strict=_STRICT.value,
+            stop=StopRequest(),
+        )
 
 
 def main(_) -> int:
@@ -55,24 +68,11 @@ def main(_) -> int:
     return exits.run(_command)
 
 
-def _parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the command line; a mistake in it is one line and exit status 2."""
-    try:
-        left = flags.FLAGS(arguments)
-        if _CONFIG.value is not None:
-            _CONFIG.value.keys()  # a config file that failed to load says so when it is first used
-        if len(left) > 1:
-            raise UserError(f"{left[1]!r} is no option; options begin with --")
-        return left
-    except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        print(f"fer_jax: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-
-
 def run() -> None:
     """Runs the command of sys.argv and exits with its status."""
-    malloc.restart_tuned()
-    app.run(main, flags_parser=_parse_flags)
+    command_line.answer_help(sys.argv)
+    memory.restart_tuned()
+    app.run(main, flags_parser=command_line.parse)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From masked sums on the device to accuracy, confusion matrix and per-class figures on the host."""
+"""From the masked sums of an evaluation, made on the device, to accuracy, confusion matrix and per-class figures."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,15 @@ import optax
 
 
 def evaluation_sums(logits, labels, mask):
-    """Sums what an evaluation needs; sums of parts of a split add up to the sums of the split.
+    """Returns the metric sums of one batch; those of all batches of a split add up to those of the split.
 
-    logits: float32 [batch, classes]; labels: int32 [batch]; mask: bool [batch], False where an example is padding.
-    Returns loss: float32 [], the summed cross-entropy; confusion: int32 [classes, classes], rows the true class.
+    Args:
+      logits: float32 [batch, classes].
+      labels: int32 [batch].
+      mask: bool [batch], False where an example is padding.
+
+    Returns:
+      loss: float32 [], the summed cross-entropy in nats. confusion: int32 [classes, classes], rows the true class.
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     true = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.int32) * mask[:, None]
@@ -21,38 +26,41 @@ def evaluation_sums(logits, labels, mask):
     return {"loss": jnp.sum(jnp.where(mask, losses, 0.0)), "confusion": true.T @ predicted}
 
 
-def accuracy(sums: dict) -> float:
-    """The share of examples on the diagonal of the confusion matrix."""
-    return int(np.trace(sums["confusion"])) / int(np.sum(sums["confusion"]))
+def accuracy(metric_sums: dict) -> float:
+    """Returns the share of examples on the diagonal of the confusion matrix."""
+    return int(np.trace(metric_sums["confusion"])) / int(np.sum(metric_sums["confusion"]))
 
 
-def mean_loss(sums: dict) -> float:
-    """The cross-entropy per example, in nats."""
-    return float(sums["loss"]) / int(np.sum(sums["confusion"]))
+def mean_loss(metric_sums: dict) -> float:
+    """Returns the cross-entropy per example, in nats."""
+    return float(metric_sums["loss"]) / int(np.sum(metric_sums["confusion"]))
 
 
-def summarize(sums: dict, class_names: Sequence[str]) -> dict:
-    """Turns an evaluation's sums into the figures of a report, as plain Python values.
+def summarize(metric_sums: dict, class_names: Sequence[str]) -> dict:
+    """Returns the figures of a report as plain Python values.
 
-    Accuracy's 95 % interval is Wilson's (1927). A class that is never predicted has precision 0; one without
-    examples counts in neither the macro F1 nor the balanced accuracy.
+    The 95 % interval of the accuracy is Wilson's (1927). A class that is never predicted has precision 0. A class
+    without examples counts in neither the macro F1 nor the balanced accuracy.
     """
+    # Both take a second to import, which training needn't wait for.
     from scipy.stats import binomtest
     from sklearn.metrics import precision_recall_fscore_support
 
-    confusion = np.asarray(sums["confusion"])
+    confusion = np.asarray(metric_sums["confusion"])
     true, predicted = np.indices(confusion.shape).reshape(2, -1)
+    # Each cell of the confusion matrix stands for as many examples as it counts.
     precision, recall, f1, support = precision_recall_fscore_support(
         true, predicted, labels=range(len(class_names)), sample_weight=confusion.ravel(), zero_division=0.0
     )
     total, correct = int(confusion.sum()), int(np.trace(confusion))
+    # Wilson's interval stays within 0 and 1 and holds for few images, where the usual one does not.
     interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
     present = support > 0
     return {
         "num_examples": total,
-        "accuracy": accuracy(sums),
+        "accuracy": accuracy(metric_sums),
         "accuracy_ci95": [float(interval.low), float(interval.high)],
-        "loss": mean_loss(sums),
+        "loss": mean_loss(metric_sums),
         "macro_f1": float(f1[present].mean()),
         "balanced_accuracy": float(recall[present].mean()),
         "per_class": {

@@ -1,23 +1,30 @@
-"""Reads each training step's sums, one step late, and passes them on to those who show or keep them."""
+"""Turns the metric sums of training steps into events and speed, and traces a few steps on demand."""
 
+import os
 import time
 
 import jax
+from etils import epath
 
 from fer_jax.errors import Diverged
 from fer_jax.loop.progress import Progress
 from fer_jax.system.terminal import Terminal
 from fer_jax.workdir.events import MetricsWriter
 
+# The first steps of a process are slower than the rest: caches, allocators and the pipeline settle.
+_STEPS_BEFORE_TRACE = 10
+
 
 class Meter:
-    """Follows one epoch of training.
+    """Accumulates the metrics of one epoch.
 
-    A step's sums are read when the next step has been given to the device, so that it never waits for the host. The
-    clock of images_per_second runs from `start` to the last step read, and stands still from `flush` to `start`; steps
-    read while it stands count in every figure but that and what follows from it. flops: what training computes for an
-    image; peak: what the devices can at most, in FLOP/s, where that is known (see `flops`). most_skipped: see
-    `Progress.add`.
+    Metrics are fetched one call late so that the device never waits for the host. The throughput clock is paused at
+    first; `resume` starts it. Pauses may be nested: the clock runs when each has been resumed. Steps that are fetched
+    while it is paused count in loss and accuracy, but not in images_per_second, TFLOP/s and MFU.
+
+    Args:
+      flops: of training on one image. peak: FLOP/s of all devices, None where unknown.
+      max_consecutive_skips: see `Progress.add`.
     """
 
     def __init__(
@@ -29,52 +36,74 @@ class Meter:
         epoch: int,
         log_every: int,
         flops: int,
-        most_skipped: int = 0,
+        max_consecutive_skips: int = 0,
         peak: float | None,
     ):
         self._progress, self._writer, self._terminal = progress, writer, terminal
-        self._flops, self._peak, self._most_skipped = flops, peak, most_skipped
+        self._flops, self._peak, self._max_consecutive_skips = flops, peak, max_consecutive_skips
         self._epoch, self._log_every = epoch, log_every
         self._pending = self._since = self._last = None
         self._images, self._seconds = 0, 0.0
+        self._num_pauses = 1
 
-    def start(self) -> None:
-        """Starts the clock."""
-        self._since = time.perf_counter()
+    def resume(self) -> None:
+        """Ends one pause of the throughput clock."""
+        self._num_pauses -= 1
+        if not self._num_pauses:
+            self._since = time.perf_counter()
 
-    def push(self, step: int, sums: dict) -> None:
-        """Takes the sums (on the device, [steps]) of the steps up to `step`, and reads those of the call before."""
-        previous, self._pending = self._pending, (step, sums)
+    def pause(self) -> None:
+        """Fetches what is pending, so that the progress is that of the last step, and pauses the throughput clock."""
+        self.flush()
+        self._num_pauses += 1
+        self._since = None
+
+    def push(self, step: int, metric_sums: dict) -> None:
+        """Takes a call's metric sums (on the device, [steps]), up to `step`; fetches those of the call before."""
+        # One call late: fetching the newest would make the host wait for the device, and then the device for the host.
+        previous, self._pending = self._pending, (step, metric_sums)
         if previous:
-            self._read(*previous)
+            self._fetch(*previous)
 
     def flush(self) -> None:
-        """Reads what has not been read, so that the progress is that of the last step pushed."""
-        if self._pending:
-            self._read(*self._pending)
-        self._pending = self._since = None
+        """Fetches what is pending."""
+        pending, self._pending = self._pending, None
+        if pending:
+            self._fetch(*pending)
 
     def end_epoch(self) -> None:
-        """Flushes, and writes the epoch's figures."""
-        self.flush()
+        """Pauses the clock and writes the epoch's last event."""
+        self.pause()
         if self._last and self._last["step"] % self._log_every:
             self._writer.write(**self._last)
 
-    def _read(self, last: int, sums: dict) -> None:
-        sums = jax.device_get(sums)
+    def speed(self) -> dict[str, float]:
+        """Returns images_per_second, tflops_per_second and, where the devices' peak is known, mfu, a share of it.
+
+        They are over this process's part of the epoch so far; NaN before the first step.
+        """
+        images_per_second = self._images / self._seconds if self._seconds else float("nan")
+        flops_per_second = self._flops * images_per_second
+        speed = {"images_per_second": images_per_second, "tflops_per_second": flops_per_second / 1e12}
+        return speed | ({"mfu": flops_per_second / self._peak} if self._peak else {})
+
+    def _fetch(self, last: int, metric_sums: dict) -> None:
+        metric_sums = jax.device_get(metric_sums)
+        # While the clock is paused the time belongs to a checkpoint or a trace, not to these steps.
         if self._since is not None:
             now = time.perf_counter()
-            self._images += int(sums["count"].sum())
+            self._images += int(metric_sums["count"].sum())
             self._seconds += now - self._since
             self._since = now
-        num_steps = len(sums["count"])
+        num_steps = len(metric_sums["count"])
         for i in range(num_steps):
-            self._take_in(last - num_steps + 1 + i, {key: value[i] for key, value in sums.items()})
+            self._take_in(last - num_steps + 1 + i, {key: value[i] for key, value in metric_sums.items()})
 
-    def _take_in(self, step: int, sums: dict) -> None:
+    def _take_in(self, step: int, metric_sums: dict) -> None:
         try:
-            self._progress.add(sums, most_skipped=self._most_skipped)
+            self._progress.add(metric_sums, max_consecutive_skips=self._max_consecutive_skips)
         except Diverged as error:
+            # The step is known here only: metrics are fetched a call later.
             raise Diverged(f"{error} (step {step})") from None
         if self._progress.skipped_in_a_row:
             self._terminal.say(
@@ -85,7 +114,7 @@ class Meter:
             "epoch": self._epoch,
             "kind": "train",
             **self._progress.mean(),
-            "learning_rate": float(sums["learning_rate"]),
+            "learning_rate": float(metric_sums["learning_rate"]),
             **self.speed(),
         }
         self._terminal.step(self._last)
@@ -93,12 +122,41 @@ class Meter:
             self._writer.write(**self._last)
             self._terminal.log(self._last)
 
-    def speed(self) -> dict[str, float]:
-        """Gives images_per_second, tflops_per_second and, where the devices' peak is known, mfu, a share of it.
 
-        Over the epoch so far, in this process's run; nan before the first step.
-        """
-        images_per_second = self._images / self._seconds if self._seconds else float("nan")
-        flops_per_second = self._flops * images_per_second
-        speed = {"images_per_second": images_per_second, "tflops_per_second": flops_per_second / 1e12}
-        return speed | ({"mfu": flops_per_second / self._peak} if self._peak else {})
+class Profiler:
+    """Traces up to `num_steps` steps of one epoch; with None it does nothing.
+
+    TensorBoard (with its profile plugin) and xprof open what is then in `directory`. The trace begins once this process
+    has taken ten steps, or half of a shorter epoch. It ends with the epoch at the latest, so that no evaluation is
+    traced. The meter's clock is paused while it lasts.
+    """
+
+    def __init__(self, directory: epath.Path, *, num_steps: int | None, first_step: int, steps_per_epoch: int):
+        self._directory = directory
+        self._first = first_step + min(_STEPS_BEFORE_TRACE, steps_per_epoch // 2)
+        self._num_steps = num_steps
+        self._end: int | None = None
+
+    @property
+    def is_tracing(self) -> bool:
+        return self._end is not None
+
+    def follow(self, step: int, meter: Meter) -> None:
+        """Starts or ends the trace where that is due before `step`."""
+        if self.is_tracing and step >= self._end:
+            self.stop(meter)
+        elif self._num_steps and step >= self._first:
+            meter.pause()
+            jax.profiler.start_trace(os.fspath(self._directory))
+            self._end, self._num_steps = step + self._num_steps, None
+
+    def stop(self, meter: Meter | None = None) -> None:
+        """Ends the trace, if there is one, and writes it; the clock of `meter` goes on."""
+        if not self.is_tracing:
+            return
+        if meter:
+            meter.flush()  # the last step is part of the trace until its metrics are here
+        jax.profiler.stop_trace()
+        self._end = None
+        if meter:
+            meter.resume()

@@ -1,4 +1,4 @@
-"""What the loop knows beside the TrainState, pure: sums of the epoch so far, the best so far, early stopping."""
+"""What the loop knows beside the TrainState: metric sums of the epoch so far, the best epoch, early stopping. Pure."""
 
 import dataclasses
 import math
@@ -10,10 +10,11 @@ from fer_jax.errors import Diverged
 
 @dataclasses.dataclass
 class Progress:
-    """Goes into every checkpoint, so that a resumed run continues exactly.
+    """The state of the loop; it is stored in every checkpoint, so that a resumed run continues exactly.
 
-    loss, correct and count: summed over the current epoch so far. epochs: how many are trained and evaluated. skipped:
-    steps that were left out because their loss or gradient wasn't finite, in all and without one between.
+    loss, correct, count: summed over the current epoch so far. epochs: trained and evaluated. patience_accuracy: the
+    accuracy that the patience counts from. skipped, skipped_in_a_row: steps left out because their loss or gradient
+    was not finite.
     """
 
     loss: float = 0.0
@@ -26,47 +27,61 @@ class Progress:
     should_stop: bool = False
     skipped: int = 0
     skipped_in_a_row: int = 0
+    patience_accuracy: float | None = None
 
-    def add(self, sums: dict, *, most_skipped: int = 0) -> None:
-        """Adds one training step's sums.
+    def add(self, metric_sums: dict, *, max_consecutive_skips: int = 0) -> None:
+        """Adds the metric sums of one training step.
 
-        Raises Diverged where its loss is not finite, or where it is skipped and `most_skipped` before it were too.
+        Raises Diverged where the loss is not finite, and at more than `max_consecutive_skips` skipped steps in a row.
         """
-        if not math.isfinite(sums["loss"]):
+        if not math.isfinite(metric_sums["loss"]):
             raise Diverged("the training loss is not finite")
-        if sums.get("skipped", False):
+        if metric_sums.get("skipped", False):
             self.skipped += 1
             self.skipped_in_a_row += 1
-            if self.skipped_in_a_row > most_skipped:
+            if self.skipped_in_a_row > max_consecutive_skips:
                 raise Diverged(f"loss or gradient is not finite, in {self.skipped_in_a_row} steps in a row")
         else:
             self.skipped_in_a_row = 0
-        self.loss += float(sums["loss"])
-        self.correct += int(sums["correct"])
-        self.count += int(sums["count"])
+        self.loss += float(metric_sums["loss"])
+        self.correct += int(metric_sums["correct"])
+        self.count += int(metric_sums["count"])
 
-    def mean(self) -> dict:
-        """Gives the epoch's training figures so far; nan where every step was skipped."""
+    def mean(self) -> dict[str, float]:
+        """Returns the epoch's mean loss and accuracy so far; NaN where every step was skipped."""
         if not self.count:
             return {"loss": math.nan, "accuracy": math.nan}
         return {"loss": self.loss / self.count, "accuracy": self.correct / self.count}
 
-    def end_epoch(self, evaluation: dict, *, patience: int, min_delta: float) -> bool:
-        """Takes in the epoch's validation loss and accuracy; says whether the accuracy is the best so far.
+    def is_complete(self, num_epochs: int, patience: int) -> bool:
+        """Returns whether the run is over: stopped early, or trained for `num_epochs`."""
+        # Not should_stop, which was set by the patience that the run had then.
+        return self.epochs >= num_epochs or self.epochs_without_improvement >= patience
 
-        Sets should_stop after `patience` epochs in a row without an accuracy better by more than `min_delta`. Raises
-        Diverged where the validation loss is not finite.
+    def end_epoch(self, evaluation: dict, *, patience: int, min_delta: float) -> bool:
+        """Takes in an epoch's validation metrics and returns whether its accuracy is the best so far.
+
+        Best is strictly greater. `min_delta` belongs to the patience only: should_stop is set after `patience` epochs
+        in a row that were not better by more than `min_delta` than the one the patience counts from. Raises Diverged
+        where the validation loss is not finite.
         """
         if not math.isfinite(evaluation["loss"]):
             raise Diverged("the validation loss is not finite")
-        best = math.inf if self.best_accuracy is None else -self.best_accuracy
-        # EarlyStopping minimises, and stops one epoch later than its patience.
-        stopping = EarlyStopping(min_delta, patience - 1, best, self.epochs_without_improvement)
-        stopping = stopping.update(-evaluation["accuracy"])
+        accuracy = evaluation["accuracy"]
         self.epochs += 1
         self.loss, self.correct, self.count = 0.0, 0, 0
-        if stopping.has_improved:
-            self.best_accuracy, self.best_epoch = evaluation["accuracy"], self.epochs
-        self.epochs_without_improvement = stopping.patience_count
-        self.should_stop = stopping.should_stop
-        return stopping.has_improved
+
+        # Version 0.1.0 stored no patience_accuracy; with its min_delta it was the best accuracy.
+        reference = self.best_accuracy if self.patience_accuracy is None else self.patience_accuracy
+        # EarlyStopping minimises, and stops one epoch later than its patience.
+        stopping = EarlyStopping(
+            min_delta, patience - 1, math.inf if reference is None else -reference, self.epochs_without_improvement
+        ).update(-accuracy)
+        self.patience_accuracy = -stopping.best_metric
+        self.epochs_without_improvement, self.should_stop = stopping.patience_count, stopping.should_stop
+
+        # Not stopping.has_improved, which asks for min_delta more than before.
+        is_best = self.best_accuracy is None or accuracy > self.best_accuracy
+        if is_best:
+            self.best_accuracy, self.best_epoch = accuracy, self.epochs
+        return is_best

@@ -8,18 +8,20 @@ import pytest
 
 from configs import resnet50
 from fer_jax import train
-from fer_jax.system.signals import StopRequest
-from scripts import fault_injection
+from fer_jax.errors import Diverged
+from fer_jax.system.signals import Stopped, StopRequest
+from fer_jax.workdir.paths import Workdir
+from tests.support import tiny_run
 
 
 @pytest.fixture(scope="session")
 def csv_file(tmp_path_factory):
-    return fault_injection.write_faces(tmp_path_factory.mktemp("data") / "fer2013.csv")
+    return tiny_run.write_faces(tmp_path_factory.mktemp("data") / "fer2013.csv")
 
 
 @pytest.fixture(scope="session")
 def make_config(csv_file):
-    """Gives a config of the smallest network, two epochs of five steps, with `overrides` {'section.key': value}."""
+    """Returns a config of the smallest network, two epochs of five steps, with `overrides` {'section.key': value}."""
 
     def make(**overrides):
         config = resnet50.get_config()
@@ -30,7 +32,7 @@ def make_config(csv_file):
             "dataset.cache_dir": str(csv_file.parent / "prepared"),
             "log.every_steps": 2,
         }
-        config.update_from_flattened_dict(fault_injection.TINY | values | overrides)
+        config.update_from_flattened_dict(tiny_run.TINY | values | overrides)
         return config
 
     return make
@@ -43,11 +45,11 @@ class SignalAt(StopRequest):
         super().__init__()
         self._left = number
 
-    def is_agreed(self, number: int) -> bool:
+    def should_stop(self, number: int) -> bool:
         self._left -= 1
         if self._left == 0:
             signal.raise_signal(signal.SIGTERM)
-        return super().is_agreed(number)
+        return super().should_stop(number)
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +57,12 @@ def run():
     """Trains in this process: (config, workdir[, number of the question at which SIGTERM comes]) -> exit status."""
 
     def run(config, workdir: pathlib.Path, stop_at: int = 0) -> int:
-        return train.run(config, workdir, SignalAt(stop_at))
+        try:
+            train.train(config, Workdir(workdir), SignalAt(stop_at))
+        except (Stopped, Diverged) as error:  # as system/exits.py does, which would end this process after others
+            print(error)
+            return error.exit_status
+        return 0
 
     return run
 

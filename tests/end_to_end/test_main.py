@@ -2,15 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from fer_jax.workdir.checkpoints import Checkpoints
-from scripts import fault_injection
-from tests.end_to_end.commands import main, run, start
+from fer_jax.workdir.paths import Workdir
+from tests.support import tiny_run
+from tests.support.commands import main, run, start
 
-TINY = fault_injection.TINY | {
+TINY = tiny_run.TINY | {
     "num_epochs": 2,
     "batch_size": 8,
     "log.every_steps": 1,
@@ -68,7 +71,7 @@ def test_a_signal_saves_and_leaves(number, status, csv_file, tmp_path):
     out, err = process.communicate(timeout=120)
     assert process.returncode == status, err
     assert "Stopped and saved at step" in out
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    with Checkpoints(Workdir(tmp_path)) as checkpoints:
         assert f"at step {checkpoints.latest_step}" in out
 
 
@@ -155,13 +158,11 @@ def test_a_workdir_that_can_not_be_written_is_one_line_and_status_4(csv_file):
 def test_a_file_system_that_stalls_at_the_end_is_left_after_the_limit(csv_file, tmp_path):
     (tmp_path / "report").mkdir()
     os.mkfifo(tmp_path / "report" / "history.csv")  # nobody reads it, so writing to it waits for ever
-    python, _, _, *options = command(csv_file, tmp_path, num_epochs=1)
-    quicker = "from fer_jax import main, stall; stall.SECONDS = 15; main.run()"
-    status, out, err = run([python, "-c", quicker, *options])
+    status, out, err = run(command(csv_file, tmp_path, num_epochs=1, **{"checkpoint.storage_timeout": 15}))
     assert status == 4, err
     assert "epoch  1/1" in out
-    assert f"fer_jax: {tmp_path / 'report'}: the file system hasn't answered in 15 s" in err
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    assert f"fer_jax: {tmp_path}: the file system hasn't answered in 15 s" in err
+    with Checkpoints(Workdir(tmp_path)) as checkpoints:
         assert checkpoints.latest_step == 5
 
 
@@ -172,3 +173,22 @@ def _wait_for(path, process):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     raise AssertionError(f"{path} did not appear")
+
+
+def read_only(arguments, folder):
+    """The command to which a folder is on a read-only file system; only root can make it so."""
+    mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    return ["unshare", "--mount", "bash", "-c", mount, folder, *arguments]
+
+
+def test_a_run_on_a_read_only_disk_is_evaluated_and_says_what_is_not_written(csv_file, tmp_path):
+    if subprocess.run(read_only(["true"], tmp_path), capture_output=True).returncode:
+        pytest.skip("needs the right to mount, which root has")
+    status, _, err = run(command(csv_file, tmp_path, num_epochs=1))
+    assert status == 0, err
+    program = [sys.executable, "-c", "from fer_jax import main; main.run()"]
+    status, out, err = run(read_only([*program, "--mode=evaluate", f"--workdir={tmp_path}"], tmp_path))
+    assert status == 0, err
+    assert "95% interval" in out
+    assert "fer_jax: warning: the report is not written: " in err
+    assert "Read-only file system" in err

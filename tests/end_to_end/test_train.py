@@ -4,20 +4,23 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import time
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from fer_jax.workdir.paths import Workdir
 
 from fer_jax import evaluate, parallel
 from fer_jax.errors import UserError
 from fer_jax.system.signals import StopRequest
-from fer_jax.workdir import lock
+from fer_jax.system.terminal import Terminal
+from fer_jax.workdir import guards
 from fer_jax.workdir.checkpoints import Checkpoints
-from tests.checkpoints import read_arrays
 from tests.end_to_end.conftest import read_metrics
+from tests.support.checkpoints import read_arrays
 
 # Questions whether to stop in a run of two epochs: five before steps, then one before each of three evaluation
 # batches, in each epoch; the first of the second epoch is the ninth.
@@ -63,6 +66,34 @@ def test_the_same_command_on_a_complete_run_changes_nothing(finished, make_confi
     assert run(make_config(), finished) == 0
     assert "is complete" in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_complete_run_is_not_evaluated_again(finished, make_config, run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    report = tmp_path / "run" / "report" / "evaluation_test.json"
+    report.write_text(report.read_text() + "\n")  # would be written anew
+    written = report.read_bytes()
+    assert run(make_config(), tmp_path / "run") == 0
+    assert "Report, curves and confusion matrices" in capsys.readouterr().out
+    assert report.read_bytes() == written
+    report.unlink()
+    assert run(make_config(), tmp_path / "run") == 0
+    assert report.exists()
+
+
+def test_an_import_that_fails_while_the_program_compiles_ends_the_run(make_config, run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "clu.metric_writers", None)
+    with pytest.raises(ImportError, match=r"clu\.metric_writers"):
+        run(make_config(), tmp_path / "run")
+
+
+def test_what_changes_no_result_may_be_changed_on_a_run(finished, make_config, run, tmp_path):
+    assert run(make_config(num_epochs=1), tmp_path / "run") == 0
+    changed = {"log.every_steps": 3, "checkpoint.every_steps": 2, "train.steps_per_call": 1}
+    assert run(make_config(**changed), tmp_path / "run") == 0
+    ours, theirs = read_arrays(tmp_path / "run"), read_arrays(finished)
+    for path in theirs:
+        np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
 
 
 def test_a_clock_that_goes_backwards_changes_nothing(finished, make_config, run, tmp_path, monkeypatch):
@@ -137,7 +168,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(finished, make
     for data in (tmp_path / "run" / "checkpoints" / "10" / "weights").rglob("d/*"):
         data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     with pytest.raises(UserError, match=r"step 10 .*; other checkpoints: 5"):
-        evaluate.run(None, tmp_path / "run", split="test", checkpoint="latest", stop=StopRequest())
+        evaluate.evaluate(
+            None, Workdir(tmp_path / "run"), split="test", checkpoint="latest", strict=False, stop=StopRequest()
+        )
     assert run(make_config(), tmp_path / "run") == 0
     out = capsys.readouterr().out
     assert "the checkpoint of step 10 " in out
@@ -165,7 +198,10 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_differs(finished, 
 
 
 def test_two_runs_in_one_workdir_are_one_too_many(make_config, run, tmp_path):
-    with lock.hold(tmp_path), pytest.raises(UserError, match=rf"in use by a run, process {os.getpid()} on "):
+    with (
+        guards.hold_lock(Workdir(tmp_path), Terminal(is_primary=False)),
+        pytest.raises(UserError, match=rf"in use by a run, process {os.getpid()} on "),
+    ):
         run(make_config(), tmp_path)
     assert run(make_config(num_epochs=1), tmp_path) == 0
 
@@ -187,7 +223,7 @@ def test_a_diverging_run_stops_with_3_and_keeps_the_last_good_checkpoint(make_co
     out = capsys.readouterr().out
     assert "diverged by step 3: the training loss is not finite (step 3)" in out
     assert "The checkpoint of step 2 is kept" in out
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    with Checkpoints(Workdir(tmp_path)) as checkpoints:
         assert checkpoints.latest_step == 2
     assert all(np.isfinite(leaf).all() for leaf in read_arrays(tmp_path).values())
 
@@ -197,7 +233,7 @@ def test_a_stop_with_weights_that_are_not_finite_is_a_divergence(make_config, ru
     # Stopped before the second step, whose loss would have shown what the first did to the weights.
     assert run(make_config(**{"optimizer.learning_rate": 1e39}), tmp_path, stop_at=2) == 3
     assert "are not finite" in capsys.readouterr().out
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    with Checkpoints(Workdir(tmp_path)) as checkpoints:
         assert checkpoints.latest_step is None
 
 
@@ -212,15 +248,15 @@ def test_early_stopping_ends_the_run_for_good(make_config, run, tmp_path, capsys
 
 
 def test_an_implicit_transfer_in_the_hot_loop_is_an_error(make_config, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "place", _place_outside_of_the_rules(parallel.place))
+    monkeypatch.setattr(parallel, "shard_batch", _careless(parallel.shard_batch))
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         run(make_config(), tmp_path)
 
 
-def _place_outside_of_the_rules(place):
+def _careless(shard_batch):
     def careless(*args, **kwargs):
         jax.numpy.add(jax.numpy.ones(3), np.ones(3))  # moves a numpy array to the device in passing
-        return place(*args, **kwargs)
+        return shard_batch(*args, **kwargs)
 
     return careless
 
@@ -229,7 +265,7 @@ def _place_outside_of_the_rules(place):
     ("overrides", "message"),
     [
         ({"batch_size": 12}, "must be a multiple of the 8 devices"),
-        ({"train.accumulate_steps": 2}, "must be a multiple of the 8 devices times config.train.accumulate_steps, 2"),
+        ({"train.grad_accum_steps": 2}, "must be a multiple of the 8 devices times config.train.grad_accum_steps, 2"),
         ({"batch_size": 48}, "more than the 40 training images"),
     ],
 )

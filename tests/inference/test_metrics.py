@@ -18,7 +18,7 @@ evaluation_sums = jax.jit(metrics.evaluation_sums)
 
 
 def random_batch(seed: int, classes=range(NUM_CLASSES)):
-    """Gives (logits, labels) in which about half the labels are predicted."""
+    """Returns (logits, labels) in which about half the labels are predicted."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(classes, SIZE).astype(np.int32)
     logits = rng.normal(size=(SIZE, NUM_CLASSES)).astype(np.float32)

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fer_jax import evaluate, parallel
+from fer_jax import parallel
 from fer_jax.data.dataset import IMAGE_SHAPE
+from fer_jax.inference.classifier import Preprocessing, make_predict
+from fer_jax.inference.evaluator import make_eval_step
 from fer_jax.models.resnet import ResNet
-from fer_jax.recipe import images as augment
 from fer_jax.recipe import optimizer, state
-from fer_jax.recipe import step as steps
+from fer_jax.recipe.images import AugmentConfig
+from fer_jax.recipe.step import make_train_step, repeat
 
 BATCH_SIZE = 16
 NUM_EXAMPLES = 40
@@ -27,7 +29,7 @@ def schedule(step):
     return 0.001
 
 
-OPTIMIZER = optimizer.make({"clip_norm": None, "weight_decay": 0.0}, schedule)
+OPTIMIZER = optimizer.make_optimizer({"clip_norm": None, "weight_decay": 0.0}, schedule)
 
 
 @functools.cache
@@ -37,7 +39,7 @@ def network(sync: bool) -> ResNet:
         bottleneck=True,
         width=4,
         dtype=jnp.bfloat16,
-        axis_name=parallel.AXIS if sync else None,
+        axis_name=parallel.AXIS_NAME if sync else None,
     )
 
 
@@ -48,7 +50,9 @@ def first_state() -> state.TrainState:
 
 
 def host_batch(loader: str, *, stacked: bool) -> dict:
-    batch = {"index": np.arange(BATCH_SIZE, dtype=np.int32), "mask": np.ones(BATCH_SIZE, bool)}
+    batch = {"index": np.arange(BATCH_SIZE, dtype=np.int32)}
+    if not stacked:  # an evaluation batch
+        batch["mask"] = np.ones(BATCH_SIZE, bool)
     if loader == "tf.data":
         batch["image"] = np.zeros((BATCH_SIZE, *IMAGE_SHAPE), np.uint8)
         batch["label"] = np.zeros(BATCH_SIZE, np.int32)
@@ -60,7 +64,7 @@ def arguments(kind: str, mapper: str, loader: str) -> tuple:
     mesh, is_train = parallel.make_mesh(), kind == "train"
     whole = {"image": np.zeros((NUM_EXAMPLES, *IMAGE_SHAPE), np.uint8), "label": np.zeros(NUM_EXAMPLES, np.int32)}
     data = parallel.replicate(whole, mesh) if loader == "device" else {}
-    batch = parallel.place(host_batch(loader, stacked=is_train), mesh, mapper, batch_axis=int(is_train))
+    batch = parallel.shard_batch(host_batch(loader, stacked=is_train), mesh, mapper, batch_axis=int(is_train))
     variables = {"params": first_state().params, "batch_stats": first_state().batch_stats}
     return (first_state() if is_train else variables), data, batch
 
@@ -68,19 +72,19 @@ def arguments(kind: str, mapper: str, loader: str) -> tuple:
 def mapped(kind: str, mapper: str, sync: bool, reduce_dtype: str):
     mesh = parallel.make_mesh()
     if kind == "eval":
-        step = steps.make_eval_step(evaluate.predictor(network(sync)), axis_name=parallel.AXIS)
+        step = make_eval_step(make_predict(network(sync), Preprocessing(IMAGE_SHAPE)), axis_name=parallel.AXIS_NAME)
         return parallel.map_step(step, mesh, mapper)
-    step = steps.make_train_step(
+    step = make_train_step(
         network(sync),
         OPTIMIZER,
         schedule=schedule,
-        ranges=augment.Ranges(flip=0.5, rotation=10.0, zoom=0.1),
+        augment_config=AugmentConfig(flip=0.5, rotation=10.0, zoom=0.1),
         label_smoothing=0.0,
         seed=0,
-        axis_name=parallel.AXIS,
+        axis_name=parallel.AXIS_NAME,
         reduce_dtype=reduce_dtype,
     )
-    return parallel.map_step(steps.repeat(step), mesh, mapper, batch_axis=1, donate=True)
+    return parallel.map_step(repeat(step), mesh, mapper, batch_axis=1, donate=True)
 
 
 @functools.cache
@@ -197,7 +201,7 @@ def test_a_device_takes_its_part_of_the_batch_and_no_more(mapper, loader):
 @LOADERS
 def test_what_goes_to_the_devices_for_a_step_is_the_bytes_of_the_batch(mapper, loader):
     batch = host_batch(loader, stacked=True)
-    placed = parallel.place(batch, parallel.make_mesh(), mapper, batch_axis=1)
+    placed = parallel.shard_batch(batch, parallel.make_mesh(), mapper, batch_axis=1)
     sent = sum(shard.data.nbytes for leaf in jax.tree.leaves(placed) for shard in leaf.addressable_shards)
     assert sent == nbytes(batch)
     # The state and the data stay where they are: with everything placed a call moves nothing.

@@ -8,59 +8,74 @@ from fer_jax.loop.progress import Progress
 
 
 def run_epochs(accuracies, *, patience=3, min_delta=0.0) -> tuple[Progress, list[bool]]:
-    """Ends an epoch for each accuracy until told to stop; gives which were the best so far."""
-    progress, improved = Progress(), []
+    """Ends an epoch for each accuracy until told to stop; returns which were the best so far."""
+    progress, is_best = Progress(), []
     for accuracy in accuracies:
-        improved.append(progress.end_epoch({"loss": 1.0, "accuracy": accuracy}, patience=patience, min_delta=min_delta))
+        is_best.append(progress.end_epoch({"loss": 1.0, "accuracy": accuracy}, patience=patience, min_delta=min_delta))
         if progress.should_stop:
             break
-    return progress, improved
+    return progress, is_best
 
 
 @pytest.mark.parametrize("patience", [1, 2, 5])
 def test_stops_after_exactly_patience_epochs_without_improvement(patience):
-    progress, improved = run_epochs([0.5, 0.6] + 20 * [0.55], patience=patience)
-    assert progress.epochs == len(improved) == 2 + patience
+    progress, is_best = run_epochs([0.5, 0.6] + 20 * [0.55], patience=patience)
+    assert progress.epochs == len(is_best) == 2 + patience
     assert (progress.best_accuracy, progress.best_epoch) == (0.6, 2)
     assert progress.epochs_without_improvement == patience
 
 
 def test_an_improvement_starts_the_count_again():
-    progress, improved = run_epochs([0.5, 0.4, 0.4, 0.6, 0.5, 0.5, 0.7, 0.1, 0.2, 0.3, 0.9])
-    assert improved == [True, False, False, True, False, False, True, False, False, False]
+    progress, is_best = run_epochs([0.5, 0.4, 0.4, 0.6, 0.5, 0.5, 0.7, 0.1, 0.2, 0.3, 0.9])
+    assert is_best == [True, False, False, True, False, False, True, False, False, False]
     assert progress.should_stop
     assert (progress.best_accuracy, progress.best_epoch) == (0.7, 7)
 
 
 def test_goes_on_while_it_improves():
-    progress, improved = run_epochs([epoch / 100 for epoch in range(50)], patience=1)
-    assert all(improved)
+    progress, is_best = run_epochs([epoch / 100 for epoch in range(50)], patience=1)
+    assert all(is_best)
     assert not progress.should_stop
     assert progress.best_epoch == 50
 
 
 def test_a_tie_is_no_improvement_and_the_first_stays_the_best():
-    progress, improved = run_epochs(10 * [0.5])
-    assert improved == [True, False, False, False]
+    progress, is_best = run_epochs(10 * [0.5])
+    assert is_best == [True, False, False, False]
     assert progress.best_epoch == 1
 
 
 def test_a_first_accuracy_of_zero_is_the_best_so_far():
-    progress, improved = run_epochs([0.0, 0.0, 0.1])
-    assert improved == [True, False, True]
+    progress, is_best = run_epochs([0.0, 0.0, 0.1])
+    assert is_best == [True, False, True]
     assert progress.best_epoch == 3
 
 
-def test_an_improvement_must_be_larger_than_min_delta():
+def test_best_is_strictly_greater_whatever_min_delta_is():
+    progress, is_best = run_epochs([0.500, 0.505, 0.509], min_delta=0.01)
+    assert is_best == [True, True, True]
+    assert (progress.best_accuracy, progress.best_epoch) == (0.509, 3)
+
+
+def test_the_patience_counts_from_the_last_accuracy_that_was_better_by_more_than_min_delta():
     # Binary fractions, so that a difference of exactly min_delta is exact.
-    progress, improved = run_epochs([0.5, 0.5625, 0.625, 0.75, 0.75], min_delta=0.125, patience=5)
-    assert improved == [True, False, False, True, False]
-    assert (progress.best_accuracy, progress.best_epoch) == (0.75, 4)
+    progress, is_best = run_epochs([0.5, 0.5625, 0.625, 0.75, 0.75], min_delta=0.125, patience=5)
+    assert is_best == [True, True, True, True, False]
+    assert progress.epochs_without_improvement == 1  # since 0.75, the first that is over 0.5 + 0.125
+    progress, _ = run_epochs([0.5, 0.5625, 0.625, 0.6875], min_delta=0.25, patience=3)
+    assert progress.should_stop
+    assert progress.best_epoch == 4
 
 
-def test_small_steps_add_up_against_the_best_rather_than_the_last():
-    _, improved = run_epochs([0.5, 0.5625, 0.625, 0.6875, 0.75], min_delta=0.125, patience=10)
-    assert improved == [True, False, False, True, False]
+def test_small_steps_add_up_against_where_the_patience_counts_from():
+    progress, _ = run_epochs([0.5, 0.5625, 0.625, 0.6875], min_delta=0.125, patience=10)
+    assert progress.epochs_without_improvement == 0
+
+
+def test_a_progress_that_version_0_1_stored_goes_on_from_its_best_accuracy():
+    progress = Progress(epochs=2, best_accuracy=0.5, best_epoch=1, epochs_without_improvement=1)
+    progress.end_epoch({"loss": 1.0, "accuracy": 0.5}, patience=2, min_delta=0.0)
+    assert progress.should_stop
 
 
 def test_continuing_from_a_stored_progress_stops_at_the_same_epoch():

@@ -1,0 +1,171 @@
+"""A trained network as an object, on which everything after training stands."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import config_dict
+
+from fer_jax import config as config_lib
+from fer_jax import parallel
+from fer_jax.errors import UserError
+from fer_jax.models import resnet
+from fer_jax.workdir.checkpoints import Checkpoints, Damaged
+from fer_jax.workdir.paths import Workdir
+
+# Images classified in one call at most; smaller numbers are padded to a power of two, so that few shapes are compiled.
+_BATCH_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before the network; a value that is stored with the weights and can be applied.
+
+    image_shape: (height, width, channels). divisor: what the uint8 pixel values are divided by.
+    """
+
+    image_shape: tuple[int, int, int]
+    divisor: float = 255.0
+
+    def __call__(self, images):
+        """Returns the network's input, float32; images: uint8 [batch, *image_shape]."""
+        return images.astype(jnp.float32) / self.divisor
+
+    def to_metadata(self) -> dict:
+        return {"image_shape": list(self.image_shape), "divisor": self.divisor}
+
+    @classmethod
+    def from_metadata(cls, stored: Mapping[str, Any]) -> "Preprocessing":
+        # Version 0.1.0 stored the words 'uint8 / 255' in place of the divisor.
+        divisor = 255.0 if stored.get("pixels") == "uint8 / 255" else float(stored["divisor"])
+        return cls(tuple(stored["image_shape"]), divisor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A trained network: the model and its variables, what goes in, what comes out, and where it is from.
+
+    variables: {'params', 'batch_stats'}. class_names: in the order of the logits. config: that of its run.
+    step: the training step of its checkpoint. metadata: what its checkpoint stores beside the weights.
+    """
+
+    model: resnet.ResNet
+    variables: Mapping[str, Any]
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    config: config_dict.ConfigDict
+    step: int
+    metadata: Mapping[str, Any]
+
+    @classmethod
+    def load(
+        cls, source: str | os.PathLike | Workdir, checkpoint: str = "best", *, mesh: Mesh | None = None
+    ) -> "Classifier":
+        """Loads the network of a run.
+
+        Args:
+          source: the workdir of a run.
+          checkpoint: 'best' (by validation accuracy), 'latest' or a step.
+          mesh: the devices that get the variables; all of them by default.
+
+        Raises:
+          UserError: there is no such run or checkpoint, or the checkpoint is damaged.
+        """
+        workdir = source if isinstance(source, Workdir) else Workdir(source)
+        config = config_lib.load(workdir.config)
+        config_lib.check(config)
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            step = checkpoints.find(checkpoint)
+            try:
+                metadata = checkpoints.metadata(step)
+                class_names = tuple(metadata["class_names"])
+                preprocessing = Preprocessing.from_metadata(metadata["preprocessing"])
+                model = make_model(config.model, num_classes=len(class_names))
+                # On all devices from the start, so that evaluation needs no second copy.
+                sharding = NamedSharding(mesh or parallel.make_mesh(), PartitionSpec())
+                abstract = abstract_variables(model, preprocessing.image_shape, sharding)
+                variables = checkpoints.restore_weights(step, abstract)
+            except Damaged as error:
+                others = ", ".join(str(other) for other in checkpoints.steps if other != step) or "none"
+                raise UserError(f"{workdir.path}: {error}; other checkpoints: {others}") from None
+        return cls(model, variables, class_names, preprocessing, config, step, metadata)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Returns the logits, float32 [n, classes]; images: uint8 [n, height, width, channels], as trained on.
+
+        Raises UserError where the images have another shape or dtype.
+        """
+        images = np.asarray(images)
+        shape = self.preprocessing.image_shape
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
+            raise UserError(
+                f"the images are {images.dtype} {list(images.shape)}; this network takes uint8 [n, "
+                f"{', '.join(map(str, shape))}]"
+            )
+        parts = [images[first : first + _BATCH_SIZE] for first in range(0, len(images), _BATCH_SIZE)]
+        # So that no images have no logits, rather than an error.
+        empty = np.zeros((0, len(self.class_names)), np.float32)
+        return np.concatenate([empty, *map(self._logits_of_batch, parts)])
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Returns the softmax of `logits(images)`, float32 [n, classes]."""
+        return np.asarray(jax.nn.softmax(self.logits(images)))
+
+    def _logits_of_batch(self, images: np.ndarray) -> np.ndarray:
+        predict, variables = self._compiled
+        # At most seven shapes are compiled, whatever numbers of images come.
+        margin = (1 << (len(images) - 1).bit_length()) - len(images)
+        padded = np.pad(images, ((0, margin), (0, 0), (0, 0), (0, 0)))
+        return np.asarray(predict(variables, padded))[: len(images)]
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[Callable, Mapping]:
+        # Once a classifier, not once a call.
+        prepare = jax.jit(make_prepare(self.model))
+        return jax.jit(make_predict(self.model, self.preprocessing)), prepare(self.variables)
+
+
+def make_model(model_config: Mapping[str, Any], *, num_classes: int) -> resnet.ResNet:
+    """Returns the network of a `config.model` for this process's devices."""
+    return resnet.make(
+        model_config, num_classes=num_classes, axis_name=parallel.AXIS_NAME, backend=jax.default_backend()
+    )
+
+
+def make_predict(model: resnet.ResNet, preprocessing: Preprocessing) -> Callable:
+    """Returns `predict(variables, uint8 images) -> logits`, with running batch statistics."""
+    return lambda variables, images: model.apply(variables, preprocessing(images), train=False)
+
+
+def make_prepare(model: resnet.ResNet) -> Callable:
+    """Returns a function of the variables to be applied once, before many calls of `predict`; the logits are equal."""
+    return functools.partial(resnet.cast_kernels, dtype=model.dtype)
+
+
+def abstract_variables(model: resnet.ResNet, image_shape: tuple[int, int, int], sharding: NamedSharding) -> dict:
+    """Returns the shapes and dtypes of a model's variables, with a sharding."""
+    # Shapes only: a random initialisation would take seconds to compile for nothing.
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), variables)
+
+
+def describe_computation(model: resnet.ResNet) -> dict[str, str]:
+    """Returns what the last bits of a model's logits depend on beside its weights; stored with each checkpoint."""
+    device = jax.devices()[0]
+    return {
+        "backend": jax.default_backend(),
+        "device": device.device_kind,
+        "dtype": jnp.dtype(model.dtype).name,
+        "conv": "lax" if model.conv_fn is jax.lax.conv_general_dilated else "matmul",
+        "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "flax": importlib.metadata.version("flax"),
+    }

@@ -1,0 +1,100 @@
+"""Evaluates a model on a whole split, every example exactly once, on any number of devices and processes."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from fer_jax import parallel
+from fer_jax.data.dataset import Split
+from fer_jax.inference import metrics
+from fer_jax.recipe.step import fetch
+from fer_jax.system.signals import StopRequest
+
+
+def make_eval_step(predict: Callable, *, axis_name: str) -> Callable:
+    """Returns `eval_step(variables, data, batch) -> metric_sums` over the global batch (`metrics.evaluation_sums`).
+
+    predict: (variables, uint8 images [batch, height, width, channels]) -> logits, float32 [batch, classes].
+    data: the arrays of a whole split, into which the batch's index points, or {} where the batch brings its own.
+    """
+
+    def eval_step(variables, data, batch):
+        batch = fetch(data, batch)
+        logits = predict(variables, batch["image"])
+        return lax.psum(metrics.evaluation_sums(logits, batch["label"], batch["mask"]), axis_name)
+
+    return eval_step
+
+
+class Evaluator:
+    """Evaluates splits with one compiled step.
+
+    Args:
+      predict: see `make_eval_step`; any function will do.
+      mesh: the devices. mapper: 'shard_map' or 'pmap'.
+      batch_size: over all devices; rounded up to a multiple of their number. The result is the same for every size.
+      stop: asked before each batch.
+      on_device: puts a split on every device once, and sends batches of indices only.
+      prepare: applied to the variables once, before the batches.
+    """
+
+    def __init__(
+        self,
+        predict: Callable,
+        mesh: Mesh,
+        mapper: str,
+        *,
+        batch_size: int,
+        stop: StopRequest,
+        on_device: bool = False,
+        prepare: Callable = lambda variables: variables,
+    ):
+        self._step = parallel.map_step(make_eval_step(predict, axis_name=parallel.AXIS_NAME), mesh, mapper)
+        self._mesh, self._mapper, self._stop = mesh, mapper, stop
+        # Each device gets an equal part; what is too much is masked.
+        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._on_device = on_device
+        self._resident: tuple[Split, dict] | None = None
+        self._prepare = jax.jit(prepare)
+
+    def __call__(self, variables, split: Split) -> dict:
+        """Returns the metric sums of a split, as numpy arrays; raises Stopped where a signal came."""
+        from fer_jax.data import pipeline  # imports TensorFlow, which takes seconds
+
+        batches = pipeline.eval_batches(
+            split,
+            batch_size=self._batch_size,
+            indices_only=self._on_device,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        data = self._data_on_devices(split)
+        variables = self._prepare(variables)
+        total, pending = None, None
+        # A signal is asked for before each batch: a split of a large dataset takes minutes.
+        for number, batch in enumerate(batches):
+            self._stop.check(number)
+            metric_sums = self._step(variables, data, parallel.shard_batch(batch, self._mesh, self._mapper))
+            # Fetched one batch late, so that the device never waits for the host.
+            total = _add(total, pending)
+            pending = metric_sums
+        return _add(total, pending)
+
+    def _data_on_devices(self, split: Split) -> dict:
+        if not self._on_device:
+            return {}
+        # The split itself is kept with its arrays: the id of a split that is gone may be that of another one.
+        if self._resident is None or self._resident[0] is not split:
+            self._resident = split, parallel.replicate(split.arrays(), self._mesh)
+        return self._resident[1]
+
+
+def _add(total: dict | None, metric_sums: dict | None) -> dict | None:
+    if metric_sums is None:
+        return total
+    # Losses in float64 and counts in int64, so that no split is too large to be summed exactly enough.
+    sums = {key: np.asarray(x, np.float64 if key == "loss" else np.int64) for key, x in metric_sums.items()}
+    return sums if total is None else {key: total[key] + sums[key] for key in sums}

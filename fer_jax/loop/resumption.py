@@ -1,0 +1,109 @@
+"""What makes a run resumable: its workdir is its own, and its state and progress are restored and saved together."""
+
+import contextlib
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+
+from fer_jax import config as config_lib
+from fer_jax.errors import Diverged, UserError
+from fer_jax.inference.classifier import Preprocessing
+from fer_jax.loop.program import Program
+from fer_jax.loop.progress import Progress
+from fer_jax.recipe.state import TrainState
+from fer_jax.system.terminal import Terminal
+from fer_jax.workdir import guards
+from fer_jax.workdir.checkpoints import Checkpoints, Damaged
+from fer_jax.workdir.events import MetricsWriter
+from fer_jax.workdir.paths import Workdir
+
+
+class Saver:
+    """Saves the run as it stands."""
+
+    def __init__(self, checkpoints: Checkpoints, writer: MetricsWriter, progress: Progress, run_metadata: dict):
+        self._checkpoints, self._writer = checkpoints, writer
+        self._progress, self._run_metadata = progress, run_metadata
+
+    def __call__(self, state: TrainState, *, validation: dict | None = None, is_best: bool = False) -> None:
+        """Saves `state`; raises Diverged rather than save what is not finite."""
+        # A signal may come before the first step after a checkpoint.
+        if validation is None and self._checkpoints.latest_step == int(state.step):
+            return  # stopped before anything was added to it
+        # Checked on the device at each save: a checkpoint that can only diverge again is worth nothing.
+        if not _is_finite((state.params, state.batch_stats)):
+            raise Diverged("the weights or the batch statistics are not finite")
+        metadata = self._run_metadata | {"validation": validation, "progress": dataclasses.asdict(self._progress)}
+        self._writer.sync()  # what is saved has its events
+        self._checkpoints.save(state, metadata, is_best=is_best)
+
+
+@jax.jit
+def _is_finite(tree) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def open_workdir(
+    stack: contextlib.ExitStack, config: config_dict.ConfigDict, workdir: Workdir, terminal: Terminal
+) -> None:
+    """Locks the workdir until `stack` ends; raises UserError if it is in use or holds a run of another config."""
+    with workdir.time_limit():
+        # Before the lock and the folder: a mistake leaves nothing behind.
+        if workdir.config.exists():
+            config_lib.refuse_differences(
+                config,
+                config_lib.load(workdir.config),
+                workdir=workdir.path,
+            )
+        workdir.path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(guards.hold_lock(workdir, terminal))
+
+
+def restore(
+    checkpoints: Checkpoints, program: Program, run_metadata: dict, workdir: Workdir, terminal: Terminal
+) -> tuple[TrainState | None, Progress]:
+    """Returns state and progress of the newest checkpoint that is whole; None and no progress where there is none."""
+    for step in checkpoints.steps:
+        try:
+            stored = checkpoints.metadata(step)
+            _refuse_other_run(step, stored, run_metadata)
+            state = checkpoints.restore(step, program.abstract_state)
+        except Damaged as error:
+            terminal.say(f"{error}; it is moved to {checkpoints.set_aside(step)}.")
+            continue
+        terminal.say(f"Going on from the checkpoint of step {step}.")
+        return state, Progress(**stored["progress"])
+    # To begin anew would write over the metrics of a run that may still be rescued by hand.
+    if checkpoints.has_damaged:
+        raise UserError(f"{workdir.path} has no other checkpoint; to begin anew, choose another --workdir")
+    return None, Progress()
+
+
+def _refuse_other_run(step: int, stored: dict, ours: dict) -> None:
+    # The content, not the path: the same csv may lie elsewhere in the next job.
+    if stored["dataset_fingerprint"] != ours["dataset_fingerprint"]:
+        raise UserError(
+            f"the run was started on {stored['dataset']} ({stored['dataset_fingerprint']}), not on {ours['dataset']} "
+            f"({ours['dataset_fingerprint']}): choose another --workdir"
+        )
+    pairs = {
+        "class_names": (stored["class_names"], ours["class_names"]),
+        "preprocessing": (
+            Preprocessing.from_metadata(stored["preprocessing"]),
+            Preprocessing.from_metadata(ours["preprocessing"]),
+        ),
+    }
+    own_config, stored_config = (
+        config_lib.from_stored(metadata["config"], source=f"the checkpoint of step {step}")
+        for metadata in (ours, stored)
+    )
+    pairs |= {
+        f"config.{key}": (theirs, own)
+        for key, (own, theirs) in config_lib.result_differences(own_config, stored_config).items()
+        if key.startswith("model.")
+    }
+    different = [f"{key} {theirs!r} there and {own!r} here" for key, (theirs, own) in pairs.items() if theirs != own]
+    if different:
+        raise UserError(f"the checkpoint of step {step} is of another network: {', '.join(different)}")
