@@ -19,5 +19,5 @@ def test_every_file_that_the_readme_shows_or_lists_is_there():
     listed = set(re.findall(r"(\w+\.py)", block))
     assert len(linked) > 1
     assert all((ROOT / path).exists() for path in linked)
-    present = {path.name for folder in ("fer_jax", "scripts", "configs") for path in (ROOT / folder).rglob("*.py")}
+    present = {path.name for folder in ("fer_jax", "configs") for path in (ROOT / folder).rglob("*.py")}
     assert listed == present - {"__init__.py"}

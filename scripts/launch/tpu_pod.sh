@@ -10,7 +10,10 @@ workdir=/mnt/shared/runs/resnet50
 
 # Set up once: git clone the repository into ~/fer_jax on every host and
 #   cd fer_jax && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'
-printf -v options '%q ' "$@"
+options=""
+if (($#)); then # without options printf would make an empty one, which the command refuses
+  printf -v options '%q ' "$@"
+fi
 gcloud compute tpus tpu-vm ssh "$tpu_name" --zone="$zone" --worker=all --command="
   cd fer_jax &&
   .venv/bin/python -m fer_jax.main --config=configs/resnet50.py --workdir=$workdir \

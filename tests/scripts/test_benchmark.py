@@ -10,9 +10,11 @@ import pytest
 
 from fer_jax.data.dataset import IMAGE_SHAPE
 from fer_jax.recipe import state
-from scripts import benchmark, peers
-from scripts.peers import ours
-from scripts.peers.worker import Worker
+from scripts.benchmark import __main__ as command
+from scripts.benchmark import comparison as comparison_lib
+from scripts.benchmark import peers
+from scripts.benchmark.peers import ours
+from scripts.benchmark.peers.worker import Worker
 
 TINY = {"depth": 18, "width": 4, "stem_kernel": 3, "stem_stride": 2, "stem_pool": False, "conv": "lax"}
 SPEC = {"peer": "ours", "task": "step", "batch": 2, "model": TINY}
@@ -21,12 +23,12 @@ SPEC = {"peer": "ours", "task": "step", "batch": 2, "model": TINY}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Lets workers take turns without a pause."""
-    monkeypatch.setattr(benchmark, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(comparison_lib, "PAUSE_SECONDS", 0)
 
 
 def comparison(**changes) -> dict:
     seconds = {"ours": [0.1, 0.2, 0.4], "theirs": [0.3, 0.4, 0.4]}
-    figures = benchmark.summarize(seconds, images=8)
+    figures = comparison_lib.summarize(seconds, images=8)
     return {"title": "step, batch 8", "rounds": 3, "contestants": figures, "left_out": {}} | changes
 
 
@@ -40,7 +42,7 @@ def test_ratios_are_taken_round_by_round():
 
 
 def test_the_table_has_every_contestant_and_who_is_left_out():
-    lines = benchmark.table(comparison(left_out={"absent": "it is not installed"})).splitlines()
+    lines = comparison_lib.table(comparison(left_out={"absent": "it is not installed"})).splitlines()
     assert lines[0] == "step, batch 8, 3 rounds"
     assert lines[2].split() == ["ours", "200.00", "100.00..400.00", "40", "1.000", "1.00..1.00"]
     assert lines[3].split() == ["theirs", "400.00", "300.00..400.00", "20", "2.000", "1.00..3.00"]
@@ -50,7 +52,7 @@ def test_the_table_has_every_contestant_and_who_is_left_out():
 def test_turns_go_round_and_the_first_round_is_not_counted():
     taken = []
     turns = {name: lambda name=name: taken.append(name) or len(taken) for name in "AB"}
-    assert benchmark.measure_in_turn(turns, rounds=2) == {"A": [3, 5], "B": [4, 6]}
+    assert comparison_lib.measure_in_turn(turns, rounds=2) == {"A": [3, 5], "B": [4, 6]}
     assert "".join(taken) == "ABABAB"
 
 
@@ -78,7 +80,7 @@ def test_a_worker_takes_several_steps_in_a_call(loader):
 
 
 def test_a_worker_names_the_module_that_is_missing_and_dies_aloud():
-    with pytest.raises(ModuleNotFoundError, match=r"scripts\.peers\.absent"):
+    with pytest.raises(ModuleNotFoundError, match=r"scripts\.benchmark\.peers\.absent"):
         Worker({"peer": "absent"})
     with pytest.raises(RuntimeError, match="status 1"):
         Worker(SPEC | {"task": "absent"})
@@ -86,10 +88,10 @@ def test_a_worker_names_the_module_that_is_missing_and_dies_aloud():
 
 def test_the_json_file_has_what_was_compared_and_on_what(tmp_path, monkeypatch, capsys):
     specs = {"ours": SPEC, "absent": {"peer": "absent"}}
-    monkeypatch.setattr(benchmark, "make_specs", lambda *_, **__: specs)
-    monkeypatch.setattr(benchmark, "num_parameters", lambda stem: 0)
+    monkeypatch.setattr(command, "make_specs", lambda *_, **__: specs)
+    monkeypatch.setattr(command, "num_parameters", lambda stem: 0)
     path = tmp_path / "new" / "step.json"
-    benchmark.main(["step", "--batch", "2", "--rounds", "2", "--json", str(path)])
+    command.main(["step", "--batch", "2", "--rounds", "2", "--json", str(path)])
     written = json.loads(path.read_text())
     assert written["machine"].keys() >= {"processor", "cores", "python", "platform", "GLIBC_TUNABLES"}
     (compared,) = written["comparisons"]
@@ -100,7 +102,7 @@ def test_the_json_file_has_what_was_compared_and_on_what(tmp_path, monkeypatch, 
     assert figures["versions"].keys() >= {"jax", "flax"}
     assert len(figures["seconds"]) == 2
     assert figures["ratios"] == [1.0, 1.0]
-    assert benchmark.table(compared) in capsys.readouterr().out
+    assert comparison_lib.table(compared) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stem", peers.STEMS)
@@ -114,7 +116,7 @@ def test_our_network_has_the_parameters_that_every_peer_must_have(stem):
 @pytest.mark.parametrize("stem", peers.STEMS)
 def test_pytorchs_network_is_ours(stem):
     torch = pytest.importorskip("torch")
-    from scripts.peers import torch_resnet
+    from scripts.benchmark.peers import torch_resnet
 
     with torch.device("meta"):
         network = torch_resnet.ResNet50(**peers.STEMS[stem])

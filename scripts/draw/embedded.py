@@ -1,14 +1,11 @@
-"""Draws a labelled sheet of the embedded data set: python scripts/draw_embedded.py OUT.png."""
+"""Draws a labelled sheet of the embedded data set: python -m scripts.draw embedded OUT.png."""
 
 import sys
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from fer_jax.data import embedded as synthetic
+from fer_jax.data import embedded
 from fer_jax.data.dataset import CLASS_NAMES
 
 COLUMNS = 10
@@ -18,7 +15,7 @@ MARGIN = 80  # for the class names, in pixels of the sheet
 
 def draw_sheet(path: str) -> None:
     """Writes a PNG with a row for each class: its first training faces, at twice their size."""
-    train = synthetic.make().split("train")
+    train = embedded.make().split("train")
     rows = []
     for label in range(len(CLASS_NAMES)):
         faces = train.images[train.labels == label][:COLUMNS, ..., 0]
@@ -26,7 +23,7 @@ def draw_sheet(path: str) -> None:
     sheet = np.concatenate(rows)
 
     height, width = 2 * sheet.shape[0], MARGIN + 2 * sheet.shape[1]
-    figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     axes = figure.add_axes((MARGIN / width, 0, 1 - MARGIN / width, 1))
     axes.imshow(sheet, "gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
     axes.set(xticks=[], yticks=CELL * np.arange(len(CLASS_NAMES)) + CELL / 2, yticklabels=CLASS_NAMES)
@@ -35,7 +32,7 @@ def draw_sheet(path: str) -> None:
     figure.savefig(path)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
+def main(argv: list[str]) -> None:
+    if len(argv) != 1:
         sys.exit(__doc__)
-    draw_sheet(sys.argv[1])
+    draw_sheet(argv[0])

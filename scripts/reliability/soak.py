@@ -1,4 +1,4 @@
-"""Watches a long run of a tiny network: python -m scripts.soak [--steps N]
+"""Watches a long run of a tiny network: python -m scripts.reliability soak [--steps N]
 
 Starts the command for N steps (default 10,000) of a ResNet-18 of width 2 with a checkpoint every 50 steps, looks at its
 process once a second, and prints memory, open files, threads, the workdir's size and the number of checkpoints:
@@ -15,13 +15,14 @@ import sys
 import tempfile
 import time
 
-from scripts import fault_injection
+from scripts.reliability.kills import events_of
+from tests.support.tiny_run import TINY
 
 STEPS_PER_EPOCH = 100
 
 
 def look(pid: int, workdir: pathlib.Path) -> dict[str, int]:
-    """Gives the figures of a process and of its workdir, now."""
+    """Returns the figures of a process and of its workdir, now."""
     status = dict(line.split(":", 1) for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines())
     files = []
     for folder, _, names in os.walk(workdir):
@@ -32,7 +33,7 @@ def look(pid: int, workdir: pathlib.Path) -> dict[str, int]:
             size += path.stat().st_size
         except FileNotFoundError:  # deleted since
             continue
-    events = fault_injection.events_of(workdir)
+    events = events_of(workdir)
     checkpoints = workdir / "checkpoints"
     return {
         "step": events[-1]["step"] if events else 0,
@@ -45,9 +46,9 @@ def look(pid: int, workdir: pathlib.Path) -> dict[str, int]:
 
 
 def soak(num_steps: int, folder: pathlib.Path) -> list[dict[str, int]]:
-    """Gives what was seen once a second, from the first step on."""
+    """Returns what was seen once a second, from the first step on."""
     workdir, seen = folder / "run", []
-    values = fault_injection.TINY | {
+    values = TINY | {
         "model.conv": "auto",  # the one that trains
         "dataset.source": "embedded",
         "batch_size": 1_400 // STEPS_PER_EPOCH,
@@ -84,7 +85,3 @@ def main(argv: list[str]) -> None:
     most = {key: max(now[key] for now in seen) for key in warm}
     for name, figures in (("warm", warm), ("end", seen[-1]), ("most", most)):
         print(f"{name:<6}{json.dumps(figures)}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import onnxruntime
 import torch
 
-from scripts.peers import NUM_THREADS
-from scripts.peers.torch_resnet import make_network
+from scripts.benchmark.peers import NUM_THREADS
+from scripts.benchmark.peers.torch_resnet import make_network
 
 PACKAGES = ("onnxruntime", "onnx", "onnxscript", "torch")
 
 
 def make(spec: dict) -> tuple[Callable[[], None], int]:
-    """Gives a function that infers once and fetches the logits, and the network's number of parameters.
+    """Returns a function that infers once and fetches the logits, and the network's number of parameters.
 
     spec: {batch, stem: stem_kernel, stem_stride and stem_pool}.
     """

@@ -36,7 +36,7 @@ def num_parameters(stem: str) -> int:
 def make_specs(
     task: str, *, peers: list[str], dtypes: list[str], batch: int, stem: str, peers_python: str | None = None
 ) -> dict[str, dict]:
-    """Gives {contestant: what its worker is started with}; peers_python: the interpreter of other libraries."""
+    """Returns {contestant: what its worker is started with}; peers_python: the interpreter of other libraries."""
     specs = {}
     for peer, dtype in itertools.product(peers, dtypes):
         if peer == "onnxruntime" and (task, dtype) != ("inference", "float32"):
@@ -51,7 +51,7 @@ def make_specs(
 
 
 def make_batch(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gives random images, uint8 [size, 48, 48, 1], and labels, int32 [size]."""
+    """Returns random images, uint8 [size, 48, 48, 1], and labels, int32 [size]."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (size, *IMAGE_SHAPE), dtype=np.uint8)
     return images, generator.integers(0, len(CLASS_NAMES), size).astype(np.int32)

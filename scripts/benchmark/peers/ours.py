@@ -12,19 +12,19 @@ import numpy as np
 from configs import resnet50
 from fer_jax import parallel
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Split
+from fer_jax.inference.classifier import Preprocessing, make_model, make_predict, make_prepare
 from fer_jax.loop.program import Program, make_training
 from fer_jax.models import resnet
-from fer_jax.recipe import images as augment
 from fer_jax.recipe import state
-from fer_jax.recipe import step as steps
-from scripts.peers import make_batch
+from fer_jax.recipe.images import AugmentConfig, augment
+from scripts.benchmark.peers import make_batch
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "tensorflow")
 CONFIG = resnet50.get_config()
 
 
 def make(spec: dict) -> tuple[Callable[[], None], int]:
-    """Gives a function that does the work once and waits for it, and the network's number of parameters.
+    """Returns a function that does the work once and waits for it, and the network's number of parameters.
 
     spec: {task: 'step', 'inference', 'augment', 'pipeline' or 'calls', batch, model: overrides of config.model, for
     'pipeline' indices_only, for 'calls' loader, steps and steps_per_call}.
@@ -34,12 +34,7 @@ def make(spec: dict) -> tuple[Callable[[], None], int]:
 
 
 def make_network(spec: dict) -> resnet.ResNet:
-    return resnet.make(
-        CONFIG.model.to_dict() | spec["model"],
-        num_classes=len(CLASS_NAMES),
-        axis_name=parallel.AXIS,
-        backend=jax.default_backend(),
-    )
+    return make_model(CONFIG.model.to_dict() | spec["model"], num_classes=len(CLASS_NAMES))
 
 
 def _step(spec: dict):
@@ -47,17 +42,17 @@ def _step(spec: dict):
 
 
 def _one_device() -> jax.sharding.Mesh:
-    return jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS,))
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]), (parallel.AXIS_NAME,))
 
 
 def make_step(spec: dict, mesh: jax.sharding.Mesh):
     """As `make`, over all devices of a mesh; spec["batch"] is this process's part of the batch."""
-    train_call, create = make_training(CONFIG, make_network(spec), mesh, steps_per_epoch=448)
+    train_call, create = make_training(CONFIG, make_network(spec), mesh, steps_per_epoch=448, image_shape=IMAGE_SHAPE)
     train_state = parallel.replicate(create(), mesh)
     images, labels = make_batch(spec["batch"])
-    batch = {"image": images, "label": labels, "index": np.arange(len(labels)), "mask": np.ones(len(labels), bool)}
+    batch = {"image": images, "label": labels, "index": np.arange(len(labels))}
     batches = {key: value[None] for key, value in batch.items()}
-    batches = parallel.place(batches, mesh, "shard_map", batch_axis=1)
+    batches = parallel.shard_batch(batches, mesh, "shard_map", batch_axis=1)
 
     def run() -> None:
         nonlocal train_state
@@ -68,21 +63,18 @@ def make_step(spec: dict, mesh: jax.sharding.Mesh):
 
 
 def _inference(spec: dict):
-    from fer_jax import evaluate
-
     model = make_network(spec)
     images, _ = make_batch(spec["batch"])
     variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)), train=False))()
-    variables = jax.jit(evaluate.preparer(model))(variables)
-    predict = evaluate.predictor(model)
-    logits = jax.jit(lambda variables, images: predict(variables, steps.scale_pixels(images)))
+    variables = jax.jit(make_prepare(model))(variables)
+    logits = jax.jit(make_predict(model, Preprocessing(IMAGE_SHAPE)))
     return lambda: np.asarray(logits(variables, images)), state.num_parameters(variables["params"])
 
 
 def _augment(spec: dict):
-    ranges, keys = augment.Ranges(**CONFIG.augment), jax.random.split(jax.random.key(0), spec["batch"])
+    config, keys = AugmentConfig(**CONFIG.augment), jax.random.split(jax.random.key(0), spec["batch"])
     images = jnp.ones((spec["batch"], *IMAGE_SHAPE))
-    alone = jax.jit(lambda keys, images: jax.vmap(augment.augment, (0, 0, None))(keys, images, ranges))
+    alone = jax.jit(lambda keys, images: jax.vmap(augment, (0, 0, None))(keys, images, config))
     return lambda: jax.block_until_ready(alone(keys, images)), 0
 
 

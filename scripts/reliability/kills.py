@@ -1,6 +1,6 @@
 """Kills a run again and again, and holds what becomes of it against a run that was left alone.
 
-`python -m scripts.fault_injection --kills 100` trains a tiny network. At random moments, most of them within what is
+`python -m scripts.reliability kills --kills 100` trains a tiny network. At random moments, most of them within what is
 easily hurt (preparing the data, an epoch, an evaluation, a checkpoint's write, the report), the process gets SIGKILL,
 and the same command is given again. When a run ends, weights, optimizer state, batch statistics, metrics.jsonl,
 history.csv, TensorBoard's events and reports must be those of the undisturbed run, bit for bit but for what the clock
@@ -16,30 +16,15 @@ import os
 import pathlib
 import random
 import shutil
-import sys
 import tempfile
 import time
 
 import numpy as np
 
+from tests.support.tiny_run import PROCESSES, TINY, run_command, write_faces
+
 STEPS = 5  # of an epoch
-# The smallest network, with the convolution that compiles soonest.
-TINY = {"model.depth": 18, "model.width": 2, "model.dtype": "float32", "model.conv": "lax"}
 CLOCK = ("images_per_second", "tflops_per_second")
-
-
-def write_faces(path: pathlib.Path) -> pathlib.Path:
-    """Writes a fer2013.csv of 40 training, 21 validation and 17 test faces that a network can tell apart."""
-    generator = np.random.default_rng(0)
-    lines = ["emotion,pixels,Usage"]
-    for usage, count in (("Training", 40), ("PublicTest", 21), ("PrivateTest", 17)):
-        for row in range(count):
-            label = row % 7
-            image = generator.integers(0, 60, (48, 48))
-            image[6 * label : 6 * label + 6] += 150
-            lines.append(f"{label},{' '.join(map(str, image.ravel()))},{usage}")
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 def options(data: pathlib.Path, workdir: pathlib.Path, prepared: pathlib.Path, epochs: int) -> list[str]:
@@ -55,25 +40,6 @@ def options(data: pathlib.Path, workdir: pathlib.Path, prepared: pathlib.Path, e
     return command + [f"--config.{key}={value}" for key, value in values.items()]
 
 
-def run_command(arguments: list[str], out, err, environment: dict[str, str]) -> None:
-    """In a process of its own: what `python -m fer_jax.main` does; out, err: what has a file number."""
-    for number, file in ((1, out), (2, err)):
-        os.dup2(file.fileno(), number)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = ["fer_jax.main", *arguments]
-    import jax
-
-    from fer_jax import main
-
-    try:
-        main.run()
-    finally:
-        # Such a process ends without what was registered for its exit; as there, none leaves before the others.
-        if jax.distributed.is_initialized():
-            jax.distributed.shutdown()
-
-
 def start(arguments: list[str], log: str) -> multiprocessing.process.BaseProcess:
     """Starts the command; what it prints goes to `log`."""
     # The restart for huge pages would load everything anew.
@@ -85,21 +51,6 @@ def start(arguments: list[str], log: str) -> multiprocessing.process.BaseProcess
 def _log_command(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     with open(log, "ab") as file:
         run_command(arguments, file, file, environment)
-
-
-# A server that has loaded everything forks the processes, which saves most of each one's start.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        "fer_jax.train",
-        "fer_jax.data.pipeline",
-        "fer_jax.data.prepared",
-        "clu.metric_writers",
-        "sklearn.metrics",
-        "scipy.stats",
-        "matplotlib.figure",
-    ]
-)
 
 
 def events_of(workdir: pathlib.Path) -> list[dict]:
@@ -145,7 +96,7 @@ MOMENTS = {
 
 
 def kill_at(moment: str, arguments: list[str], log: str, workdir, prepared, generator: random.Random) -> str:
-    """Starts the command and kills it at the moment; gives 'killed', or 'finished' where it ended before."""
+    """Starts the command and kills it at the moment; returns 'killed', or 'finished' where it ended before."""
     reached, longest = MOMENTS[moment]
     process = start(arguments, log)
     while process.is_alive() and not reached(workdir, prepared):
@@ -173,7 +124,7 @@ def _check_ended_well(process: multiprocessing.process.BaseProcess, log: str) ->
 
 
 def outcome(workdir: pathlib.Path) -> dict:
-    """Gives everything that a run leaves, without what the clock says."""
+    """Returns everything that a run leaves, without what the clock says."""
     import jax
     import orbax.checkpoint as ocp
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -198,7 +149,7 @@ def outcome(workdir: pathlib.Path) -> dict:
 
 
 def inject(num_kills: int, seed: int, folder: pathlib.Path, epochs: int = 6, say=print) -> dict[str, int]:
-    """Kills runs of so many epochs until there were `num_kills`; gives how often at which moment.
+    """Kills runs of so many epochs until there were `num_kills`; returns how often at which moment.
 
     Raises AssertionError at a difference.
     """
@@ -241,7 +192,3 @@ def main(argv: list[str]) -> None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(folder, "compiled"))
         summary = inject(arguments.kills, arguments.seed, pathlib.Path(folder))
     print(json.dumps(summary, indent=1))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

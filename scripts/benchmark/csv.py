@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Times reading a FER-2013 csv: fer_jax.data.fer2013.read against the usual way with pandas.
 
-    python scripts/benchmark_csv.py [PATH.csv]
+    python -m scripts.benchmark csv [PATH.csv]
 
 Without a path it writes a csv of 35,887 random images, the size of FER-2013, to a temporary folder. Both ways turn the
 file into the same uint8 array, in turn, after one round that isn't counted. Takes about a minute and 1 GB of memory.
@@ -26,14 +25,14 @@ NUM_IMAGES = {"Training": 28_709, "PublicTest": 3_589, "PrivateTest": 3_589}
 
 
 def read_with_pandas(path: pathlib.Path) -> np.ndarray:
-    """Gives uint8 [N, 48, 48, 1] as notebooks on FER-2013 do, at its best: without the dtype it takes thrice that."""
+    """Returns uint8 [N, 48, 48, 1] as notebooks on FER-2013 do, at its best: without the dtype it takes thrice that."""
     frame = pd.read_csv(path)
     images = frame["pixels"].apply(lambda pixels: np.array(pixels.split(), dtype=np.uint8))
     return np.stack(images.to_list()).reshape(-1, *IMAGE_SHAPE)
 
 
 def read_with_fer_jax(path: pathlib.Path) -> np.ndarray:
-    """Gives uint8 [N, 48, 48, 1], in the order of the file."""
+    """Returns uint8 [N, 48, 48, 1], in the order of the file."""
     splits = fer2013.read(path).splits.values()
     images = np.empty((sum(len(split) for split in splits), *IMAGE_SHAPE), np.uint8)
     for split in splits:
@@ -53,7 +52,7 @@ def write_random_csv(path: pathlib.Path) -> None:
 
 
 def measure(read: Callable[[pathlib.Path], np.ndarray], path: pathlib.Path) -> tuple[float, float, np.ndarray]:
-    """Gives the seconds that passed, the processor seconds (of all threads) and what was read."""
+    """Returns the seconds that passed, the processor seconds (of all threads) and what was read."""
     wall, processor = time.perf_counter(), time.process_time()
     images = read(path)
     return time.perf_counter() - wall, time.process_time() - processor, images
@@ -83,12 +82,13 @@ def benchmark(path: pathlib.Path) -> None:
         print(f"{'pandas / fer_jax':20}{ratio:10.1f}\n")
 
 
-def main() -> None:
-    if len(sys.argv) > 2 or "-h" in sys.argv or "--help" in sys.argv:
+def main(argv: list[str]) -> None:
+    """Benchmarks the file that `argv` names, or else random images."""
+    if len(argv) > 1 or "-h" in argv or "--help" in argv:
         sys.exit(__doc__)
     try:
-        if len(sys.argv) == 2:
-            benchmark(pathlib.Path(sys.argv[1]))
+        if argv:
+            benchmark(pathlib.Path(argv[0]))
         else:
             with tempfile.TemporaryDirectory() as folder:
                 path = pathlib.Path(folder, "random.csv")
@@ -96,7 +96,3 @@ def main() -> None:
                 benchmark(path)
     except UserError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,9 @@
 """A contestant in a process of its own, so that no thread pool and no allocator of another is in its way.
 
-`python -m scripts.peers.worker SPEC` builds what the JSON object SPEC describes, calls it twice (which compiles), and
-prints a line of JSON: its versions and number of parameters, or the module that is missing. Then, for every number
-that it reads, it makes one call that isn't counted and so many that are, and prints the seconds that one of these took
-on average. It ends with its input.
+`python -m scripts.benchmark.peers.worker SPEC` builds what the JSON object SPEC describes, calls it twice (which
+compiles), and prints a line of JSON: its versions and number of parameters, or the module that is missing. Then, for
+every number that it reads, it makes one call that isn't counted and so many that are, and prints the seconds that one
+of these took on average. It ends with its input.
 """
 
 import importlib
@@ -19,14 +19,14 @@ WARM_UP_CALLS = 2
 class Worker:
     """The benchmark's end of it: starts the process and waits until it is ready; a context manager.
 
-    spec: {peer: a module of scripts.peers, python: an interpreter if not this one, and what the peer's `make` takes}.
+    spec: {peer: a module of scripts.benchmark.peers, python: an interpreter if not this one, and what `make` takes}.
     versions: {package: version}. Raises ModuleNotFoundError where a package is missing, RuntimeError where the process
     ends by itself.
     """
 
     def __init__(self, spec: dict):
         self._process = subprocess.Popen(
-            [spec.get("python", sys.executable), "-m", "scripts.peers.worker", json.dumps(spec)],
+            [spec.get("python", sys.executable), "-m", "scripts.benchmark.peers.worker", json.dumps(spec)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -42,7 +42,7 @@ class Worker:
         self.versions, self.num_parameters = ready["versions"], ready["parameters"]
 
     def measure(self, calls: int) -> float:
-        """Gives the seconds of one call, the average over `calls` in a row."""
+        """Returns the seconds of one call, the average over `calls` in a row."""
         print(calls, file=self._process.stdin, flush=True)
         return self._answer()
 
@@ -71,7 +71,7 @@ def serve(spec: dict, requests, answers) -> None:
         print(json.dumps(value), file=answers, flush=True)
 
     try:
-        peer = importlib.import_module(f"scripts.peers.{spec['peer']}")
+        peer = importlib.import_module(f"scripts.benchmark.peers.{spec['peer']}")
     except ModuleNotFoundError as error:
         answer({"missing": error.name})
         return

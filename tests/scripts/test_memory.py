@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from scripts import benchmark_memory
+from scripts.benchmark import memory
 
 
 def test_a_peak_is_what_the_command_had_at_most():
-    measure = "import sys; from scripts import benchmark_memory; print(benchmark_memory.peak_bytes(sys.argv[1:]))"
+    measure = "import sys; from scripts.benchmark import memory; print(memory.peak_bytes(sys.argv[1:]))"
     few, many = (
         # In a process of its own, since a child's peak is never below what its parent has, here the whole suite.
         int(subprocess.check_output([sys.executable, "-c", measure, sys.executable, "-c", f"b'x' * {size}; b'x' * 10"]))
@@ -20,4 +20,4 @@ def test_a_peak_is_what_the_command_had_at_most():
 
 def test_a_command_that_fails_has_no_peak():
     with pytest.raises(SystemExit, match=r"exit\(3\) failed"):
-        benchmark_memory.peak_bytes([sys.executable, "-c", "exit(3)"])
+        memory.peak_bytes([sys.executable, "-c", "exit(3)"])

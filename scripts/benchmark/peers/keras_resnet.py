@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE
-from scripts.peers import make_batch
+from scripts.benchmark.peers import make_batch
 
 PACKAGES = ("keras", "tensorflow")
 
@@ -48,7 +48,7 @@ def resnet50(*, stem_kernel: int, stem_stride: int, stem_pool: bool) -> keras.Mo
 
 
 def make(spec: dict) -> tuple[Callable[[], None], int]:
-    """Gives a function that does the work once and waits for it, and the network's number of parameters.
+    """Returns a function that does the work once and waits for it, and the network's number of parameters.
 
     spec: {task: 'step' or 'inference', batch, stem: stem_kernel, stem_stride and stem_pool, dtype, xla}.
     """

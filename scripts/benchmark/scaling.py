@@ -1,7 +1,7 @@
 """Predicts a training step of ResNet-50 on many devices, from published figures and stated assumptions.
 
-`python -m scripts.scaling` prints the assumptions and the predictions, as tables in Markdown; `--measure` holds the way
-of predicting against one and two processes of this machine, a core each, instead.
+`python -m scripts.benchmark scaling` prints the assumptions and the predictions, as tables in Markdown; `--measure`
+holds the way of predicting against one and two processes of this machine, a core each, instead.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from jax.sharding import PartitionSpec
 from fer_jax import parallel
 from fer_jax.data.dataset import IMAGE_SHAPE
 from fer_jax.models import flops
-from scripts.peers import ours
+from fer_jax.system import processes
+from scripts.benchmark.peers import ours
 
 # Assumptions that no data sheet gives.
 ATTAINED = 0.5  # the share of the peaks, of arithmetic and of memory, that a kernel attains
@@ -139,7 +140,7 @@ WAYS = {
 
 
 def predict(network: Network) -> str:
-    """Gives the table: for each system and batch per device, milliseconds, images/s and efficiency of each way."""
+    """Returns the table: for each system and batch per device, milliseconds, images/s and efficiency of each way."""
     lines = ["| devices | batch each | " + " | ".join(f"{way}: ms | images/s | efficiency" for way in WAYS) + " |"]
     lines.append("|---|---:|" + "---:|---:|---:|" * len(WAYS))
     for device in SYSTEMS:
@@ -179,14 +180,14 @@ def assumptions(network: Network) -> str:
 def work(spec: dict) -> None:
     """A process of `measure`: prints what its steps and the all-reduces in them take, in seconds."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[spec["process"]]})
-    if spec["processes"] > 1:
-        parallel.initialize_processes()
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[spec["process_index"]]})
+    if spec["process_count"] > 1:
+        processes.initialize()
     mesh = parallel.make_mesh()
     whole = PartitionSpec()
     add = jax.jit(
         jax.shard_map(
-            lambda x: jax.lax.psum(x, parallel.AXIS), mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
+            lambda x: jax.lax.psum(x, parallel.AXIS_NAME), mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
         )
     )
 
@@ -202,7 +203,7 @@ def work(spec: dict) -> None:
         return median(ours.make_step(spec | {"model": spec["model"] | {"sync_batch_norm": sync}}, mesh)[0])
 
     answers = {"own": step_seconds(sync=False)}
-    if spec["processes"] > 1:
+    if spec["process_count"] > 1:
         answers["synchronised"] = step_seconds(sync=True)
         network = describe_network(spec["model"])
         for name, size in (("gradients", network.parameters), ("statistics", network.statistics // network.norms)):
@@ -212,20 +213,29 @@ def work(spec: dict) -> None:
 
 
 def measure(batch: int, rounds: int, model: dict) -> str:
-    """Predicts two processes from one and from all-reduces alone, all measured, and gives it in words."""
+    """Predicts two processes from one and from all-reduces alone, all measured, and returns it in words."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
 
-    def run(processes: int) -> dict[str, float]:
+    def run(process_count: int) -> dict[str, float]:
         children = []
-        for process in range(processes):
-            spec = {"process": process, "processes": processes, "batch": batch, "rounds": rounds, "model": model}
-            environment = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
-            command = [sys.executable, "-m", "scripts.scaling", "--worker", json.dumps(spec)]
+        for process_index in range(process_count):
+            spec = {
+                "process_index": process_index,
+                "process_count": process_count,
+                "batch": batch,
+                "rounds": rounds,
+                "model": model,
+            }
+            environment = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(process_count)}
+            environment |= {"JAX_PROCESS_ID": str(process_index)}
+            command = [sys.executable, "-m", "scripts.benchmark", "scaling", "--worker", json.dumps(spec)]
             children.append(
                 subprocess.Popen(
-                    command, env=os.environ | environment | {"JAX_PROCESS_ID": str(process)}, stdout=subprocess.PIPE
+                    command,
+                    env=os.environ | environment | {"JAX_PROCESS_ID": str(process_index)},
+                    stdout=subprocess.PIPE,
                 )
             )
         answers = [json.loads(child.communicate()[0].splitlines()[-1]) for child in children]
@@ -266,7 +276,3 @@ def main(argv: list[str]) -> None:
     else:
         network = describe_network()
         print(f"{assumptions(network)}\n\n{predict(network)}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fer_jax.data.dataset import CLASS_NAMES
-from scripts.peers import NUM_THREADS, make_batch
+from scripts.benchmark.peers import NUM_THREADS, make_batch
 
 PACKAGES = ("torch",)
 
@@ -57,7 +57,7 @@ def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[
 
 
 def make_network(spec: dict) -> tuple[ResNet50, torch.Tensor, torch.Tensor, int]:
-    """Gives the network, a batch of images and labels, and the number of parameters; spec: see `make`."""
+    """Returns the network, a batch of images and labels, and the number of parameters; spec: see `make`."""
     torch.set_num_threads(NUM_THREADS)
     images, labels = make_batch(spec["batch"])
     network = ResNet50(**spec["stem"]).to(memory_format=torch.channels_last)
@@ -66,7 +66,7 @@ def make_network(spec: dict) -> tuple[ResNet50, torch.Tensor, torch.Tensor, int]
 
 
 def make(spec: dict) -> tuple[Callable[[], None], int]:
-    """Gives a function that does the work once and waits for it, and the network's number of parameters.
+    """Returns a function that does the work once and waits for it, and the network's number of parameters.
 
     spec: {task: 'step' or 'inference', batch, stem: stem_kernel, stem_stride and stem_pool, dtype, compile}.
     """

@@ -1,0 +1,75 @@
+"""Compares contestants in turns: measures, summarises and tabulates them."""
+
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+from scripts.benchmark.peers.worker import Worker
+
+# Thread pools spin for a while when their work is done; the next turn begins when they sleep.
+PAUSE_SECONDS = 0.3
+
+
+def measure_in_turn(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Takes turns, `rounds` times and once before; gives what each gave, without the first."""
+    seconds = {name: [] for name in turns}
+    for _ in range(rounds + 1):
+        for name, turn in turns.items():
+            time.sleep(PAUSE_SECONDS)
+            seconds[name].append(turn())
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def summarize(seconds: dict[str, list[float]], *, images: int) -> dict[str, dict]:
+    """Returns each contestant's figures; images: in a call. ratios: over the first's seconds, round by round."""
+    first = next(iter(seconds.values()))
+    figures = {}
+    for name, values in seconds.items():
+        ratios = [value / reference for value, reference in zip(values, first, strict=True)]
+        median = statistics.median(values)
+        figures[name] = {"seconds": values, "median": median, "min": min(values), "max": max(values)}
+        figures[name] |= {"images_per_second": images / median, "ratios": ratios, "ratio": statistics.median(ratios)}
+    return figures
+
+
+def table(comparison: dict) -> str:
+    """Renders a comparison for people."""
+    lines = [
+        f"{comparison['title']}, {comparison['rounds']} rounds",
+        f"{'':<24}{'median ms':>12}{'min..max':>22}{'images/s':>12}{'times the first':>18}{'min..max':>16}",
+    ]
+    for name, figures in comparison["contestants"].items():
+        spread = f"{figures['min'] * 1e3:,.2f}..{figures['max'] * 1e3:,.2f}"
+        ratios = f"{min(figures['ratios']):.2f}..{max(figures['ratios']):.2f}"
+        rate = f"{figures['images_per_second']:,.0f}" if figures["images_per_second"] else ""
+        lines.append(
+            f"{name:<24}{figures['median'] * 1e3:>12,.2f}{spread:>22}{rate:>12}{figures['ratio']:>18.3f}{ratios:>16}"
+        )
+    return "\n".join(lines + [f"{name} is left out: {reason}" for name, reason in comparison["left_out"].items()])
+
+
+def compare(title: str, specs: dict[str, dict], *, rounds: int, calls: int, images: int, parameters: int = 0) -> dict:
+    """Starts a worker for each spec and measures them in turn.
+
+    calls: in a turn. images: in a call. parameters: how many every network must have, if it matters.
+    """
+    workers, left_out = {}, {}
+    with contextlib.ExitStack() as stack:
+        for name, spec in specs.items():
+            print(f"{title}: starting {name}", file=sys.stderr)
+            try:
+                workers[name] = stack.enter_context(Worker(spec))
+            except (ModuleNotFoundError, RuntimeError) as error:
+                left_out[name] = str(error)
+        if not workers:
+            sys.exit(f"{title}: nothing to measure: {left_out}")
+        counts = {name: worker.num_parameters for name, worker in workers.items()}
+        if parameters and set(counts.values()) != {parameters}:
+            raise AssertionError(f"networks of {counts} parameters, not of {parameters:,}")
+        turns = {name: lambda worker=worker: worker.measure(calls) for name, worker in workers.items()}
+        figures = summarize(measure_in_turn(turns, rounds), images=images)
+    for name, worker in workers.items():
+        figures[name] |= {"spec": specs[name], "versions": worker.versions}
+    return {"title": title, "rounds": rounds, "calls": calls, "contestants": figures, "left_out": left_out}

@@ -1,0 +1,59 @@
+"""The smallest run there is, and the command that makes it, forked from a server that has its imports."""
+
+import multiprocessing
+import os
+import pathlib
+import sys
+
+import numpy as np
+
+# The smallest network, with the convolution that compiles soonest.
+TINY = {"model.depth": 18, "model.width": 2, "model.dtype": "float32", "model.conv": "lax"}
+
+
+def write_faces(path: pathlib.Path) -> pathlib.Path:
+    """Writes a fer2013.csv of 40 training, 21 validation and 17 test faces that a network can tell apart."""
+    generator = np.random.default_rng(0)
+    lines = ["emotion,pixels,Usage"]
+    for usage, count in (("Training", 40), ("PublicTest", 21), ("PrivateTest", 17)):
+        for row in range(count):
+            label = row % 7
+            image = generator.integers(0, 60, (48, 48))
+            image[6 * label : 6 * label + 6] += 150
+            lines.append(f"{label},{' '.join(map(str, image.ravel()))},{usage}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run_command(arguments: list[str], out, err, environment: dict[str, str]) -> None:
+    """In a process of its own: what `python -m fer_jax.main` does; out, err: what has a file number."""
+    for number, file in ((1, out), (2, err)):
+        os.dup2(file.fileno(), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["fer_jax.main", *arguments]
+    import jax
+
+    from fer_jax import main
+
+    try:
+        main.run()
+    finally:
+        # Such a process ends without what was registered for its exit; as there, none leaves before the others.
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()
+
+
+# A server that has loaded everything forks the processes, which saves most of each one's start.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        "fer_jax.train",
+        "fer_jax.data.pipeline",
+        "fer_jax.data.prepared",
+        "clu.metric_writers",
+        "sklearn.metrics",
+        "scipy.stats",
+        "matplotlib.figure",
+    ]
+)
