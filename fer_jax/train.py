@@ -82,9 +82,9 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
         with workdir.time_limit():
             state, progress = restore(checkpoints, program, run_metadata, workdir, terminal)
         step, patience = 0 if state is None else int(state.step), config.early_stopping.patience
-        if is_primary:
-            # Only now is it certain that this is the same run: dataset.path may have changed.
-            with workdir.time_limit():
+        with processes.agreeing_on_errors(), workdir.time_limit():
+            if is_primary:
+                # Only now is it certain that this is the same run: dataset.path may have changed.
                 config_lib.save(config, workdir.config)
         if progress.is_complete(config.num_epochs, patience):
             terminal.say(f"The run in {workdir.path} is complete: {progress.epochs} epochs.")
