@@ -97,3 +97,11 @@ def test_the_classifier_is_exported():
     assert fer_jax.Classifier is Classifier
     with pytest.raises(AttributeError, match="nothing"):
         _ = fer_jax.nothing
+
+
+def test_tests_stand_on_tests_support_and_not_on_the_scripts():
+    tests = ROOT.parent / "tests"
+    for path in tests.rglob("*.py"):
+        if path.parent.name != "scripts":
+            modules = [n.module or "" for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+            assert not any(module.split(".")[0] == "scripts" for module in modules), path

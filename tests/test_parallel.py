@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from tests.system import workers
+from tests.support import processes as workers
 
 # Takes compiled and plain steps in turn, as the training program and the evaluator do.
 TRAIN = textwrap.dedent("""

@@ -11,10 +11,10 @@ import time
 import numpy as np
 import pytest
 
-from scripts.launch.local import free_port
 from tests.end_to_end.test_main import command
 from tests.support.checkpoints import read_arrays
 from tests.support.commands import run, start
+from tests.support.processes import free_port
 
 # The same arithmetic on any number of devices, but for the order of sums.
 TOLERANCE = {"rtol": 1e-3}

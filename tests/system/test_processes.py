@@ -7,7 +7,7 @@ import pytest
 
 from fer_jax.errors import UserError
 from fer_jax.system import processes
-from tests.system import workers
+from tests.support import processes as workers
 
 AGREE = textwrap.dedent("""
     def command():

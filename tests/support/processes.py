@@ -2,10 +2,9 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
-
-from scripts.launch.local import free_port
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -15,6 +14,13 @@ from fer_jax.system import exits, processes
 import jax, numpy as np
 processes.join_processes({})
 """
+
+
+def free_port() -> int:
+    """Returns a port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 def start(script: str, number: int, *, devices: int = 1) -> list[subprocess.Popen]:
