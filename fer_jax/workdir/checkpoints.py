@@ -1,12 +1,11 @@
 """Orbax checkpoints: the newest two and the best of a run, each with checksums of what it holds.
 
 A checkpoint of step N, checkpoints/N/, has three items: weights (params and batch_stats), training (optimizer state and
-step) and record, a JSON: its format, checksums of all three, which step is the best so far, and the metadata that
-evaluation and resumption need beside the weights (under the key `run`).
+step) and record, a JSON: its format, checksums of all three, the step of the best checkpoint so far, and the metadata
+that evaluation and resumption need beside the weights (under the key `run`).
 """
 
 import json
-import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,19 +17,14 @@ from etils import epath
 
 from fer_jax.errors import StorageError, UserError
 from fer_jax.recipe.state import TrainState
+from fer_jax.workdir import failures
 from fer_jax.workdir.paths import Workdir
 
 FORMAT = 1
 
-# How TensorStore, which raises ValueError, and its cloud clients say that the storage is to blame.
-_OF_STORAGE = re.compile(
-    r"\bOS error\b|\b(UNAVAILABLE|RESOURCE_EXHAUSTED|PERMISSION_DENIED|DEADLINE_EXCEEDED|UNAUTHENTICATED)\b"
-    r"|No space left|File too large|Read-only file system|Input/output error|Disk quota"
-)
-
 
 class Damaged(Exception):
-    """A checkpoint isn't what was saved."""
+    """A checkpoint can't be read, or its checksums differ from those that were saved."""
 
 
 class _KeepBest(ocp.checkpoint_managers.PreservationPolicy):
@@ -43,21 +37,25 @@ class _KeepBest(ocp.checkpoint_managers.PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of one run; use as a context manager, since saving goes on in the background.
+    """The checkpoints of one run. It is a context manager, because a save goes on in the background.
 
-    read_only: for a reader beside the run that writes them, or of a folder that can't be written.
+    read_only: creates, moves and deletes nothing. It is for a reader beside the run that writes the checkpoints, or of
+    a folder that can't be written or doesn't exist.
     """
 
     def __init__(self, workdir: Workdir, *, read_only: bool = False):
         policies = ocp.checkpoint_managers
-        self._workdir = workdir
+        self._workdir, self._read_only = workdir, read_only
         path = workdir.checkpoints
         self._directory = path if path.is_absolute() else path.absolute()  # gs:// is absolute
         self._best = _KeepBest()
         with workdir.time_limit():
             try:
+                if not read_only:
+                    self._finish_replacements()
                 self._manager = ocp.CheckpointManager(
                     self._directory,
+                    # Orbax's own read_only warns on standard error that it is read-only.
                     options=ocp.CheckpointManagerOptions(
                         # The one before the newest is for when that turns out to be damaged.
                         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=2), self._best]),
@@ -70,11 +68,10 @@ class Checkpoints:
                         "record": ocp.JsonCheckpointHandler(),
                     },
                 )
-                if not read_only:
-                    self._finish_replacements()
-            except OSError as error:
-                raise self._cannot_save(error) from error
-            self._best.step = self._find_best()
+            except Exception as error:
+                self._raise_if_of_storage(error, "read" if read_only else "written")
+                raise
+        self._best.step = self._find_best()
 
     def __enter__(self):
         return self
@@ -86,9 +83,8 @@ class Checkpoints:
             try:
                 self._manager.close()
             except Exception as error:
-                if kind is None:
-                    if _is_of_storage(error):
-                        raise self._cannot_save(error) from error
+                if kind is None:  # else the first exception tells more
+                    self._raise_if_of_storage(error, "written")
                     raise
 
     @property
@@ -114,10 +110,15 @@ class Checkpoints:
     def save(self, state: TrainState, metadata: Mapping[str, Any], *, is_best: bool) -> None:
         """Starts an asynchronous save of `state`; the arrays are copied first, so the caller may donate them at once.
 
-        metadata: JSON-serialisable values, stored with the weights. is_best: whether this is the best checkpoint so
-        far. Raises StorageError if this save, or the previous one in the background, failed.
+        Args:
+          state: the state, replicated on every device.
+          metadata: JSON-serialisable values, stored with the weights.
+          is_best: whether this is the best checkpoint so far.
+
+        Raises:
+          StorageError: this save, or the previous one in the background, failed.
         """
-        # Waits for the last step to be computed.
+        self._require_writable()
         step = int(state.step)
         if is_best:
             self._best.step = step
@@ -127,7 +128,6 @@ class Checkpoints:
             "format": FORMAT,
             "step": step,
             "best_step": self._best.step,
-            # Of the arrays in memory, not of the files: Orbax's own checks miss some damage.
             "checksums": {"weights": _checksum(weights), "training": _checksum(training)},
             "run": dict(metadata),
         }
@@ -138,22 +138,22 @@ class Checkpoints:
         )
         with self._workdir.time_limit():
             try:
-                # Saved at a stop between an epoch's last step and the end of its evaluation; now it is whole.
+                # A step is saved again after a stop between an epoch's last step and the end of its evaluation.
                 is_replacement = step in self._manager.all_steps()
                 if is_replacement:
                     self._move(step, self._workdir.replaced / str(step))
                 self._manager.save(step, args=items)
                 if is_replacement:
+                    # Until the new checkpoint is committed, the old one is the only whole one of this step.
                     self._manager.wait_until_finished()
                     self._finish_replacements()
             except Exception as error:
-                if _is_of_storage(error):
-                    raise self._cannot_save(error) from error
+                self._raise_if_of_storage(error, "written")
                 raise
 
     def _move(self, step: int, target: epath.Path) -> None:
-        """Moves the checkpoint of a step to a folder of its own, and lets the manager forget it."""
-        self._manager.wait_until_finished()
+        """Moves the checkpoint of a step out of the manager's folder, and lets the manager forget it."""
+        self._manager.wait_until_finished()  # a save in the background isn't listed yet
         if jax.process_index() == 0:
             target.parent.mkdir(exist_ok=True)
             (self._directory / str(step)).rename(target)
@@ -161,37 +161,55 @@ class Checkpoints:
         self._manager.reload()
 
     def _finish_replacements(self) -> None:
-        """Deletes a replaced checkpoint once its successor is committed; puts it back where there is none."""
+        """Deletes a replaced checkpoint whose successor is committed, and puts back one that has no successor."""
         if jax.process_index() == 0 and self._workdir.replaced.exists():
-            committed = self._manager.all_steps()
             for old in self._workdir.replaced.iterdir():
-                # Not whether the folder exists: in a bucket it does before the successor is whole.
-                if int(old.name) in committed:
+                new = self._directory / old.name
+                # A bucket can't rename, so there an uncommitted checkpoint has its final name already.
+                if new.exists() and ocp.utils.is_checkpoint_finalized(new):
                     old.rmtree()
                 else:
-                    old.rename(self._directory / old.name)
-            self._workdir.replaced.rmdir()
+                    if new.exists():
+                        new.rmtree()
+                    self._directory.mkdir(exist_ok=True)
+                    old.rename(new)
+            if self._workdir.replaced.exists():  # a bucket has no empty folders
+                self._workdir.replaced.rmdir()
         ocp.multihost.sync_global_processes("finish_replacements")
-        self._manager.reload()
 
     def _find_best(self) -> int | None:
-        """Returns the best step as the newest record knows it, or of those that are left where that one is gone."""
-        steps, accuracies = self.steps, {}
+        """Returns the step of the best of the checkpoints that are there; None where none has been evaluated.
+
+        That is the best step of the newest record, if its checkpoint is still there. A best checkpoint that was set
+        aside leaves the best of an older record, or a newer checkpoint with a greater validation accuracy.
+        """
+        steps, candidates = self.steps, {}
         for step in steps:
             try:
                 record = self._record(step)
             except Damaged:
                 continue
-            if record["best_step"] is None or record["best_step"] in steps:
-                return record["best_step"]
-            validation = record["run"].get("validation")
+            best, validation = record["best_step"], record["run"].get("validation")
+            if best in steps:
+                if not candidates:
+                    return best
+                try:
+                    candidates[best] = self._record(best)["run"]["validation"]["accuracy"]
+                except (Damaged, KeyError, TypeError):
+                    return best
+                break
             if validation:
-                accuracies[step] = validation["accuracy"]
-        # Of equal ones the first, as in training.
-        return max(sorted(accuracies), key=accuracies.get, default=None)
+                candidates[step] = validation["accuracy"]
+        return max(sorted(candidates), key=candidates.get, default=None)  # the first of equal ones, as in training
 
-    def _cannot_save(self, error: Exception) -> StorageError:
-        return StorageError(f"{self._directory}: a checkpoint can't be written: {_one_line(error)}")
+    def _require_writable(self) -> None:
+        if self._read_only:
+            raise ValueError(f"{self._directory} was opened to be read only")
+
+    def _raise_if_of_storage(self, error: Exception, verb: str) -> None:
+        if failures.is_of_storage(error):
+            message = f"{self._directory}: a checkpoint can't be {verb}: {failures.one_line(error)}"
+            raise StorageError(message) from error
 
     def find(self, which: str) -> int:
         """Returns the step that 'best', 'latest' or a number names; raises UserError where there is none."""
@@ -223,9 +241,14 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> epath.Path:
         """Moves a damaged checkpoint out of the way of the next ones; returns where it is then."""
-        aside = self._workdir.damaged / str(step)
-        self._move(step, aside)
-        # It may have been the best; what stays must not be deleted for its sake.
+        self._require_writable()
+        aside, attempt = self._workdir.damaged / str(step), 1
+        while aside.exists():  # the same step was damaged before
+            attempt += 1
+            aside = aside.with_name(f"{step}-{attempt}")
+        with self._workdir.time_limit():
+            self._move(step, aside)
+        # It may have been the best. Then another one is, which must be preserved instead.
         self._best.step = self._find_best()
         return aside
 
@@ -237,7 +260,6 @@ class Checkpoints:
             raise Damaged(f"the checkpoint of step {step} has a record without format or checksum") from None
         if checksum != _checksum_of_json(record) or record["step"] != step:
             raise Damaged(f"the checkpoint of step {step} has a record that is not what was saved")
-        # A newer version may mean something else by the same keys.
         if version > FORMAT:
             raise UserError(
                 f"the checkpoint of step {step} in {self._directory} has format {version}, made by a newer version; "
@@ -254,33 +276,25 @@ class Checkpoints:
         return restored
 
     def _read(self, step: int, **items) -> ocp.args.Composite:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # a damaged file can make anything of the libraries below
-            if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
-                raise StorageError(f"{self._directory / str(step)} can't be read: {_one_line(error)}") from error
-            raise Damaged(f"the checkpoint of step {step} can't be read ({_one_line(error)})") from error
+        with self._workdir.time_limit():
+            try:
+                return self._manager.restore(step, args=ocp.args.Composite(**items))
+            except Exception as error:  # a damaged file can make any exception of the libraries below
+                if failures.is_of_permission(error):
+                    path = self._directory / str(step)
+                    raise StorageError(f"{path} can't be read: {failures.one_line(error)}") from error
+                if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+                    raise  # another process is gone, which is no reason to set a checkpoint aside
+                raise Damaged(f"the checkpoint of step {step} can't be read ({failures.one_line(error)})") from error
 
 
 def _checksum(tree) -> int:
     """Returns the CRC-32 of all leaves, which every device has whole; the same for any number of devices."""
     checksum = 0
     for leaf in jax.tree.leaves(tree):
-        # Every device has the whole array, so the first one's copy is enough.
         checksum = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf.addressable_data(0))), checksum)
     return checksum
 
 
 def _checksum_of_json(record: dict) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
-
-
-def _is_of_storage(error: Exception) -> bool:
-    """Returns whether the storage failed rather than this program."""
-    if isinstance(error, TypeError | LookupError | AttributeError):
-        return False
-    return isinstance(error, OSError | StorageError) or _OF_STORAGE.search(str(error)) is not None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:600] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Writes a run's metrics as they are made, to metrics.jsonl and for TensorBoard."""
+"""Writes the metrics of a run to metrics.jsonl and for TensorBoard while it trains."""
 
 import contextlib
 import io
@@ -13,53 +13,46 @@ from fer_jax.workdir.paths import Workdir
 class MetricsWriter:
     """Writes events to metrics.jsonl, one JSON object a line, and to TensorBoard.
 
-    step, epochs: how far the run is. Later events are dropped, since the resumed run makes them again. TensorBoard's
-    file, which can't be cut, is made anew from those that are kept. common: goes into every event. is_primary: only one
-    process of a run writes.
+    Events after `step` and `epochs` are dropped, because the resumed run makes them again.
+
+    Args:
+      workdir: the workdir of the run.
+      step, epochs: how many steps and whole epochs the run has done.
+      common: goes into every event.
+      is_primary: whether this process writes; only one process of a run does.
     """
 
     def __init__(self, workdir: Workdir, *, step: int, epochs: int, common: dict, is_primary: bool):
         self._file = None
-        self._common, self._workdir = common, workdir
+        self._common, self._workdir, self._path = common, workdir, workdir.metrics
         if is_primary:
+            from clu import metric_writers  # imports TensorFlow, which takes seconds
+
+            self._closing = contextlib.ExitStack()
             with workdir.time_limit():
-                self._open(step, epochs)
-
-    def _open(self, step: int, epochs: int) -> None:
-        from clu import metric_writers  # imports TensorFlow, which takes seconds
-
-        workdir = self._workdir
-        self._path = path = workdir.metrics
-        kept = [
-            event
-            for event in read_events(workdir)
-            if event["step"] <= step and (event["kind"] == "train" or event["epoch"] <= epochs)
-        ]
-        # Written beside and renamed, so that a crash leaves the old file or the new one.
-        partial = path.with_suffix(".partial")
-        with errors.naming(partial):
-            partial.write_text("".join(_to_line(event) for event in kept))
-        partial.replace(path)
-        self._closing = contextlib.ExitStack()
-        self._file = self._closing.enter_context(path.open("a"))
-        # TensorBoard would show the events of both files, those that were dropped too.
-        for old in workdir.path.glob("events.out.tfevents.*"):
-            old.unlink()
-        self._tensorboard = metric_writers.SummaryWriter(str(workdir.path))
-        self._closing.callback(self._tensorboard.close)
-        for event in kept:
-            self._show(event)
+                kept = [
+                    event
+                    for event in read_events(workdir)
+                    if event["step"] <= step and (event["kind"] == "train" or event["epoch"] <= epochs)
+                ]
+                self._rewrite(kept)
+                self._file = self._closing.enter_context(self._path.open("a"))
+                # TensorBoard's file can't be cut, so it is written anew.
+                for old in workdir.path.glob("events.out.tfevents.*"):
+                    old.unlink()
+                self._tensorboard = metric_writers.SummaryWriter(str(workdir.path))
+                self._closing.callback(self._tensorboard.close)
+                for event in kept:
+                    self._show(event)
 
     def write(self, *, step: int, epoch: int, kind: str, **values: float) -> None:
         """Writes one event; kind: 'train' or 'validation'. Values that are not finite are left out."""
         if self._file:
-            # JSON has no NaN; readers other than Python's refuse a file that holds one.
-            finite = {key: value for key, value in values.items() if math.isfinite(value)}
-            event = {"step": step, "epoch": epoch, "kind": kind, **finite}
-            with errors.naming(self._path):
+            event = {"step": step, "epoch": epoch, "kind": kind, **without_nonfinite(values)}
+            with self._workdir.time_limit(), errors.naming(self._path):
                 self._file.write(_to_line(event | self._common))
                 self._file.flush()
-            self._show(event)
+                self._show(event)
 
     def sync(self) -> None:
         """Flushes metrics.jsonl to disk (fsync)."""
@@ -69,6 +62,19 @@ class MetricsWriter:
             with self._workdir.time_limit(), errors.naming(self._path), no_descriptor:
                 os.fsync(self._file.fileno())
 
+    def close(self) -> None:
+        """Closes both files."""
+        if self._file:
+            with self._workdir.time_limit(), errors.naming(self._path):
+                self._closing.close()
+
+    def _rewrite(self, events: list[dict]) -> None:
+        """Replaces metrics.jsonl by one of these events, at once: a crash leaves the old file or the new one."""
+        partial = self._path.with_suffix(".partial")
+        with errors.naming(partial):
+            partial.write_text("".join(map(_to_line, events)))
+        partial.replace(self._path)
+
     def _show(self, event: dict) -> None:
         values = {
             f"{event['kind']}/{key}": value
@@ -77,27 +83,30 @@ class MetricsWriter:
         }
         self._tensorboard.write_scalars(event["step"], values)
 
-    def close(self) -> None:
-        """Closes both files."""
-        if self._file:
-            with self._workdir.time_limit(), errors.naming(self._path):
-                self._closing.close()
+
+def read_events(workdir: Workdir) -> list[dict]:
+    """Returns the events of metrics.jsonl, without values that are not finite and without a line that a crash cut."""
+    path = workdir.metrics
+    events = []
+    with workdir.time_limit():
+        text = path.read_text() if path.exists() else ""
+    for line in text.splitlines():
+        try:
+            # Version 0.1.0 wrote NaN for an epoch in which every step was skipped.
+            events.append(without_nonfinite(json.loads(line)))
+        except json.JSONDecodeError:
+            break
+    return events
+
+
+def without_nonfinite(values: dict) -> dict:
+    """Returns a dict, and the dicts in it, without the keys whose values are NaN or infinite: JSON has neither."""
+    return {
+        key: without_nonfinite(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if not isinstance(value, float) or math.isfinite(value)
+    }
 
 
 def _to_line(event: dict) -> str:
     return json.dumps(event, allow_nan=False) + "\n"
-
-
-def read_events(workdir: Workdir) -> list[dict]:
-    """Returns the events of metrics.jsonl; a last line that a crash cut off is left out, and so are values of NaN."""
-    path = workdir.metrics
-    events = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            event = json.loads(line)
-            # Version 0.1.0 wrote NaN where every step of an epoch was skipped.
-            events.append({key: value for key, value in event.items() if value == value})
-        # Only the last line can be cut off; lines are written one by one.
-        except json.JSONDecodeError:
-            break
-    return events

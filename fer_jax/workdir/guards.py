@@ -19,38 +19,39 @@ if TYPE_CHECKING:
     from fer_jax.workdir.paths import Workdir
 
 # What a file system answers that has no locks: Lustre mounted without flock, some NFS and FUSE file systems.
-_HAS_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+_HAS_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
 def hold_lock(workdir: "Workdir", terminal: Terminal) -> Iterator[None]:
     """Holds the workdir's lock; raises UserError, naming the owner, where another process holds it.
 
-    The lock is the operating system's (flock): it is gone when its owner is, however that ends. The file stays and
-    means nothing. Between machines it holds where their file system says so (NFS from version 4 on does). Object
-    storage, and a file system without locks, get a warning that nothing is held.
+    The operating system releases the lock (flock) when its owner ends, whatever the reason. The file stays and means
+    nothing. The lock holds between machines if their file system supports that, as NFS does from version 4 on. For
+    object storage, and for a file system without locks, the terminal gets a warning and nothing is held.
     """
     if workdir.is_in_bucket:
         terminal.warn(f"{workdir.path} is in object storage, which has no locks: see that only one run uses it.")
         yield
         return
-    with open(workdir.lock, "a+") as file:
-        try:
-            _lock(file)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise UserError(
-                f"{workdir.path} is in use by a run, {owner}; wait for it, or choose another --workdir"
-            ) from None
-        except OSError as error:
-            if error.errno not in _HAS_NO_LOCKS:
-                raise
-            terminal.warn(f"{workdir.path} is on a file system without locks: see that only one run uses it.")
-        # For the message of whoever is refused; the lock itself is the kernel's.
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+    with contextlib.ExitStack() as stack:
+        with workdir.time_limit():  # flock answers at once or not at all, but a network file system may hang
+            file = stack.enter_context(open(workdir.lock, "a+"))
+            try:
+                _lock(file)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise UserError(
+                    f"{workdir.path} is in use by a run, {owner}; wait for it, or choose another --workdir"
+                ) from None
+            except OSError as error:
+                if error.errno not in _HAS_NO_LOCKS:
+                    raise
+                terminal.warn(f"{workdir.path} is on a file system without locks: see that only one run uses it.")
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
         yield
 
 
@@ -64,8 +65,8 @@ def _lock(file) -> None:
 def time_limit(path: epath.Path, seconds: float) -> Iterator[None]:
     """Ends the process, with a line that names `path` and exit status 4, if the body takes over `seconds`.
 
-    A call that waits for a network file system can be waited for or left, but not interrupted. Raises StorageError
-    where the body fails without naming a file.
+    A call that waits for a network file system can't be interrupted, so only the end of the process ends it. Raises
+    StorageError if the body raises an OSError that names no file.
     """
 
     def leave() -> None:
@@ -78,7 +79,6 @@ def time_limit(path: epath.Path, seconds: float) -> Iterator[None]:
         os._exit(errors.StorageError.exit_status)
 
     timer = threading.Timer(seconds, leave)
-    # Else a command that fails in the body would wait for the timer.
     timer.daemon = True
     timer.start()
     try:

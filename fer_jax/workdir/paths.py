@@ -9,13 +9,12 @@ from fer_jax.workdir import guards
 
 
 class Workdir:
-    """The folder of a run, local or in a bucket (gs://...), and the paths of what is in it.
+    """The folder of a run, local or in a bucket (gs://...), and the path of each file and folder in it.
 
-    storage_timeout: seconds after which a file system that doesn't answer is given up.
+    storage_timeout: the seconds after which `time_limit` gives up a file system that doesn't answer.
     """
 
     def __init__(self, path: str | os.PathLike, *, storage_timeout: float = 600.0):
-        # Local or gs://: everything below is asked of it alone.
         self.path = epath.Path(path)
         self._storage_timeout = storage_timeout
 
@@ -33,12 +32,12 @@ class Workdir:
 
     @property
     def damaged(self) -> epath.Path:
-        """Where checkpoints go that are not what was saved."""
+        """The folder for checkpoints that were found damaged."""
         return self.path / "damaged"
 
     @property
     def replaced(self) -> epath.Path:
-        """Where a checkpoint is while the same step is saved again."""
+        """The folder for a checkpoint while the same step is saved again."""
         return self.path / "replaced"
 
     @property
@@ -59,5 +58,5 @@ class Workdir:
         return "://" in os.fspath(self.path)
 
     def time_limit(self) -> contextlib.AbstractContextManager[None]:
-        """Returns a context that ends the process where its body waits for the file system for too long."""
+        """Returns a context manager that ends the process if its body takes longer than `storage_timeout`."""
         return guards.time_limit(self.path, self._storage_timeout)

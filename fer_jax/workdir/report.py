@@ -10,21 +10,24 @@ from etils import epath
 # Not pyplot, whose backend belongs to whoever imports this, such as a notebook.
 from matplotlib.figure import Figure
 
+from fer_jax.workdir.events import without_nonfinite
+
 
 def history(events: Iterable[dict]) -> pd.DataFrame:
     """Returns a row for each finished epoch, from the events of metrics.jsonl.
 
     The training metrics are those of the epoch's last 'train' event, which are the means over the epoch.
     """
-    rows = {}
+    rows, missing = {}, float("nan")  # a value that was not finite is not in its event
     for event in events:
         row = rows.setdefault(event["epoch"], {})
         if event["kind"] == "train":
-            row |= {f"train_{key}": event.get(key) for key in ("loss", "accuracy")}
-            row |= {key: event.get(key) for key in ("learning_rate", "images_per_second")}
+            row |= {f"train_{key}": event.get(key, missing) for key in ("loss", "accuracy")}
+            row |= {key: event.get(key, missing) for key in ("learning_rate", "images_per_second")}
         else:
-            row |= {"step": event["step"]} | {f"validation_{key}": event.get(key) for key in ("loss", "accuracy")}
-    # A stopped run has an epoch without validation at its end.
+            row |= {"step": event["step"]} | {
+                f"validation_{key}": event.get(key, missing) for key in ("loss", "accuracy")
+            }
     finished = {epoch: row for epoch, row in sorted(rows.items()) if "validation_accuracy" in row}
     columns = ["step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
     columns += ["learning_rate", "images_per_second"]
@@ -32,14 +35,20 @@ def history(events: Iterable[dict]) -> pd.DataFrame:
 
 
 def write_history(events: Iterable[dict], *, dataset_name: str, dataset_fingerprint: str, folder: epath.Path) -> None:
-    """Writes history.csv and curves.png, which marks the best epoch: the first of the highest validation accuracy."""
+    """Writes history.csv and curves.png, which marks the first epoch of the greatest validation accuracy.
+
+    Args:
+      events: the events of metrics.jsonl.
+      dataset_name, dataset_fingerprint: columns of history.csv, and the title of curves.png.
+      folder: where both go; created if it is missing.
+    """
     folder.mkdir(exist_ok=True)
     table = history(events)
     named = table.assign(dataset=dataset_name, dataset_fingerprint=dataset_fingerprint)
     (folder / "history.csv").write_text(named.to_csv(index=False))
-    if table.empty:
+    if table["validation_accuracy"].isna().all():
         return
-    # Of equal accuracies the first, as for --checkpoint=best.
+    # The first of equal ones: the checkpoint that training keeps as the best is strictly better than those before it.
     best = table.loc[table["validation_accuracy"].idxmax()]
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
@@ -59,13 +68,10 @@ def write_history(events: Iterable[dict], *, dataset_name: str, dataset_fingerpr
 
 
 def write_evaluation(evaluation: dict, folder: epath.Path) -> None:
-    """Writes evaluation_<split>.json and confusion_matrix_<split>.png."""
+    """Writes confusion_matrix_<split>.png and evaluation_<split>.json; values that are not finite are left out."""
     folder.mkdir(exist_ok=True)
     split = evaluation["split"]
-    (folder / f"evaluation_{split}.json").write_text(json.dumps(evaluation, indent=2, allow_nan=False) + "\n")
-
     counts = np.array(evaluation["confusion_matrix"])
-    # A class without examples has a row of zeros, not of NaN.
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = evaluation["class_names"]
     figure = Figure(figsize=(6.5, 6), layout="constrained")
@@ -83,14 +89,18 @@ def write_evaluation(evaluation: dict, folder: epath.Path) -> None:
         fontsize=10,
     )
     _save(figure, folder / f"confusion_matrix_{split}.png", dpi=110)
+    # The last of the two, because `reported_step` takes it for the whole report.
+    text = json.dumps(without_nonfinite(evaluation), indent=2, allow_nan=False)
+    (folder / f"evaluation_{split}.json").write_text(text + "\n")
 
 
 def reported_step(folder: epath.Path, split: str) -> int | None:
-    """Returns the step of the checkpoint that the evaluation of a split is of; None where it is missing or damaged."""
+    """Returns the checkpoint step of a split's evaluation_<split>.json, or None if the file is missing or damaged."""
     try:
-        return json.loads((folder / f"evaluation_{split}.json").read_text())["checkpoint_step"]
+        step = json.loads((folder / f"evaluation_{split}.json").read_text())["checkpoint_step"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return step if isinstance(step, int) else None
 
 
 def _save(figure: Figure, path: epath.Path, *, dpi: int) -> None:

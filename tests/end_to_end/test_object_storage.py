@@ -18,7 +18,10 @@ from etils.epath import gpath
 from fsspec.implementations.memory import MemoryFileSystem
 from orbax.checkpoint._src.path import gcs_utils
 
+from fer_jax.workdir.checkpoints import Checkpoints
+from fer_jax.workdir.paths import Workdir
 from tests.end_to_end.test_train import assert_same_run
+from tests.workdir.test_checkpoints import assert_identical, make_state
 
 
 class Buckets(MemoryFileSystem):
@@ -98,7 +101,7 @@ def bucket(monkeypatch, tmp_path):
 def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, finished, make_config, run, tmp_path, capsys):
     workdir = bucket / "runs" / "tiny"
     assert run(make_config(), workdir, stop_at=7) == 143
-    assert "gs://faces/runs/tiny is in object storage, which has no locks" in capsys.readouterr().err
+    assert "fer_jax: warning: gs://faces/runs/tiny is in object storage, which has no locks" in capsys.readouterr().err
     assert run(make_config(), workdir) == 0
     record = workdir / "checkpoints" / "10" / "record" / "metadata"
     record.write_text(record.read_text()[:50])
@@ -108,3 +111,23 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, finished, make_config, r
     assert "it is moved to gs://faces/runs/tiny/damaged/10." in out
     Buckets().get("/faces/runs/tiny/", str(tmp_path / "run"), recursive=True)
     assert_same_run(tmp_path / "run", finished)
+
+
+def test_a_step_is_saved_again_in_a_bucket_which_cannot_rename(bucket):
+    workdir = Workdir(bucket / "runs" / "again")
+    with Checkpoints(workdir) as checkpoints:
+        for seed in (1, 2):
+            checkpoints.save(make_state(5, seed=seed), {"seed": seed}, is_best=True)
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.metadata(5) == {"seed": 2}
+        assert_identical(checkpoints.restore(5, make_state()), make_state(5, seed=2))
+    # A process is killed before the next one is committed, which has its final name already.
+    files = Buckets()
+    files.copy("/faces/runs/again/checkpoints/5/", "/faces/runs/again/replaced/5/", recursive=True)
+    files.rm_file("/faces/runs/again/checkpoints/5/commit_success.txt")
+    files.pipe_file("/faces/runs/again/checkpoints/5/record/metadata", b"{")
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.steps == [5]
+        assert checkpoints.metadata(5) == {"seed": 2}
+        assert_identical(checkpoints.restore(5, make_state()), make_state(5, seed=2))
+    assert not workdir.replaced.exists()

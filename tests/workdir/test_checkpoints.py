@@ -1,25 +1,28 @@
 """Saving and restoring, on a state of a few leaves: what is kept, and that it comes back bit for bit."""
 
-import errno
 import functools
 import json
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from fer_jax import parallel
 from fer_jax.errors import StorageError, UserError
-from fer_jax.recipe import optimizer
 from fer_jax.recipe.state import TrainState
 from fer_jax.workdir import checkpoints as checkpoint_lib
 from fer_jax.workdir.checkpoints import Checkpoints, Damaged
 from fer_jax.workdir.paths import Workdir
 
-OPTIMIZER = optimizer.make_optimizer({"clip_norm": 1.0, "weight_decay": 0.1}, optax.constant_schedule(0.01))
+ROOT = pathlib.Path(__file__).parents[2]
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, weight_decay=0.1))
 
 
 def make_state(step: int = 0, *, size: int = 5, seed: int = 0) -> TrainState:
@@ -44,7 +47,7 @@ def update(state: TrainState) -> TrainState:
 
 
 def on_host(tree):
-    """A copy that shares no memory with `tree`."""
+    """Returns a copy that shares no memory with `tree`."""
     return jax.tree.map(lambda x: np.array(x, copy=True), tree)
 
 
@@ -198,19 +201,19 @@ def test_weights_are_restored_without_the_rest_of_the_state(tmp_path):
 
 
 def test_what_is_stored_beside_the_weights_comes_back_as_it_was(tmp_path):
-    run = {
+    metadata = {
         "config": {"seed": 0, "optimizer": {"learning_rate": 1e-3, "clip_norm": None}},
         "class_names": ["angry", "überrascht"],
         "validation": {"loss": 0.1 + 0.2, "accuracy": 1 / 3},
         "progress": {"should_stop": False, "best_epoch": None},
     }
-    before = json.dumps(run)
+    before = json.dumps(metadata)
     with Checkpoints(Workdir(tmp_path)) as checkpoints:
-        checkpoints.save(make_state(1), run, is_best=True)
-        checkpoints.save(make_state(2), run | {"validation": None}, is_best=False)
-        assert checkpoints.metadata(1) == run
-        assert checkpoints.metadata(2) == run | {"validation": None}
-    assert json.dumps(run) == before
+        checkpoints.save(make_state(1), metadata, is_best=True)
+        checkpoints.save(make_state(2), metadata | {"validation": None}, is_best=False)
+        assert checkpoints.metadata(1) == metadata
+        assert checkpoints.metadata(2) == metadata | {"validation": None}
+    assert json.dumps(metadata) == before
 
 
 # What happens to a file: the whole of it is gone, cut in half, has a bit turned, or is that of another checkpoint.
@@ -333,36 +336,124 @@ def test_where_no_record_knows_the_best_it_is_the_first_with_the_highest_accurac
         assert checkpoints.best_step == 3
 
 
-# What is there when a process is killed while it saves a step again, by what it did last.
-KILLED_AFTER = {"moving the old one": [], "writing the new one": [5], "deleting the old one": [5]}
+@pytest.mark.parametrize(("accuracy", "best"), [(0.55, 12), (0.5, 5), (0.4, 5), (None, 5)])
+def test_a_newer_checkpoint_may_be_the_best_of_what_is_left(accuracy, best, tmp_path):
+    last = (12, accuracy and {"accuracy": accuracy}, False)
+    for workdir, saves in (
+        (tmp_path / "one", [(5, {"accuracy": 0.5}, True)]),
+        (tmp_path / "run", [(10, {"accuracy": 0.7}, True), last]),
+    ):
+        with Checkpoints(Workdir(workdir)) as checkpoints:
+            for step, validation, is_best in saves:
+                checkpoints.save(make_state(step), {"validation": validation}, is_best=is_best)
+    shutil.copytree(tmp_path / "one" / "checkpoints" / "5", tmp_path / "run" / "checkpoints" / "5")
+    with Checkpoints(Workdir(tmp_path / "run")) as checkpoints:
+        assert checkpoints.best_step == 10
+        checkpoints.set_aside(10)
+        assert checkpoints.steps == [12, 5]
+        assert checkpoints.best_step == best
+    with Checkpoints(Workdir(tmp_path / "run"), read_only=True) as checkpoints:
+        assert checkpoints.best_step == best
+
+
+def test_a_step_that_is_damaged_twice_is_set_aside_twice(tmp_path):
+    for expected in ("2", "2-2", "2-3"):
+        save_all(tmp_path, {2: False})
+        with Checkpoints(Workdir(tmp_path)) as checkpoints:
+            assert checkpoints.set_aside(2) == tmp_path / "damaged" / expected
+            assert checkpoints.steps == []
+
+
+# What a process leaves that is killed while it saves step 5 again, by what it did last: the folders' names.
+KILLED_AFTER = {
+    "moving the old one": (["4"], ["5"]),
+    "beginning the new one": (["4", "5.orbax-checkpoint-tmp"], ["5"]),
+    "committing the new one": (["4", "5"], ["5"]),
+    "deleting the old one": (["4", "5"], []),
+}
 
 
 @pytest.mark.parametrize("moment", KILLED_AFTER)
 def test_a_crash_while_a_step_is_saved_again_leaves_one_whole_checkpoint(moment, tmp_path):
-    save_all(tmp_path, {4: True, 5: False})
-    (tmp_path / "replaced").mkdir()
-    if moment != "deleting the old one":
-        shutil.copytree(tmp_path / "checkpoints" / "5", tmp_path / "replaced" / "5")
-    if moment == "moving the old one":
-        shutil.rmtree(tmp_path / "checkpoints" / "5")
-        (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp").mkdir()
-    with Checkpoints(Workdir(tmp_path)) as checkpoints:
+    old, new, workdir = tmp_path / "old", tmp_path / "new", tmp_path / "run"
+    save_all(old, {4: True, 5: False})
+    with Checkpoints(Workdir(new)) as checkpoints:
+        checkpoints.save(make_state(5, seed=50), {"number": 50}, is_best=False)
+    here, replaced = KILLED_AFTER[moment]
+    (workdir / "replaced").mkdir(parents=True)
+    for name in here:
+        source = new if name.startswith("5") else old
+        shutil.copytree(source / "checkpoints" / name[0], workdir / "checkpoints" / name)
+    for name in replaced:
+        shutil.copytree(old / "checkpoints" / name, workdir / "replaced" / name)
+    seed = 50 if "5" in here else 5
+    with Checkpoints(Workdir(workdir)) as checkpoints:
         assert checkpoints.steps == [5, 4]
-        assert_identical(checkpoints.restore(5, make_state()), make_state(5, seed=5))
-    assert not (tmp_path / "replaced").exists()
-    assert kept(tmp_path) == [4, 5]
+        assert checkpoints.metadata(5) == {"number": seed}
+        assert_identical(checkpoints.restore(5, make_state()), make_state(5, seed=seed))
+    assert not (workdir / "replaced").exists()
+    assert kept(workdir) == [4, 5]
 
 
-def test_the_old_checkpoint_is_there_until_the_new_one_is_committed(tmp_path, monkeypatch):
+# Ends at once, as if killed, before Orbax begins to write the new checkpoint or after it has committed it.
+KILLED_WHILE_SAVING = """
+import os, sys
+from orbax.checkpoint import CheckpointManager
+from fer_jax.workdir.checkpoints import Checkpoints
+from fer_jax.workdir.paths import Workdir
+from tests.workdir.test_checkpoints import make_state
+
+save = CheckpointManager.save
+
+def save_and_end(manager, *args, **kwargs):
+    if sys.argv[2] == "after":
+        save(manager, *args, **kwargs)
+        manager.wait_until_finished()
+    os._exit(9)
+
+with Checkpoints(Workdir(sys.argv[1])) as checkpoints:
+    CheckpointManager.save = save_and_end
+    checkpoints.save(make_state(5, seed=50), {"number": 50}, is_best=True)
+"""
+
+
+@pytest.mark.parametrize(("moment", "seed"), [("before", 5), ("after", 50)])
+def test_a_process_killed_before_or_after_the_new_checkpoint_is_committed_leaves_one(moment, seed, tmp_path):
     save_all(tmp_path, {5: True})
-
-    def fail(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    command = [sys.executable, "-c", KILLED_WHILE_SAVING, tmp_path, moment]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 9
+    assert (tmp_path / "replaced" / "5").exists()
     with Checkpoints(Workdir(tmp_path)) as checkpoints:
-        monkeypatch.setattr(checkpoints._manager, "save", fail)  # the disk is full when the new one is to be written
-        with pytest.raises(StorageError, match="No space left"):
-            checkpoints.save(make_state(5, seed=9), {}, is_best=True)
+        assert checkpoints.steps == [5]
+        assert_identical(checkpoints.restore(5, make_state()), make_state(5, seed=seed))
+    assert kept(tmp_path) == [5]
+
+
+FULL_DISK = """
+import os, resource, signal, sys
+from fer_jax.errors import StorageError
+from fer_jax.workdir.checkpoints import Checkpoints
+from fer_jax.workdir.paths import Workdir
+from tests.workdir.test_checkpoints import make_state
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    with Checkpoints(Workdir(sys.argv[1])) as checkpoints:
+        checkpoints.save(make_state(5, size=100_000), {}, is_best=True)
+except StorageError as error:
+    print(error, flush=True)
+    os._exit(4)
+"""
+
+
+def test_a_full_disk_is_a_storage_error_and_the_old_checkpoint_stays(tmp_path):
+    save_all(tmp_path, {5: True})
+    command = [sys.executable, "-c", FULL_DISK, tmp_path]
+    result = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
+    assert result.returncode == 4
+    assert result.stdout.startswith(f"{tmp_path / 'checkpoints'}: a checkpoint can't be written: ")
+    assert "File too large" in result.stdout
     with Checkpoints(Workdir(tmp_path)) as checkpoints:
         assert_identical(checkpoints.restore(5, make_state()), make_state(5, seed=5))
 
@@ -372,7 +463,41 @@ def test_a_mistake_of_ours_is_no_storage_error(tmp_path):
         checkpoints.save(make_state(1), {"not JSON": {1, 2}}, is_best=True)
 
 
+def test_a_folder_that_may_not_be_read_is_not_damaged(two_checkpoints, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("PERMISSION_DENIED: Error opening local file")
+
+    with Checkpoints(Workdir(two_checkpoints), read_only=True) as checkpoints:
+        monkeypatch.setattr(ocp.CheckpointManager, "restore", refuse)
+        with pytest.raises(StorageError, match="2 can't be read: PERMISSION_DENIED"):
+            checkpoints.restore(2, make_state())
+
+
+def snapshot(folder) -> dict:
+    """Returns what shows a write to a folder: the names in it, and when each was changed last."""
+    return {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+
+def test_a_reader_changes_nothing(two_checkpoints, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(two_checkpoints, workdir)
+    (workdir / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()
+    shutil.copytree(workdir / "checkpoints" / "1", workdir / "replaced" / "4")  # a save that is going on elsewhere
+    before = snapshot(workdir)
+    with Checkpoints(Workdir(workdir), read_only=True) as checkpoints:
+        assert checkpoints.steps == [2, 1]
+        assert_identical(checkpoints.restore(checkpoints.find("best"), make_state()), make_state(1, seed=1))
+        with pytest.raises(ValueError, match="read only"):
+            checkpoints.save(make_state(5), {}, is_best=True)
+        with pytest.raises(ValueError, match="read only"):
+            checkpoints.set_aside(2)
+    assert snapshot(workdir) == before
+
+
 def test_a_reader_makes_no_folder(tmp_path):
     with Checkpoints(Workdir(tmp_path / "run"), read_only=True) as checkpoints:
         assert checkpoints.steps == []
+        assert checkpoints.best_step is None
+        with pytest.raises(UserError, match="no checkpoint 'best'; there are: none"):
+            checkpoints.find("best")
     assert not (tmp_path / "run").exists()

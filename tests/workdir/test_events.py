@@ -13,6 +13,7 @@ import sys
 import termios
 import textwrap
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -225,20 +226,46 @@ def test_without_a_bar_a_logged_step_is_a_line(capsys):
     )
 
 
-def test_what_is_not_finite_is_left_out_since_json_has_no_word_for_it(tmp_path):
+def refuse(constant):
+    raise AssertionError(constant)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), np.float64("nan")])
+def test_what_is_not_finite_is_left_out_since_json_has_no_word_for_it(value, tmp_path):
     with opened(tmp_path) as writer:
-        writer.write(step=1, epoch=1, kind="train", loss=float("nan"), accuracy=0.5, images_per_second=float("inf"))
+        writer.write(step=1, epoch=1, kind="train", loss=value, accuracy=0.5)
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-
-    def refuse(constant):
-        raise AssertionError(constant)
-
     assert json.loads(line, parse_constant=refuse) == {"step": 1, "epoch": 1, "kind": "train", "accuracy": 0.5} | COMMON
 
 
-def test_nan_that_version_0_1_wrote_is_read_as_absent(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "kind": "train", "loss": NaN, "accuracy": 0.5}\n')
-    assert read_events(Workdir(tmp_path)) == [{"step": 1, "epoch": 1, "kind": "train", "accuracy": 0.5}]
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_what_version_0_1_wrote_instead_is_read_as_absent_and_rewritten(constant, tmp_path):
+    line = f'{{"step": 1, "epoch": 1, "kind": "train", "loss": {constant}, "accuracy": 0.5}}\n'
+    (tmp_path / "metrics.jsonl").write_text(line)
+    expected = {"step": 1, "epoch": 1, "kind": "train", "accuracy": 0.5}
+    assert read_events(Workdir(tmp_path)) == [expected]
+    with opened(tmp_path, step=1, epochs=0):
+        pass
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse) == expected
+
+
+STALLED = """
+import os, sys, time
+from fer_jax.workdir.events import MetricsWriter
+from fer_jax.workdir.paths import Workdir
+
+writer = MetricsWriter(Workdir(sys.argv[1], storage_timeout=4), step=0, epochs=0, common={}, is_primary=True)
+writer.write(step=1, epoch=1, kind="train", loss=0.5)
+os.fsync = lambda _: time.sleep(60)
+writer.sync()
+"""
+
+
+def test_a_disk_that_does_not_answer_to_fsync_is_given_up(tmp_path):
+    child = subprocess.run([sys.executable, "-c", STALLED, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert child.returncode == 4, child.stderr
+    assert f"fer_jax: {tmp_path}: the file system hasn't answered in 4 s" in child.stderr
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 0.5
 
 
 def test_warnings_and_progress_without_a_terminal(capsys):

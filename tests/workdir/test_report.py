@@ -1,6 +1,7 @@
 """What is left for a person: history, pictures, evaluation files, the table."""
 
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from fer_jax.errors import StorageError
 from fer_jax.inference import metrics
 from fer_jax.workdir import report
 from fer_jax.workdir.paths import Workdir
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def make_events(num_epochs: int) -> list[dict]:
@@ -199,25 +202,58 @@ def test_the_table_is_aligned(evaluation):
     assert "," in table.split("rows: true")[1]
 
 
-def test_the_marked_epoch_is_the_first_of_the_highest_accuracy(tmp_path):
-    accuracies = [0.5, 0.7, 0.6, 0.7]
+def is_color(pixels: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    return np.abs(pixels.astype(int) - color).max(axis=-1) < 40
+
+
+@pytest.mark.parametrize(("accuracies", "best"), [((0.5, 0.7, 0.6, 0.7), 2), ((0.5, 0.505, 0.509, 0.4), 3)])
+def test_the_curves_mark_the_first_epoch_of_the_greatest_accuracy(accuracies, best, dataset, tmp_path):
     common = {"kind": "validation", "loss": 1.0}
     events = [common | {"step": i, "epoch": i, "accuracy": a} for i, a in enumerate(accuracies, 1)]
-    table = report.history(events)
-    assert table["epoch"][table["validation_accuracy"].idxmax()] == 2
+    write_history(events, dataset, tmp_path)
+    pixels = assert_is_a_picture(tmp_path / "curves.png")
+    right = pixels[:, pixels.shape[1] // 2 :]  # the losses: no legend, whose colors are the same
+    curve = np.nonzero(is_color(right, (31, 119, 180)).any(axis=0))[0]
+    mark = np.nonzero(is_color(right, (255, 127, 14)).any(axis=0))[0]
+    # The curve goes from the first epoch to the last, with markers of the same size at both.
+    epoch = 1 + (mark.mean() - curve.min()) / np.ptp(curve) * (len(accuracies) - 1)
+    assert epoch == pytest.approx(best, abs=0.1)
+
+
+def test_metrics_that_were_not_finite_leave_gaps(dataset, tmp_path):
+    events = [{key: value for key, value in event.items() if key != "loss"} for event in make_events(2)]
+    write_history(events, dataset, tmp_path)
+    table = pd.read_csv(tmp_path / "history.csv")
+    assert table["train_loss"].isna().all()
+    assert table["validation_accuracy"].notna().all()
+    assert_is_a_picture(tmp_path / "curves.png")
+
+
+def test_an_evaluation_file_is_json_though_a_metric_is_not_finite(evaluation, tmp_path):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    evaluation["loss"] = float("nan")
+    evaluation["per_class"]["disgust"]["f1"] = float("inf")
+    report.write_evaluation(evaluation, tmp_path)
+    text = (tmp_path / "evaluation_validation.json").read_text()
+    stored = json.loads(text, parse_constant=refuse)
+    del evaluation["loss"], evaluation["per_class"]["disgust"]["f1"]
+    assert stored == evaluation
 
 
 def test_the_step_of_a_report_is_read_back_or_none(evaluation, tmp_path):
     assert report.reported_step(tmp_path, "validation") is None
     report.write_evaluation(evaluation, tmp_path)
     assert report.reported_step(tmp_path, "validation") == 4480
-    (tmp_path / "evaluation_validation.json").write_text("{")
-    assert report.reported_step(tmp_path, "validation") is None
+    for damaged in ("{", "[]", "{}", '{"checkpoint_step": null}'):
+        (tmp_path / "evaluation_validation.json").write_text(damaged)
+        assert report.reported_step(tmp_path, "validation") is None
 
 
-def test_reporting_leaves_a_notebooks_backend_alone(tmp_path):
+def test_reporting_leaves_a_notebooks_backend_alone():
     program = (
-        "import matplotlib; matplotlib.use('svg'); from fer_jax.workdir import report; import sys; "
+        "import matplotlib, sys; matplotlib.use('svg'); from fer_jax.workdir import report; "
         "assert 'matplotlib.pyplot' not in sys.modules; sys.exit(matplotlib.get_backend() != 'svg')"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

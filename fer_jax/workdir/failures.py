@@ -1,0 +1,69 @@
+"""Tells a storage that fails from a bug, by the exceptions of the libraries that read and write a run's files."""
+
+import re
+from collections.abc import Iterator
+
+import jax
+
+from fer_jax.errors import StorageError
+
+# Clients of object storage whose exceptions are no OSErrors.
+_CLIENTS = ("aiohttp.", "gcsfs.", "google.api_core.", "google.auth.", "google.cloud.", "requests.", "urllib3.")
+# TensorFlow's file system raises classes of its own. Its others, such as InvalidArgumentError, are bugs.
+_TENSORFLOW_ERRORS = {
+    "AbortedError",
+    "DataLossError",
+    "DeadlineExceededError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "ResourceExhaustedError",
+    "UnauthenticatedError",
+    "UnavailableError",
+}
+# TensorStore raises ValueError for everything. Only the message tells a full disk from an array of the wrong shape.
+_TENSORSTORE_MESSAGE = re.compile(
+    r"\b(UNAVAILABLE|RESOURCE_EXHAUSTED|PERMISSION_DENIED|DEADLINE_EXCEEDED|UNAUTHENTICATED|DATA_LOSS|ABORTED)\b"
+    r"|\bos_error_code\b|\bOS error\b"
+    r"|No space left|File too large|Read-only file system|Input/output error|[Qq]uota exceeded|Permission denied"
+)
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Returns whether a file system or object storage failed, rather than this program or another process."""
+    return any(map(_is_itself_of_storage, _chain(error)))
+
+
+def is_of_permission(error: BaseException) -> bool:
+    """Returns whether access to a file was refused."""
+    return any(
+        isinstance(link, PermissionError)
+        or type(link).__name__ == "PermissionDeniedError"
+        or "PERMISSION_DENIED" in str(link)
+        for link in _chain(error)
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the message of an exception as one line of at most 600 characters."""
+    return " ".join(str(error).split())[:600] or type(error).__name__
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an exception and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _is_itself_of_storage(error: BaseException) -> bool:
+    if isinstance(error, OSError | StorageError):
+        return True
+    # JAX has the same status names: RESOURCE_EXHAUSTED is a device without memory, UNAVAILABLE a lost process.
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return False
+    module = type(error).__module__ + "."
+    if module.startswith("tensorflow."):
+        return type(error).__name__ in _TENSORFLOW_ERRORS
+    if module.startswith(_CLIENTS):
+        return True
+    return isinstance(error, ValueError | RuntimeError) and _TENSORSTORE_MESSAGE.search(str(error)) is not None
