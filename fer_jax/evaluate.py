@@ -95,8 +95,7 @@ def report_checkpoint(
 
     Where the checkpoint's validation accuracy was logged on the same data, it is computed again and held against it.
     """
-    with workdir.time_limit():
-        classifier = Classifier.load(workdir, checkpoint)
+    classifier = Classifier.load(workdir, checkpoint)
     # By name: an equal number of classes in another order would be evaluated without a complaint.
     if classifier.class_names != dataset.class_names:
         raise UserError(
@@ -160,8 +159,8 @@ def _compare_with_training(classifier: Classifier, metric_sums: dict, strict: bo
     if trained_on is None:
         reason = "what it was trained on was not stored"
     else:
-        different = [f"{key} {trained_on.get(key)} there and {here[key]} here" for key in here]
-        different = [line for key, line in zip(here, different, strict=True) if trained_on.get(key) != here[key]]
+        pairs = {key: (trained_on.get(key), value) for key, value in here.items()}
+        different = [f"{key} {theirs} there and {ours} here" for key, (theirs, ours) in pairs.items() if theirs != ours]
         reason = ", ".join(different) or "device and versions are the same, so look for what else changed"
     message = (
         f"step {classifier.step} had a validation accuracy of {logged:.4%} in training and has {computed:.4%} here, "

@@ -79,8 +79,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
         }
 
         # --- State: that of the newest checkpoint which is whole, or the first.
-        with workdir.time_limit():
-            state, progress = restore(checkpoints, program, run_metadata, workdir, terminal)
+        state, progress = restore(checkpoints, program, run_metadata, workdir, terminal)
         step, patience = 0 if state is None else int(state.step), config.early_stopping.patience
         with processes.agreeing_on_errors(), workdir.time_limit():
             if is_primary:

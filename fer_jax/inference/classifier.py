@@ -17,6 +17,7 @@ from fer_jax import config as config_lib
 from fer_jax import parallel
 from fer_jax.errors import UserError
 from fer_jax.models import resnet
+from fer_jax.recipe.images import scale_pixels
 from fer_jax.workdir.checkpoints import Checkpoints, Damaged
 from fer_jax.workdir.paths import Workdir
 
@@ -36,7 +37,7 @@ class Preprocessing:
 
     def __call__(self, images):
         """Returns the network's input, float32; images: uint8 [batch, *image_shape]."""
-        return images.astype(jnp.float32) / self.divisor
+        return scale_pixels(images, self.divisor)
 
     def to_metadata(self) -> dict:
         return {"image_shape": list(self.image_shape), "divisor": self.divisor}
@@ -79,7 +80,8 @@ class Classifier:
           UserError: there is no such run or checkpoint, or the checkpoint is damaged.
         """
         workdir = source if isinstance(source, Workdir) else Workdir(source)
-        config = config_lib.load(workdir.config)
+        with workdir.time_limit():
+            config = config_lib.load(workdir.config)
         config_lib.check(config)
         with Checkpoints(workdir, read_only=True) as checkpoints:
             step = checkpoints.find(checkpoint)

@@ -22,9 +22,9 @@ class AugmentConfig:
     shift: float = 0.0
 
 
-def scale_pixels(images):
-    """Returns uint8 images in 0..255 as float32 in [0, 1]."""
-    return images.astype(jnp.float32) / 255.0
+def scale_pixels(images, divisor: float = 255.0):
+    """Returns uint8 images as float32, divided by `divisor`: in [0, 1] by default."""
+    return images.astype(jnp.float32) / divisor
 
 
 def augment_batch(images, *, seed: int, step, config: AugmentConfig, axis_name: str):

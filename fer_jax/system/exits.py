@@ -18,7 +18,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 _FAILING = {errno.EIO, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.ENOENT}
 # TensorFlow writes for TensorBoard and to object storage. Its other errors (InvalidArgumentError, ...) are bugs.
-_STORAGE_OP_ERRORS = (
+STORAGE_OP_ERRORS = (
     "AbortedError",
     "DataLossError",
     "DeadlineExceededError",
@@ -83,7 +83,7 @@ def _is_of_storage(error: Exception) -> bool:
     # Not imported for the sake of asking.
     tensorflow = sys.modules.get("tensorflow")
     return tensorflow is not None and isinstance(
-        error, tuple(getattr(tensorflow.errors, name) for name in _STORAGE_OP_ERRORS)
+        error, tuple(getattr(tensorflow.errors, name) for name in STORAGE_OP_ERRORS)
     )
 
 

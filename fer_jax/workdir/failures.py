@@ -6,20 +6,10 @@ from collections.abc import Iterator
 import jax
 
 from fer_jax.errors import StorageError
+from fer_jax.system.exits import STORAGE_OP_ERRORS
 
 # Clients of object storage whose exceptions are no OSErrors.
 _CLIENTS = ("aiohttp.", "gcsfs.", "google.api_core.", "google.auth.", "google.cloud.", "requests.", "urllib3.")
-# TensorFlow's file system raises classes of its own. Its others, such as InvalidArgumentError, are bugs.
-_TENSORFLOW_ERRORS = {
-    "AbortedError",
-    "DataLossError",
-    "DeadlineExceededError",
-    "NotFoundError",
-    "PermissionDeniedError",
-    "ResourceExhaustedError",
-    "UnauthenticatedError",
-    "UnavailableError",
-}
 # TensorStore raises ValueError for everything. Only the message tells a full disk from an array of the wrong shape.
 _TENSORSTORE_MESSAGE = re.compile(
     r"\b(UNAVAILABLE|RESOURCE_EXHAUSTED|PERMISSION_DENIED|DEADLINE_EXCEEDED|UNAUTHENTICATED|DATA_LOSS|ABORTED)\b"
@@ -63,7 +53,7 @@ def _is_itself_of_storage(error: BaseException) -> bool:
         return False
     module = type(error).__module__ + "."
     if module.startswith("tensorflow."):
-        return type(error).__name__ in _TENSORFLOW_ERRORS
+        return type(error).__name__ in STORAGE_OP_ERRORS
     if module.startswith(_CLIENTS):
         return True
     return isinstance(error, ValueError | RuntimeError) and _TENSORSTORE_MESSAGE.search(str(error)) is not None

@@ -14,7 +14,7 @@ import pytest
 from tests.end_to_end.test_main import command
 from tests.support.checkpoints import read_arrays
 from tests.support.commands import run, start
-from tests.support.processes import free_port
+from tests.support.processes import free_port, said
 
 # The same arithmetic on any number of devices, but for the order of sums.
 TOLERANCE = {"rtol": 1e-3}
@@ -42,9 +42,9 @@ def assert_all_leave(processes, *, status, lines):
     assert statuses == [status] * len(processes), outputs
     assert time.monotonic() - started < 30
     for (_, err), expected in zip(outputs, lines, strict=True):
-        said = [line for line in err.splitlines() if line.startswith("fer_jax: ")]
-        assert len(said) == 1, err
-        assert expected in said[0]
+        lines_said = said(err)
+        assert len(lines_said) == 1, err
+        assert expected in lines_said[0]
         assert "Traceback" not in err
 
 
