@@ -21,3 +21,9 @@ import hypothesis
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items):
+    # The longest first, so that no worker is left alone with one of them at the end.
+    long = ("test_version_0_1.py", "test_kills.py", "test_scaling.py", "end_to_end", "scripts", "recipe")
+    items.sort(key=lambda item: next((i for i, name in enumerate(long) if name in str(item.path)), len(long)))

@@ -172,7 +172,7 @@ def test_values_at_the_bounds_pass(key, value):
 
 
 def test_an_error_says_what_would_be_right():
-    with pytest.raises(UserError, match=r"one of 18, 34, 50, 101, 152 \(int\)"):
+    with pytest.raises(UserError, match=r"one of 10, 18, 34, 50, 101, 152 \(int\)"):
         check(changed("model.depth", 51))
     with pytest.raises(UserError, match=r"one of constant, cosine \(str\)"):
         check(changed("optimizer.schedule", "linear"))

@@ -16,8 +16,9 @@ from fer_jax.models.conv import resolve
 from fer_jax.models.norm import BatchNorm
 from fer_jax.models.pool import max_pool
 
-# Depth: (blocks per stage, bottleneck), as in table 1 of the paper.
+# Depth: (blocks per stage, bottleneck), as in table 1 of the paper; 10 has half the blocks of 18.
 ARCHITECTURES = {
+    10: ((1, 1, 1, 1), False),
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
     50: ((3, 4, 6, 3), True),

@@ -23,6 +23,7 @@ STORAGE_OP_ERRORS = (
     "DataLossError",
     "DeadlineExceededError",
     "NotFoundError",
+    "OutOfRangeError",  # a file that may not grow further (EFBIG)
     "PermissionDeniedError",
     "ResourceExhaustedError",
     "UnauthenticatedError",

@@ -116,7 +116,7 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written_is_one_line_and_status
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     before = _contents(tmp_path / "checkpoints")
-    status, out, err = run(limited(arguments, 40))  # a checkpoint has a file of 48 kB
+    status, out, err = run(limited(arguments, 26))  # a checkpoint has a file of 30 kB
     assert status == 4, err
     assert "Going on from the checkpoint of step" in out
     lines = [line for line in err.splitlines() if line.startswith("fer_jax: ")]

@@ -57,7 +57,7 @@ def counted_by_hand(stage_sizes, bottleneck) -> int:
 
 @pytest.mark.parametrize(
     ("depth", "number"),
-    [(18, 11_173_831), (34, 21_281_991), (50, 23_516_103), (101, 42_508_231), (152, 58_151_879)],
+    [(10, 4_903_111), (18, 11_173_831), (34, 21_281_991), (50, 23_516_103), (101, 42_508_231), (152, 58_151_879)],
 )
 def test_number_of_parameters(depth, number):
     params = abstract(of_depth(depth))[1]["params"]

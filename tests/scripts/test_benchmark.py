@@ -16,7 +16,7 @@ from scripts.benchmark import peers
 from scripts.benchmark.peers import ours
 from scripts.benchmark.peers.worker import Worker
 
-TINY = {"depth": 18, "width": 4, "stem_kernel": 3, "stem_stride": 2, "stem_pool": False, "conv": "lax"}
+TINY = {"depth": 10, "width": 4, "stem_kernel": 3, "stem_stride": 2, "stem_pool": False, "conv": "lax"}
 SPEC = {"peer": "ours", "task": "step", "batch": 2, "model": TINY}
 
 

@@ -154,4 +154,4 @@ def test_an_unknown_option_and_an_error_in_a_file_are_one_line_and_status_2(tmp_
 def test_the_help_prints_the_options_without_a_config():
     done = start("--config.help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "model.depth = 50  (int, one of 18, 34, 50, 101, 152)" in done.stdout
+    assert "model.depth = 50  (int, one of 10, 18, 34, 50, 101, 152)" in done.stdout
