@@ -28,7 +28,7 @@ def get_config() -> config_dict.ConfigDict:
             "stem_stride": 2,
             "stem_pool": True,
             "zero_init": False,
-            "dtype": "bfloat16",
+            "dtype": "auto",
             "sync_batch_norm": True,
         },
         optimizer={"learning_rate": 0.001, "schedule": "constant", "warmup_epochs": 0.0, "weight_decay": 0.0},

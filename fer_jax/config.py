@@ -6,6 +6,7 @@
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "complete",
     "describe_options",
     "differences",
+    "expand_path",
     "flatten",
     "from_stored",
     "load",
@@ -58,6 +60,11 @@ _COMBINATIONS = [
         ("dataset.path", "dataset.source"),
         lambda path, source: path is None or source != "embedded",
         "it must be left out where config.dataset.source is {1!r}, which reads no files",
+    ),
+    (
+        ("dataset.classes", "dataset.source"),
+        lambda classes, source: classes != "folders" or source != "embedded",
+        "it must be fer2013 where config.dataset.source is {1!r}, which has no folders",
     ),
     (
         _PROCESS_KEYS,
@@ -151,6 +158,19 @@ def flatten(config: Mapping[str, Any] | config_dict.ConfigDict, prefix: str = ""
             yield prefix + key, value
 
 
+def expand_path(path: str, option: str) -> str:
+    """Returns `path` with the user's folder in place of ~ and their values in place of environment variables.
+
+    Raises UserError, which names `option`, where there is no such user or variable: it would become a folder's name.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if expanded.startswith("~"):
+        raise UserError(f"{option} is {path}, and there is no such user; a folder that is called so is ./{path}")
+    if unset := re.search(r"\$(\w+|\{\w+\})", expanded):
+        raise UserError(f"{option} is {path}, and the environment variable {unset[1].strip('{}')} is not set")
+    return expanded
+
+
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns {key: (our value, their value)} of every key in which two configs differ."""
     a, b = dict(flatten(ours)), dict(flatten(theirs))
@@ -166,7 +186,11 @@ def shared_values(config: config_dict.ConfigDict) -> dict[str, Any]:
 def result_differences(config: config_dict.ConfigDict, stored: config_dict.ConfigDict) -> dict[str, tuple[Any, Any]]:
     """Returns the `differences` of two complete configs in options that change results."""
     both = [dict(flatten(config)), dict(flatten(stored))]
-    return {key: pair for key, pair in differences(config, stored).items() if _changes_results(key, both)}
+    different = {key: pair for key, pair in differences(config, stored).items() if _changes_results(key, both)}
+    # What is left to the machine is what the run started with.
+    if different.get("model.dtype", [None])[0] == "auto":
+        del different["model.dtype"]
+    return different
 
 
 def refuse_differences(
@@ -228,6 +252,9 @@ def from_stored(values: Mapping[str, Any], *, source: str) -> config_dict.Config
         raise UserError(f"{source} was written by a newer version of fer_jax: this one has no {keys}")
     # Version 0.1 drew the hold-out with the run's seed.
     values.setdefault("dataset.split_seed", values.get("seed", OPTIONS["seed"].default))
+    # Its default, below whatever folder the command was given in.
+    if values.get("dataset.cache_dir") == "data/prepared":
+        values["dataset.cache_dir"] = None
     return make_config(**values)
 
 

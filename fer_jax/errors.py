@@ -35,6 +35,12 @@ class LostProcessError(FerJaxError):
     exit_status = 5
 
 
+class MemoryExhausted(FerJaxError):
+    """A device, or the machine, has too little memory for the run."""
+
+    exit_status = 6
+
+
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
     """Adds `path` to OSErrors that carry no file name, by raising StorageError.

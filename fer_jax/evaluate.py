@@ -1,14 +1,18 @@
 """Evaluates a checkpoint of a run on splits of a data set, and writes and prints the report."""
 
 import errno
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from ml_collections import config_dict
 
 from fer_jax import config as config_lib
 from fer_jax import parallel
-from fer_jax.data.dataset import Dataset
-from fer_jax.data.load import load_dataset
+from fer_jax.data import files
+from fer_jax.data.dataset import UNSPLIT, Dataset
+from fer_jax.data.load import load_dataset, load_files
 from fer_jax.errors import UserError
 from fer_jax.inference import metrics
 from fer_jax.inference.classifier import (
@@ -31,11 +35,15 @@ from fer_jax.workdir.paths import Workdir
 _BORDERLINE_IMAGES = 3
 _BORDERLINE_SHARE = 0.005
 
+# What the best checkpoint is the best by.
+SELECTED_ON = "validation accuracy"
+
 
 def evaluate(
     config: config_dict.ConfigDict | None,
     workdir: Workdir,
     *,
+    data: str | None = None,
     split: str,
     checkpoint: str,
     strict: bool,
@@ -45,12 +53,13 @@ def evaluate(
 
     Args:
       config: None for the run's own; else it may differ in what changes no results, such as dataset.path.
-      split: 'validation' or 'test'.
+      data: the files to evaluate on; those of the run if neither this nor the config's dataset.path says otherwise.
+      split: 'validation' or 'test'. Of other data that tell no splits all examples are evaluated.
       checkpoint: 'best', 'latest' or a step.
       strict: whether a validation accuracy that differs from the logged one beyond a few images is an error.
 
     Raises:
-      UserError: there is no such run, checkpoint or split, or the config is that of another run.
+      UserError: there is no such run, checkpoint, data or split, or the config is that of another run.
       Stopped: a signal came.
     """
     terminal = Terminal(is_primary=jax.process_index() == 0)
@@ -64,38 +73,84 @@ def evaluate(
                 workdir=workdir.path,
                 advice="Leave --config out to use the run's own; only options that change no results may differ",
             )
-        wanted = (config or own).dataset
-        dataset = load_dataset(
-            source=wanted.source,
-            path=wanted.path,
-            cache_dir=wanted.cache_dir,
-            split_seed=own.dataset.split_seed,  # another hold-out would contain images that the run was trained on
-            terminal=terminal,
-        )
+    classifier = Classifier.load(workdir, checkpoint)
+    with processes.agreeing_on_errors():
+        asked = config.dataset if config is not None else None
+        path = data or (asked.path if asked else None)
+        if path is None and not (asked and asked.source == "embedded"):
+            dataset = _load_own(classifier, workdir, terminal)
+        else:
+            dataset = _load_asked(classifier, path, split, asked or own.dataset, terminal)
         dataset.split(split)
     processes.require_agreement({"the dataset": f"{dataset.name} ({dataset.fingerprint})"})
     terminal.say(f"Data set: {dataset.describe()}")
     with stop:
         report_checkpoint(
-            workdir, dataset, splits=[split], checkpoint=checkpoint, strict=strict, stop=stop, terminal=terminal
+            classifier,
+            workdir,
+            dataset,
+            splits=[split],
+            selected_on=f"not selected ({checkpoint})" if checkpoint != "best" else SELECTED_ON,
+            strict=strict,
+            stop=stop,
+            terminal=terminal,
         )
 
 
+def _load_own(classifier: Classifier, workdir: Workdir, terminal: Terminal) -> Dataset:
+    """Loads the very data that a run was trained on, or raises UserError."""
+    stored, options = classifier.metadata, classifier.config.dataset.to_dict()
+    # Version 0.1 did not store where its data were.
+    if "dataset_path" in stored:
+        path = stored["dataset_path"]
+        options |= {"source": "fer2013" if path else "embedded", "path": path}
+    trained_on = f"the run in {workdir.path} was trained on {stored['dataset']} ({stored['dataset_fingerprint']})"
+    try:
+        dataset = load_dataset(options, terminal)
+    except UserError as error:
+        raise UserError(f"{error}; {trained_on}: say by --data where it is now") from None
+    if dataset.fingerprint != stored["dataset_fingerprint"]:
+        raise UserError(
+            f"{trained_on}; what is found now{f' at {dataset.path}' if dataset.path else ''} is {dataset.name} "
+            f"({dataset.fingerprint}): say by --data where the run's data, or others to evaluate on, are"
+        )
+    return dataset
+
+
+def _load_asked(
+    classifier: Classifier, path: str | None, split: str, options: Mapping[str, Any], terminal: Terminal
+) -> Dataset:
+    """Loads data in the form that a network takes: at `path`, or the embedded set; the run's own where they are it."""
+    own = classifier.config.dataset
+    form = {"classes": own.classes, "image_size": own.image_size, "split_seed": own.split_seed}
+    if path is None:
+        return load_dataset({**options, **form}, terminal)
+    # Whatever their size: all that is to be known is what the network says of them.
+    published = load_files(path, {**options, **form}, terminal, class_names=classifier.class_names, resize=True)
+    if {"train", UNSPLIT} & published.splits.keys():
+        # Moved, say. Another hold-out would contain images that the run was trained on.
+        as_trained_on = files.with_validation(published, own.split_seed)
+        if as_trained_on.fingerprint == classifier.metadata["dataset_fingerprint"]:
+            return as_trained_on
+    return files.all_as(published, split)
+
+
 def report_checkpoint(
+    classifier: Classifier,
     workdir: Workdir,
     dataset: Dataset,
     *,
     splits: list[str],
-    checkpoint: str,
+    selected_on: str,
     strict: bool,
     stop: StopRequest,
     terminal: Terminal,
 ) -> None:
-    """Loads a checkpoint, evaluates each of `splits`, and prints and writes their reports.
+    """Evaluates a checkpoint of the run in `workdir` on each of `splits`, and prints and writes their reports.
 
     Where the checkpoint's validation accuracy was logged on the same data, it is computed again and held against it.
+    Reports on other data than the run's have their name and fingerprint in the files' names.
     """
-    classifier = Classifier.load(workdir, checkpoint)
     # By name: an equal number of classes in another order would be evaluated without a complaint.
     if classifier.class_names != dataset.class_names:
         raise UserError(
@@ -105,7 +160,8 @@ def report_checkpoint(
     evaluator = make_evaluator(classifier.config, classifier.model, classifier.preprocessing, stop)
     metric_sums = {}
     logged = classifier.metadata["validation"]
-    if logged and classifier.metadata["dataset_fingerprint"] == dataset.fingerprint:
+    is_own = classifier.metadata["dataset_fingerprint"] == dataset.fingerprint
+    if logged and is_own:
         metric_sums["validation"] = evaluator(classifier.variables, dataset.split("validation"))
         _compare_with_training(classifier, metric_sums["validation"], strict, terminal)
     else:
@@ -120,14 +176,19 @@ def report_checkpoint(
             **metrics.summarize(metric_sums[split], classifier.class_names),
             "class_names": list(classifier.class_names),
             "checkpoint_step": classifier.step,
-            "selected_on": "validation accuracy" if checkpoint == "best" else f"not selected ({checkpoint})",
+            "selected_on": selected_on,
             "dataset": dataset.name,
             "dataset_fingerprint": dataset.fingerprint,
         }
         # Printed before it is written: what was computed isn't lost to a folder that can't be written.
         terminal.say("\n" + report.table(evaluation))
         if jax.process_index() == 0:
-            _write(evaluation, workdir, terminal)
+            name = split if is_own else f"{split}_{_as_file_name(dataset.name)}_{dataset.fingerprint[:8]}"
+            _write(evaluation, workdir, name, terminal)
+
+
+def _as_file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name.partition(",")[0])
 
 
 def make_evaluator(
@@ -174,10 +235,10 @@ def _compare_with_training(classifier: Classifier, metric_sums: dict, strict: bo
         terminal.warn(f"{message}; that is more than a few borderline images explain")
 
 
-def _write(evaluation: dict, workdir: Workdir, terminal: Terminal) -> None:
+def _write(evaluation: dict, workdir: Workdir, name: str, terminal: Terminal) -> None:
     try:
         with workdir.time_limit():
-            report.write_evaluation(evaluation, workdir.report)
+            report.write_evaluation(evaluation, workdir.report, name)
     except OSError as error:
         # Somebody else's run can be looked at without being changed; a full disk stays an error.
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -1,40 +1,35 @@
-"""The command: `python -m fer_jax.main --config=FILE [--workdir=DIR] [--mode=train|evaluate] ...`"""
+"""The command: `fer-jax --config=NAME_OR_FILE [--workdir=DIR] [--mode=train|evaluate] ...` (python -m fer_jax.main)."""
 
 import os
 import signal
 import sys
 
 from absl import app, flags, logging
-from etils import epath
-from ml_collections import config_flags
 
 from fer_jax import config as config_lib
 from fer_jax.errors import UserError
 from fer_jax.system import command_line, exits, memory
 
 _CONFIG = command_line.define_config_flag()
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder or gs://bucket/...; runs/<name of config> if unset.")
-_SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What to evaluate on.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder or gs://bucket/...; runs/<name of config> if unset.")
+_DATA = flags.DEFINE_string("data", None, "A FER-2013 csv or a folder of images, in place of config.dataset.path.")
+_SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What to evaluate on.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "What to evaluate: 'best', 'latest' or a step.")
 _STRICT = flags.DEFINE_bool("strict", False, "Fail if the logged validation accuracy is not reproduced.")
-
-
-def _workdir_path() -> epath.Path:
-    if _WORKDIR.value:
-        return epath.Path(_WORKDIR.value)
-    if _CONFIG.value is None:
-        raise UserError("--workdir is missing: which run? For example --workdir=runs/resnet50")
-    return epath.Path("runs") / epath.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
 
 
 def _command() -> None:
     config = _CONFIG.value
     if config is not None:
+        if _DATA.value:
+            config.dataset.path = _DATA.value
         config_lib.check(config)
     elif _MODE.value == "train":
-        raise UserError("--config is missing: which experiment? For example --config=configs/resnet50.py")
-    path, options = _workdir_path(), config if config is not None else config_lib.make_config()
+        raise UserError("--config is missing: which experiment? For example --config=resnet50")
+    elif not _WORKDIR.value:
+        raise UserError("--workdir is missing: which run? For example --workdir=runs/resnet50")
+    options = config if config is not None else config_lib.make_config()
     # JAX takes a second to import, which a mistake needn't wait for.
     from fer_jax import evaluate, train
     from fer_jax.system import accelerators, processes
@@ -44,18 +39,15 @@ def _command() -> None:
     if options.parallel.deterministic:
         accelerators.use_deterministic_kernels()
     processes.join_processes(options.parallel)
+    accelerators.require_devices()
+    path = _WORKDIR.value or os.path.join("runs", command_line.name_of_config())
     workdir = Workdir(path, storage_timeout=options.checkpoint.storage_timeout)
+    stop = StopRequest()
     if _MODE.value == "train":
-        train.train(config, workdir, StopRequest())
+        train.train(config, workdir, stop)
     else:
-        evaluate.evaluate(
-            config,
-            workdir,
-            split=_SPLIT.value,
-            checkpoint=_CHECKPOINT.value,
-            strict=_STRICT.value,
-            stop=StopRequest(),
-        )
+        asked = {"data": _DATA.value, "split": _SPLIT.value, "checkpoint": _CHECKPOINT.value, "strict": _STRICT.value}
+        evaluate.evaluate(config, workdir, **asked, stop=stop)
 
 
 def main(_) -> int:
@@ -68,12 +60,22 @@ def main(_) -> int:
     return exits.run(_command)
 
 
-def run() -> None:
-    """Runs the command of sys.argv and exits with its status."""
-    command_line.answer_help(sys.argv)
-    memory.restart_tuned()
+def run(*, may_restart: bool = False) -> None:
+    """Runs the command of sys.argv and exits with its status.
+
+    may_restart: whether the process is the command's own and may be replaced by one with other settings (memory.py).
+    """
+    command_line.refuse_windows(sys.platform)
+    command_line.answer_help(sys.argv, flags=["mode", "config", "workdir", "data", "split", "checkpoint", "strict"])
+    if may_restart:
+        memory.restart_tuned()
     app.run(main, flags_parser=command_line.parse)
 
 
+def command() -> None:
+    """The program fer-jax."""
+    run(may_restart=True)
+
+
 if __name__ == "__main__":
-    run()
+    command()

@@ -55,6 +55,7 @@ def _matches(pattern: str, wanted: str, right: tuple, wrong: tuple) -> Check:
 
 _SWITCH = Check("True or False", lambda value: True, (True, False))
 _AT_LEAST_ONE = Check("at least 1", lambda value: value >= 1, (1, 1000), (0, -1))
+_SIZE = Check("from 8 to 512", lambda value: 8 <= value <= 512, (8, 48, 512), (0, 7, 513))
 _INDEX = Check("at least 0", lambda value: value >= 0, (0, 12), (-1,))
 _NOT_NEGATIVE = Check("at least 0, and finite", lambda value: 0 <= value < math.inf, (0, 2.5), (-0.1, math.inf))
 _POSITIVE = Check("above 0, and finite", lambda value: 0 < value < math.inf, (1e-9, 1), (0, -0.1, math.inf))
@@ -96,12 +97,32 @@ OPTIONS: dict[str, Option] = {
         None,
         str,
         _PATH,
-        "fer2013.csv, icml_face_data.csv (also .gz) or a folder of images. Unset: the usual files in data/.",
+        "A FER-2013 csv (also .gz), a folder of such or of images. Unset: the usual files in data/.",
         changes_results=False,
         optional=True,
     ),
+    "dataset.classes": Option(
+        "fer2013",
+        str,
+        _one_of("fer2013", "folders"),
+        "The classes: FER-2013's seven or, with folders, the names of the class folders, sorted.",
+        changes_results=False,
+    ),
+    "dataset.image_size": Option(48, int, _SIZE, "Height and width of the images in pixels.", changes_results=False),
+    "dataset.resize": Option(
+        False,
+        bool,
+        _SWITCH,
+        "Whether images of other sizes and depths are brought to image_size, or refused.",
+        changes_results=False,
+    ),
     "dataset.cache_dir": Option(
-        "data/prepared", str, _PATH, "Folder in which FER-2013 is prepared, once.", changes_results=False
+        None,
+        str,
+        _PATH,
+        "Folder in which files are prepared, once. Unset: fer_jax/prepared in the user's cache (XDG_CACHE_HOME).",
+        changes_results=False,
+        optional=True,
     ),
     "dataset.split_seed": Option(
         0, int, _SEED, "Seed of the hold-out, if the files have no validation images.", changes_results=False
@@ -124,7 +145,10 @@ OPTIONS: dict[str, Option] = {
     "model.stem_pool": Option(True, bool, _SWITCH, "Whether max pooling follows the first convolution."),
     "model.zero_init": Option(False, bool, _SWITCH, "Whether the last scale of each block starts at zero."),
     "model.dtype": Option(
-        "bfloat16", str, _one_of("bfloat16", "float32"), "Dtype of the computation; parameters are float32."
+        "auto",
+        str,
+        _one_of("auto", "bfloat16", "float32"),
+        "Dtype of the computation; parameters are float32. auto: bfloat16 on devices that compute in it.",
     ),
     "model.sync_batch_norm": Option(
         True, bool, _SWITCH, "Whether batch statistics are those of the global batch, not of each device's part."

@@ -14,10 +14,10 @@ from fer_jax.data.dataset import Dataset
 from fer_jax.data.load import load_dataset
 from fer_jax.errors import Diverged
 from fer_jax.inference import metrics
-from fer_jax.inference.classifier import Preprocessing, describe_computation, make_model
+from fer_jax.inference.classifier import Classifier, Preprocessing, describe_computation, make_model
 from fer_jax.loop.meter import Meter, Profiler
 from fer_jax.loop.program import Program
-from fer_jax.loop.resumption import Saver, open_workdir, restore
+from fer_jax.loop.resumption import Saver, open_workdir, resolve_dtype, restore
 from fer_jax.models import flops
 from fer_jax.recipe.state import TrainState, num_parameters
 from fer_jax.system import processes
@@ -44,13 +44,8 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
     with contextlib.ExitStack() as stack:
         # --- Data, network and program: what is compiled, and the batches that go in. Equal in every process.
         with processes.agreeing_on_errors():
-            dataset = load_dataset(
-                source=config.dataset.source,
-                path=config.dataset.path,
-                cache_dir=config.dataset.cache_dir,
-                split_seed=config.dataset.split_seed,
-                terminal=terminal,
-            )
+            config = resolve_dtype(config, workdir, terminal)
+            dataset = load_dataset(config.dataset, terminal)
             train_split, validation_split = dataset.split("train"), dataset.split("validation")
         processes.require_agreement(
             {"the dataset": f"{dataset.name} ({dataset.fingerprint})"} | config_lib.shared_values(config)
@@ -75,6 +70,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
             "preprocessing": preprocessing.to_metadata(),
             "dataset": dataset.name,
             "dataset_fingerprint": dataset.fingerprint,
+            "dataset_path": dataset.path,
             "computation": describe_computation(model),
         }
 
@@ -248,7 +244,14 @@ def _report(workdir: Workdir, dataset: Dataset, best_step: int, stop: StopReques
         terminal.say(f"Report, curves and confusion matrices: {workdir.report}")
         return
     evaluate.report_checkpoint(
-        workdir, dataset, splits=splits, checkpoint="best", strict=False, stop=stop, terminal=terminal
+        Classifier.load(workdir),
+        workdir,
+        dataset,
+        splits=splits,
+        selected_on=evaluate.SELECTED_ON,
+        strict=False,
+        stop=stop,
+        terminal=terminal,
     )
     if "test" not in splits:
         terminal.say(f"\n{dataset.name} has no test split, so there is no report on it.")

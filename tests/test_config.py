@@ -432,7 +432,7 @@ def test_a_config_of_version_0_1_is_today_s_baseline():
     loaded = load(STORED)
     assert dict(flatten(loaded)).keys() == OPTIONS.keys()
     check(loaded)
-    assert differences(loaded, baseline()) == {}
+    assert differences(loaded, baseline()) == {"model.dtype": ("bfloat16", "auto")}
     refuse_differences(baseline(), loaded, workdir="runs/mine")
 
 
@@ -441,6 +441,7 @@ def test_values_of_version_0_1_keep_their_meaning():
     stored["optimizer"]["label_smoothing"], stored["train"]["accumulate_steps"], stored["seed"] = 0.1, 4, 3
     loaded = from_stored(stored, source="runs/old/config.json")
     assert differences(loaded, baseline()) == {
+        "model.dtype": ("bfloat16", "auto"),
         "dataset.split_seed": (3, 0),  # the hold-out was drawn with the run's seed
         "loss.label_smoothing": (0.1, 0.0),
         "seed": (3, 0),

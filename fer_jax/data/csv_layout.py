@@ -1,8 +1,9 @@
 """Reads FER-2013 as one csv file, plain or gzipped: fer2013.csv, icml_face_data.csv or the competition's train.csv.
 
-The format: a header, then a row an image. `emotion` is 0 to 6 in the order of CLASS_NAMES, `pixels` is 2,304 grey
-values 0 to 255 with blanks between them, row by row from the top left, and `Usage` is Training, PublicTest or
-PrivateTest. fer2013.csv has the columns `emotion,pixels,Usage`, icml_face_data.csv `emotion, Usage, pixels`, and the
+The format: a header, then a row an image. `emotion` is 0 to 6 in the order of CLASS_NAMES, `pixels` is the grey values
+0 to 255 of a square image (2,304 of them in FER-2013) with blanks between them, row by row from the top left, and
+`Usage` is Training, PublicTest or PrivateTest. Columns and usages may have other common names (see names.py).
+fer2013.csv has the columns `emotion,pixels,Usage`, icml_face_data.csv `emotion, Usage, pixels`, and the
 competition's train.csv has no Usage (https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge/data).
 """
 
@@ -17,16 +18,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE
+from fer_jax.data import names
+from fer_jax.data.dataset import CLASS_NAMES, UNSPLIT
 from fer_jax.errors import UserError
 
-SPLIT_OF_USAGE = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
-
-_NUM_PIXELS = math.prod(IMAGE_SHAPE)
 _LABELS = {str(label).encode(): label for label in range(len(CLASS_NAMES))}
-_SPLITS = {usage.encode(): split for usage, split in SPLIT_OF_USAGE.items()}
-# The longest real row has under 10,000 bytes; the bound keeps a file that is no csv from being taken for one long line.
-_LONGEST_LINE = 1 << 16
+# A row of 256 x 256 pixels is shorter; the bound keeps a file that is no csv from being taken for one long line.
+_LONGEST_LINE = 1 << 18
 # Rows parsed at once: fewer take longer for the calls, many more don't fit into a core's cache.
 _ROWS_AT_ONCE = 64
 _WANTED = "a FER-2013 csv starts with the header emotion,pixels,Usage"
@@ -35,12 +33,12 @@ _WANTED = "a FER-2013 csv starts with the header emotion,pixels,Usage"
 def read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the images, labels and splits of a FER-2013 csv, in the order of its rows.
 
-    images: uint8 [N, 48, 48, 1]; labels: int32 [N]; splits: str [N], of SPLITS, all of them 'train' where the file has
-    no Usage column. Blank lines are passed over. Raises UserError, naming file and row (the header is row 1), for a
-    file in another format or one that is cut off, for a row that isn't as the format says, and for a file with a
-    Usage column but without Training or PublicTest rows.
+    images: uint8 [N, side, side, 1]; labels: int32 [N]; splits: str [N], of SPLITS, all of them UNSPLIT where the file
+    has no Usage column. Blank lines are passed over. Raises UserError, naming file and row (the header is row 1), for a
+    file in another format or one that is cut off, and for a row that isn't as the format says.
     """
-    images, labels, splits, fields = [], [], [], []
+    images, labels, splits, fields, split_of = [], [], [], [], {}
+    num_pixels = None
     with _open(path) as file:
         lines = _lines(path, file)
         columns, num_columns = _columns(path, next(lines, (1, b""))[1])
@@ -57,31 +55,50 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             if label is None:
                 expected = f"a whole number from 0 ({CLASS_NAMES[0]}) to {len(CLASS_NAMES) - 1} ({CLASS_NAMES[-1]})"
                 raise _row_error(path, row, line, f"emotion is {_show(values[emotion])}; it should be {expected}")
-            split = "train" if usage is None else _SPLITS.get(values[usage].strip())
+            told = b"" if usage is None else values[usage]
+            if told not in split_of:
+                split_of[told] = UNSPLIT if usage is None else names.split_of(told.decode("latin-1"))
+            split = split_of[told]
             if split is None:
                 expected = "Training, PublicTest or PrivateTest"
                 raise _row_error(path, row, line, f"Usage is {_show(values[usage])}; it should be {expected}")
+            if num_pixels is None:
+                num_pixels = _square(values[pixels])
             labels.append(label)
             splits.append(split)
             fields.append(values[pixels])
             waiting.append((row, line[-1:]))
             # Row by row the checks are cheap; the pixels are parsed many rows at a time, which is what takes the time.
             if len(fields) == _ROWS_AT_ONCE:
-                images.append(_parse_rows(path, fields, waiting))
+                images.append(_parse_rows(path, fields, num_pixels, waiting))
                 fields, waiting = [], []
         if fields:
-            images.append(_parse_rows(path, fields, waiting))
+            images.append(_parse_rows(path, fields, num_pixels, waiting))
     if not labels:
         raise UserError(f"{path}: there are no rows after the header")
-    if usage is not None:
-        for name, split in SPLIT_OF_USAGE.items():
-            if split != "test" and split not in splits:
-                raise UserError(f"{path}: no row has Usage {name}, the {split} split; is the file complete?")
-    return np.concatenate(images).reshape(-1, *IMAGE_SHAPE), np.array(labels, np.int32), np.array(splits)
+    side = math.isqrt(num_pixels)
+    return np.concatenate(images).reshape(-1, side, side, 1), np.array(labels, np.int32), np.array(splits)
 
 
-def parse_pixels(fields: Sequence[bytes]) -> np.ndarray:
-    """Returns the grey values of `fields`, each 2,304 decimal numbers with blanks between them: uint8 [N, 2304].
+def has_labels(path: str | os.PathLike) -> bool:
+    """Whether a csv has the columns of a FER-2013 csv; the competition's test.csv and example_submission.csv don't."""
+    try:
+        with _open(path) as file:
+            _columns(path, next(_lines(path, file), (1, b""))[1])
+    except UserError:
+        return False
+    return True
+
+
+def _square(field: bytes) -> int:
+    """Returns how many pixels the images of a file have whose first is `field`: as many, or FER-2013's 2,304."""
+    count = len(field.split())
+    # Anything else is a row that is wrong, which is then said of it.
+    return count if count >= 64 and math.isqrt(count) ** 2 == count else 48 * 48
+
+
+def parse_pixels(fields: Sequence[bytes], num_pixels: int) -> np.ndarray:
+    """Returns the grey values of `fields`, each `num_pixels` decimal numbers and blanks: uint8 [N, num_pixels].
 
     Works on all bytes at once: the value of the number that ends at a byte is that digit plus 10 and 100 times the
     digits before it. Raises ValueError where a field has another number of values, a value over 255 or of more than
@@ -99,7 +116,7 @@ def parse_pixels(fields: Sequence[bytes]) -> np.ndarray:
     ends = np.flatnonzero(first > after)
     # The total must be right, and so must each field's own: its last value, so counted, lies within it.
     counts = np.searchsorted(ends, np.cumsum([len(field) + 1 for field in fields]))
-    if len(ends) != _NUM_PIXELS * len(fields) or (np.diff(counts, prepend=0) != _NUM_PIXELS).any():
+    if len(ends) != num_pixels * len(fields) or (np.diff(counts, prepend=0) != num_pixels).any():
         raise ValueError("a field with another number of values")
     digits *= is_digit
     values = digits[2:-1] + digits[1:-2] * np.uint16(10)
@@ -107,27 +124,30 @@ def parse_pixels(fields: Sequence[bytes]) -> np.ndarray:
     values = values[ends]
     if values.max() > 255:
         raise ValueError("a value over 255")
-    return values.astype(np.uint8).reshape(len(fields), _NUM_PIXELS)
+    return values.astype(np.uint8).reshape(len(fields), num_pixels)
 
 
-def complaint(field: bytes) -> str | None:
+def complaint(field: bytes, num_pixels: int) -> str | None:
     """Says what keeps `field` from being an image's pixels, or None where nothing does."""
     numbers = [number for number in field.split(b" ") if number]
     for position, number in enumerate(numbers, 1):
         if not number.isdigit() or len(number) > 3 or int(number) > 255:
             return f"pixel {position} is {_show(number)}; it should be a whole number from 0 to 255"
-    if len(numbers) != _NUM_PIXELS:
-        return f"{len(numbers)} pixels; an image has {_NUM_PIXELS} (48 x 48)"
+    if len(numbers) != num_pixels:
+        side = math.isqrt(num_pixels)
+        return f"{len(numbers)} pixels; an image has {num_pixels} ({side} x {side})"
     return None
 
 
-def _parse_rows(path: str | os.PathLike, fields: list[bytes], rows: list[tuple[int, bytes]]) -> np.ndarray:
+def _parse_rows(
+    path: str | os.PathLike, fields: list[bytes], num_pixels: int, rows: list[tuple[int, bytes]]
+) -> np.ndarray:
     try:
-        return parse_pixels(fields)
+        return parse_pixels(fields, num_pixels)
     except ValueError:
         # The fast parser only knows that something is wrong; the slow one says which row and pixel.
         for field, (row, line_end) in zip(fields, rows, strict=True):
-            if found := complaint(field):
+            if found := complaint(field, num_pixels):
                 raise _row_error(path, row, line_end, found) from None
         raise
 
@@ -156,13 +176,15 @@ def _lines(path: str | os.PathLike, file: BinaryIO) -> Iterator[tuple[int, bytes
             return
         # The header may be long without being wrong, and is judged in _columns.
         if row > 1 and len(line) == _LONGEST_LINE:
-            raise UserError(f"{path}: row {row}: over {_LONGEST_LINE - 1} bytes long; an image's row has under 10,000")
+            raise UserError(
+                f"{path}: row {row}: over {_LONGEST_LINE - 1} bytes long; an image's row has under 10,000 in FER-2013"
+            )
         yield row, line
         row += 1
 
 
 def _columns(path: str | os.PathLike, header: bytes) -> tuple[dict[str, int], int]:
-    """Returns the position of each column in the header, by lower-case name, and how many columns there are."""
+    """Returns the position of the columns emotion, pixels and maybe usage, and how many columns there are."""
     if not header:
         raise UserError(f"{path}: the file is empty; {_WANTED}")
     # People download archives and give them as they are.
@@ -173,24 +195,29 @@ def _columns(path: str | os.PathLike, header: bytes) -> tuple[dict[str, int], in
     if len(header) == _LONGEST_LINE:
         raise UserError(f"{path}: row 1: over {_LONGEST_LINE - 1} bytes without a line end; {_WANTED}")
     # icml_face_data.csv has blanks in its header; Excel puts a byte-order mark in front.
-    names = [name.strip().lower() for name in _split(header.removeprefix(b"\xef\xbb\xbf")) or []]
-    if b"pixels" in names and b"emotion" not in names:
+    found = [name.decode("latin-1") for name in _split(header.removeprefix(b"\xef\xbb\xbf")) or []]
+    columns, unknown = {}, []
+    for position, name in enumerate(found):
+        column = names.column_of(name)
+        if column is None:
+            unknown.append(name.strip())
+        elif column in columns:
+            other = found[columns[column]].strip()
+            raise UserError(f"{path}: row 1: {other} and {name.strip()} are both called like {column}; {_WANTED}")
+        else:
+            columns[column] = position
+    if "pixels" in columns and "emotion" not in columns and len(found) == 1:
         raise UserError(
             f"{path}: row 1: pixels but no emotion column: this is the competition's unlabelled test.csv, which cannot"
             " be trained or evaluated on; give fer2013.csv, icml_face_data.csv or the competition's train.csv"
         )
-    columns = {}
-    for name in ("emotion", "pixels", "usage"):
-        if names.count(name.encode()) > 1:
-            raise UserError(f"{path}: row 1: more than one column is called {name}; {_WANTED}")
-        if name.encode() in names:
-            columns[name] = names.index(name.encode())
-        elif name != "usage":
-            raise UserError(f"{path}: row 1: no column is called {name}, the row is {_show(header)}; {_WANTED}")
-    if "usage" not in columns and len(names) > 2:
+    for column in ("emotion", "pixels"):
+        if column not in columns:
+            raise UserError(f"{path}: row 1: no column is called {column}, the row is {_show(header)}; {_WANTED}")
+    if "usage" not in columns and unknown:
         # One of the others could be Usage by another name, and without it test images would be trained on.
         raise UserError(f"{path}: row 1: no column is called Usage, the row is {_show(header)}; {_WANTED}")
-    return columns, len(names)
+    return columns, len(found)
 
 
 def _split(line: bytes) -> list[bytes] | None:

@@ -13,6 +13,8 @@ from fer_jax.errors import UserError
 CLASS_NAMES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 IMAGE_SHAPE = (48, 48, 1)
 SPLITS = ("train", "validation", "test")
+# The examples of files that tell no splits, until it is said what they are for (see files.py).
+UNSPLIT = "unsplit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Dataset:
     """A named dataset.
 
     splits: by name of SPLITS; a split without examples is absent. note: what its user should know of it. class_names:
-    in the order of the labels. image_shape: (height, width, channels).
+    in the order of the labels. image_shape: (height, width, channels). path: absolute, of the files; None if there are
+    none.
     """
 
     name: str
@@ -53,18 +56,19 @@ class Dataset:
     note: str = ""
     class_names: tuple[str, ...] = CLASS_NAMES
     image_shape: tuple[int, int, int] = IMAGE_SHAPE
+    path: str | None = None
 
     def split(self, name: str) -> Split:
         """Returns the split called `name`; raises UserError where the dataset has no such examples."""
         # The sizes are part of the message: they show at once which file was read.
         if name not in self.splits:
-            have = ", ".join(f"{split} ({len(self.splits[split])})" for split in SPLITS if split in self.splits)
+            have = ", ".join(f"{split} ({len(self.splits[split])})" for split in self._names())
             raise UserError(f"{self.name} has no examples in its {name} split; it has {have or 'none at all'}")
         return self.splits[name]
 
     def describe(self) -> str:
         """Returns one line: the name, the sizes of the splits, the fingerprint and the note."""
-        sizes = ", ".join(f"{len(self.splits[split]):,} {split}" for split in SPLITS if split in self.splits)
+        sizes = ", ".join(f"{len(self.splits[split]):,} {split}" for split in self._names())
         return f"{self.name} ({sizes}; fingerprint {self.fingerprint}){': ' if self.note else ''}{self.note}"
 
     @functools.cached_property
@@ -72,9 +76,11 @@ class Dataset:
         """The first 16 hex digits of the SHA-256 of every split's images and labels, in order."""
         # Names and rows are left out: a moved or renamed file is the same data.
         digest = hashlib.sha256()
-        for name in SPLITS:
-            if name in self.splits:
-                digest.update(f"{name} {len(self.splits[name])}".encode())
-                digest.update(np.ascontiguousarray(self.splits[name].images))
-                digest.update(np.ascontiguousarray(self.splits[name].labels, dtype="<i4"))
+        for name in self._names():
+            digest.update(f"{name} {len(self.splits[name])}".encode())
+            digest.update(np.ascontiguousarray(self.splits[name].images))
+            digest.update(np.ascontiguousarray(self.splits[name].labels, dtype="<i4"))
         return digest.hexdigest()[:16]
+
+    def _names(self) -> list[str]:
+        return [name for name in (*SPLITS, UNSPLIT) if name in self.splits]

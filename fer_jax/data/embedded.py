@@ -5,16 +5,17 @@ does it, from where and in which light is drawn at random and says nothing about
 sqrt, comparison and rounding only, which IEEE 754 defines to the bit: one seed gives the same images on every machine,
 where exp, sin or a reordered sum would not.
 
-Coordinates: x to the right, y downwards, in units of some 22 pixels, the origin between eyes and mouth. Arrays of
-pixels are float32 [batch, 48, 48] and parameters [batch, 1, 1], so that they broadcast.
+Lengths in pixels are those of an image of 48. Arrays of pixels are float32 [batch, size, size] and parameters
+[batch, 1, 1], so that they broadcast.
 """
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, SPLITS, Dataset, Split
+from fer_jax.data.dataset import CLASS_NAMES, SPLITS, Dataset, Split
+from fer_jax.data.painting import paint_face
 
 SIZES = types.MappingProxyType({"train": 1400, "validation": 350, "test": 350})
 
@@ -92,11 +93,18 @@ NUISANCES = {
 }
 
 
-def make(seed: int = 0, sizes: Mapping[str, int] = SIZES) -> Dataset:
+def make(
+    seed: int = 0,
+    sizes: Mapping[str, int] = SIZES,
+    *,
+    image_size: int = 48,
+    class_names: Sequence[str] = CLASS_NAMES,
+) -> Dataset:
     """Returns a dataset of drawn faces, its classes balanced in every split; the same for the same arguments.
 
-    sizes: the number of examples by split. A split's images and labels depend on the seed and on its own size only,
-    whatever the other splits' are.
+    sizes: the number of examples by split. image_size: height and width. class_names: some of CLASS_NAMES, in the order
+    of the labels. A split's images and labels depend on the seed and on its own size only, whatever the other splits'
+    are.
     """
     splits, first_row = {}, 0
     for index, name in enumerate(SPLITS):
@@ -104,21 +112,26 @@ def make(seed: int = 0, sizes: Mapping[str, int] = SIZES) -> Dataset:
         if size:
             # A generator for each split, so that the size of one changes no other.
             rng = np.random.default_rng([seed, index])
-            labels = rng.permutation(np.arange(size, dtype=np.int32) % len(CLASS_NAMES))
+            labels = rng.permutation(np.arange(size, dtype=np.int32) % len(class_names))
             rows = np.arange(first_row, first_row + size, dtype=np.int64)
-            splits[name] = Split(draw(labels, rng), labels, rows)
+            splits[name] = Split(draw(labels, rng, image_size=image_size, class_names=class_names), labels, rows)
             first_row += size
     note = "drawn, not photographed; for FER-2013 put fer2013.csv into data/ or set --config.dataset.path"
-    return Dataset("embedded faces", splits, note)
+    return Dataset("embedded faces", splits, note, tuple(class_names), (image_size, image_size, 1))
 
 
-def draw(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Returns a face for each of labels (int [N]) as uint8 [N, 48, 48, 1]."""
-    images = np.empty((len(labels), *IMAGE_SHAPE), np.uint8)
+def draw(
+    labels: np.ndarray, rng: np.random.Generator, *, image_size: int = 48, class_names: Sequence[str] = CLASS_NAMES
+) -> np.ndarray:
+    """Returns a face for each of labels (int [N], indices into class_names) as uint8 [N, size, size, 1]."""
+    images = np.empty((len(labels), image_size, image_size, 1), np.uint8)
+    # Of an image of 48 each length is itself, to the bit.
+    zoom = np.float32(image_size / 48)
     for start in range(0, len(labels), BATCH_SIZE):
         batch = labels[start : start + BATCH_SIZE]
-        face, units = draw_nuisances(len(batch), rng), draw_action_units(batch, rng)
-        grey = take_photo(paint_face(face, units), face, rng)
+        face, units = draw_nuisances(len(batch), rng), draw_action_units(batch, rng, class_names)
+        face.shift_x, face.shift_y, face.scale = face.shift_x * zoom, face.shift_y * zoom, face.scale * zoom
+        grey = take_photo(paint_face(face, units, image_size), face, rng)
         images[start : start + BATCH_SIZE, ..., 0] = np.rint(255 * grey)
     return images
 
@@ -130,13 +143,15 @@ def draw_nuisances(size: int, rng: np.random.Generator) -> types.SimpleNamespace
     return types.SimpleNamespace(**{name: values[:, [i], None] for i, name in enumerate(NUISANCES)})
 
 
-def draw_action_units(labels: np.ndarray, rng: np.random.Generator) -> dict[int, np.ndarray]:
+def draw_action_units(
+    labels: np.ndarray, rng: np.random.Generator, class_names: Sequence[str] = CLASS_NAMES
+) -> dict[int, np.ndarray]:
     """Returns the intensity of every action unit, float32 [N, 1, 1], for labels, int [N].
 
     An expression as a whole is between 85 % and full, each of its units 10 % either side of that; a unit at
     rest may move a little too.
     """
-    table = np.array([[ACTION_UNITS[name].get(unit, 0.0) for unit in UNITS] for name in CLASS_NAMES])
+    table = np.array([[ACTION_UNITS[name].get(unit, 0.0) for unit in UNITS] for name in class_names])
     strength = 0.85 + 0.15 * rng.random((len(labels), 1))
     jitter = 0.90 + 0.20 * rng.random((len(labels), len(UNITS)))
     rest = 0.06 * rng.random((len(labels), len(UNITS)))
@@ -144,151 +159,8 @@ def draw_action_units(labels: np.ndarray, rng: np.random.Generator) -> dict[int,
     return {unit: values[:, [i], None] for i, unit in enumerate(UNITS)}
 
 
-def ellipse(x, y, width, height, scale):
-    """Returns how much of each pixel (0 to 1) an ellipse with these half-axes covers; scale: pixels per unit."""
-    radius = np.sqrt(np.square(x / width) + np.square(y / height))
-    return np.clip((1 - radius) * np.minimum(width * scale, height * scale) + 0.5, 0, 1)
-
-
-def lens(x, y, width, above, below, scale, bend=0.0, slope=0.0, square=0.0):
-    """Returns how much of each pixel (0 to 1) lies between two curves that meet at x = -width and x = width.
-
-    The curves are `above` and `below` away from a middle line, which moves `bend` down at both ends and `slope` down
-    at the right one. They are parabolas, and flatter in the middle the nearer `square` is to 1.
-    """
-    position = x / width
-    squared = np.square(position)
-    profile = 1 - squared * (1 - square + square * squared)
-    y = y - slope * position - bend * squared
-    return np.clip(np.minimum(y + above * profile, below * profile - y) * scale + 0.5, 0, 1)
-
-
-def paint(grey, coverage, tone):
-    """Lays `tone` over `grey` as far as `coverage`, 0 to 1, says."""
-    return grey + coverage * (tone - grey)
-
-
-def paint_face(face: types.SimpleNamespace, au: dict[int, np.ndarray]) -> np.ndarray:
-    """Returns the scene as reflected light, float32 [batch, 48, 48], nominally in [0, 1]."""
-    rows, columns = np.mgrid[:48, :48].astype(np.float32) - 23.5
-    columns, rows = columns - face.shift_x, rows - face.shift_y
-    # Rotation by the tangent of half the angle, since sin and cos differ between machines in the last bit.
-    length = 1 + np.square(face.roll)
-    cosine, sine = (2 - length) / length, 2 * face.roll / length
-    x = (cosine * columns + sine * rows) / face.scale
-    y = (cosine * rows - sine * columns) / face.scale
-    scale = face.scale
-
-    # From the back to the front: each layer covers the ones before it.
-    grey = face.background + face.background_x * x + face.background_y * y
-    has_hair, has_long_hair = face.hair_kind > 0.12, face.hair_kind > 0.6
-    grey = paint(grey, has_long_hair * ellipse(x, y + 0.1, face.face_width + 0.2, 1.25, scale), face.hair)
-    grey = paint(grey, ellipse(x, y - 1.75, 1.3, 0.75, scale), face.clothes)
-    grey = paint(grey, ellipse(x, y - 0.9, 0.38, 0.6, scale), face.skin * 0.7)
-    grey = paint(grey, ellipse(np.abs(x) - face.face_width, y, 0.1, 0.2, scale), face.skin * 0.8)
-
-    # The head: a dropped jaw makes it longer, and it narrows towards the chin.
-    head_height = face.face_height + 0.12 * au[26] * (y > 0)
-    head_width = face.face_width * (1 - face.jaw * np.square(np.maximum(y, 0)))
-    depth = np.clip(1 - np.square(x / head_width) - np.square(y / head_height), 0, 1)
-    light = (1 + face.light_x * x + face.light_y * y) * (0.75 + 0.3 * depth)
-    grey = paint(grey, ellipse(x, y, head_width, head_height, scale), face.skin * light)
-
-    # Turning the head moves most what is nearest to the camera.
-    turned_x, turned_y = x + face.yaw * depth, y + face.pitch * depth
-    grey = paint_upper_face(grey, turned_x, turned_y, face, au)
-    grey = paint_lower_face(grey, turned_x, turned_y, face, au)
-
-    strand = 4 * x - np.floor(4 * x)
-    hairline = face.hairline + 0.6 * np.square(x - face.parting) + np.maximum(face.fringe, 0) * strand
-    volume = ellipse(x, y + 0.15, face.face_width + face.hair_volume, face.face_height + 0.05, scale)
-    above_hairline = np.clip((hairline - y) * scale * 0.7 + 0.5, 0, 1)
-    grey = paint(grey, has_hair * volume * above_hairline, face.hair * (0.7 + 0.5 * depth * light + 0.2 * strand))
-
-    from_eye_x, from_eye_y = np.abs(turned_x) - face.eye_x, turned_y - face.eye_y
-    rim = ellipse(from_eye_x, from_eye_y, face.eye_width + 0.1, 0.22, scale)
-    rim -= ellipse(from_eye_x, from_eye_y, face.eye_width + 0.055, 0.175, scale)
-    grey = paint(grey, 0.6 * rim * (face.glasses > 0.85), 0.1)
-    patch = ellipse(x - face.occluder_x, y - face.occluder_y, face.occluder_size, face.occluder_size * 1.4, scale)
-    return paint(grey, (face.occluder > 0.85) * patch, face.occluder_tone)
-
-
-def paint_upper_face(grey, x, y, face, au):
-    """Adds brows, eyes and the lines around them; x mirrored in the nose draws both sides at once."""
-    scale, dark, mirrored = face.scale, face.skin * 0.35, np.abs(x)
-    from_eye_x, from_eye_y = mirrored - face.eye_x, y - face.eye_y
-    grey = paint(grey, 0.35 * ellipse(from_eye_x, from_eye_y + 0.04, 0.28, 0.2, scale * 0.25), dark)  # the socket
-
-    upper = face.eye_height * (1 + 0.75 * au[5] - 0.25 * au[7] - 0.2 * au[9] - 0.6 * au[43])
-    lower = face.eye_height * (0.8 + 0.3 * au[5] - 0.6 * au[6] - 0.5 * au[7] - 0.4 * au[9])
-    # A raised cheek bends the eye into an arc; brows that rise on the inside pull its outer corner down.
-    bend, slope = 0.05 * au[6], 0.05 * au[1] * (1 - au[2]) - 0.04 * au[4] * (1 - au[1])
-    lashes = lens(from_eye_x, from_eye_y, face.eye_width + 0.03, upper + 0.05, lower + 0.02, scale, bend, slope)
-    eye = lens(from_eye_x, from_eye_y, face.eye_width, upper, lower, scale, bend, slope)
-    iris = ellipse(x - np.sign(x) * face.eye_x - face.gaze, from_eye_y, 0.085, 0.085, scale)
-    grey = paint(grey, 0.85 * lashes, dark * 0.6)
-    grey = paint(grey, eye, 0.55 + 0.45 * face.skin)
-    grey = paint(grey, eye * iris, face.iris * face.skin)
-    pouch = lens(from_eye_x, from_eye_y - 0.15, 0.2, 0.0, 0.05, scale, bend=-0.06)
-    grey = paint(grey, 0.6 * au[6] * pouch, dark)
-
-    # Units 1 and 4 together knit the brows and lift their inner ends; 4 alone drives these down.
-    frown = np.maximum(au[4] - au[1], 0)
-    inner = face.brow_y - 0.17 * au[1] + 0.22 * frown + 0.06 * au[9]
-    outer = face.brow_y - 0.15 * au[2] - 0.04 * frown + 0.09 * np.maximum(au[1] - au[2], 0)
-    arch = 0.05 + 0.08 * au[2] * (1 - au[4]) - 0.03 * au[4]
-    brow_x, brow_y = from_eye_x + 0.05 * au[4], y - (inner + outer - arch) / 2
-    thick, slope = face.brow_thickness, (outer - inner) / 2
-    brow = lens(brow_x, brow_y, 0.26, thick, thick, scale, arch, slope, square=0.7)
-    grey = paint(grey, brow, face.skin * (1 - face.brow_darkness))
-
-    knit = np.maximum(au[4] - 0.5 * au[1], 0)
-    furrow = lens(y - face.brow_y - 0.09, mirrored - 0.07, 0.17, 0.045, 0.045, scale)
-    grey = paint(grey, 0.8 * knit * furrow, dark)
-    for height in (0.66, 0.76):  # wrinkles across the forehead
-        grey = paint(grey, 0.6 * au[1] * au[2] * lens(x, y + height, 0.4, 0.02, 0.02, scale, bend=0.03), dark)
-    return grey
-
-
-def paint_lower_face(grey, x, y, face, au):
-    """Adds nose, cheeks, mouth and the lines around them; x mirrored in the nose draws both sides at once."""
-    scale, dark, mirrored = face.scale, face.skin * 0.35, np.abs(x)
-    from_nose = y - face.nose_y + 0.05 * au[9]
-    shaded_side = lens(from_nose + 0.2, x - 0.08 * np.sign(face.light_x), 0.3, 0.035, 0.035, scale * 0.6)
-    grey = paint(grey, 0.35 * shaded_side, dark)
-    grey = paint(grey, 0.5 * lens(x, from_nose, face.nose_width * 1.5, 0.0, 0.06, scale, bend=-0.05), dark)
-    nostrils = ellipse(mirrored - face.nose_width * 0.65, from_nose - 0.01, 0.045, 0.035, scale)
-    grey = paint(grey, 0.9 * nostrils, dark * 0.6)
-    for height in (0.16, 0.26, 0.36):  # wrinkles across the bridge
-        grey = paint(grey, 0.75 * au[9] * lens(x, from_nose + height, 0.17, 0.025, 0.025, scale, bend=0.05), dark)
-    # The nasolabial fold, from the wing of the nose to the corner of the mouth.
-    fold_x = mirrored - face.nose_width - 0.20 - 0.06 * au[12]
-    fold = lens(from_nose - 0.18, fold_x, 0.22, 0.025, 0.025, scale, bend=-0.04, slope=0.10 + 0.05 * au[12])
-    grey = paint(grey, np.maximum(np.maximum(0.9 * au[9], 0.35 * au[12]), 0.12) * fold, dark)
-
-    jaw = np.clip((y - face.mouth_y + 0.3 - 0.25 * mirrored) * 6, 0, 1) * np.clip((mirrored + y - 0.55) * 6, 0, 1)
-    jaw = jaw * ellipse(x, y, face.face_width * 0.95, face.face_height, scale)
-    grey = paint(grey, 0.4 * jaw * (face.beard > 0.85), face.hair)
-
-    width = 1 + 0.40 * au[12] + 0.35 * au[20] - 0.42 * au[23]
-    width = width * face.mouth_width * (1 - 0.28 * au[26] * (1 - au[20]))
-    above = 0.01 + 0.11 * au[10] + 0.02 * au[20] + 0.03 * au[23] + 0.11 * au[26]
-    below = 0.01 + 0.07 * au[16] + 0.03 * au[20] + 0.03 * au[23] + 0.19 * au[25] + 0.27 * au[26]
-    square = np.minimum(0.6 * au[10] + 0.9 * au[20] + 0.5 * au[26], 1)
-    bend = -0.14 * au[12] + 0.20 * au[15] + 0.04 * au[20]
-    lip = face.lip * (1 - 0.75 * au[23])
-    from_mouth = y - face.mouth_y + bend / 2
-    lips = lens(x, from_mouth, width + 0.03, above + lip, below + 1.4 * lip, scale, bend, square=square)
-    mouth = lens(x, from_mouth, width, above, below, scale, bend, square=square)
-    upper_teeth = lens(x, from_mouth, width * 0.92, above, 0.09 - 0.02 * au[10], scale, bend, square=square)
-    shown = np.minimum(0.9 * au[10] + au[20] + au[25], 1)
-    grey = paint(grey, lips, face.skin * face.lip_tone * 0.85)
-    grey = paint(grey, mouth, dark * 0.35)
-    return paint(grey, mouth * upper_teeth * shown, 0.5 + 0.5 * face.skin)
-
-
 def take_photo(grey: np.ndarray, face: types.SimpleNamespace, rng: np.random.Generator) -> np.ndarray:
-    """Adds contrast, blur and noise; returns float32 [batch, 48, 48] in [0, 1]."""
+    """Adds contrast, blur and noise; returns float32 [batch, size, size] in [0, 1]."""
     grey = 0.5 + face.contrast * (grey - 0.5) + face.brightness
     for _ in range(2):  # once along the columns, once along the rows
         padded = np.pad(grey, ((0, 0), (1, 1), (0, 0)), mode="edge")

@@ -1,151 +1,194 @@
-"""Reads FER-2013 as a folder of image files, train/<class>/*.jpg and test/<class>/*.jpg.
+"""Reads a folder of image files: <split>/<class>/*.jpg, or <class>/*.jpg alone.
 
-The layout in circulation (https://www.kaggle.com/datasets/msambare/fer2013) keeps the Usage of each image in its file
-name: train/angry/Training_3908.jpg, and in test/ both PublicTest_* and PrivateTest_*.
+The layout of FER-2013 in circulation (https://www.kaggle.com/datasets/msambare/fer2013) keeps the Usage of each image
+in its file name: train/angry/Training_3908.jpg, and in test/ both PublicTest_* and PrivateTest_*.
 """
 
+import collections
+import dataclasses
 import os
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from fer_jax.data.csv_layout import SPLIT_OF_USAGE
-from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE
+from fer_jax.data import image_file, names
+from fer_jax.data.dataset import CLASS_NAMES, UNSPLIT
 from fer_jax.errors import UserError
-from fer_jax.system.terminal import SILENT, Terminal
 
-# By name: sorted folders put neutral before sad, the integer order of fer2013.csv doesn't.
-LABEL_OF_FOLDER = {
-    folder: CLASS_NAMES.index(name)
-    for name, folders in {
-        "angry": ("angry", "anger"),
-        "disgust": ("disgust", "disgusted"),
-        "fear": ("fear", "fearful"),
-        "happy": ("happy", "happiness"),
-        "sad": ("sad", "sadness"),
-        "surprise": ("surprise", "surprised"),
-        "neutral": ("neutral",),
-    }.items()
-    for folder in folders
-}
-
-_SPLIT_OF_FOLDER = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-_SUFFIXES = (".jpg", ".jpeg", ".png")
-_WANTED = "wanted are folders train/<class>/ and test/<class>/ with 48 x 48 images in them, or a csv file"
+_WANTED = "wanted are folders train/<class>/ and test/<class>/, or <class>/, with images in them"
 
 
 class ImageFile(NamedTuple):
-    """An image of the folder: its path, its path below the folder with /, its label and its split."""
+    """An image of the folder: its path, its path below the folder with /, its class folder's name and its split."""
 
     path: str
     name: str
-    label: int
+    class_folder: str
     split: str
 
 
-def read(folder: str | os.PathLike, terminal: Terminal = SILENT) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the images, labels and splits of a folder, in the order of `list_images`.
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The images of a folder, sorted by their path below it; class_names; what its user should know, a line each."""
 
-    images: uint8 [N, 48, 48, 1]; labels: int32 [N]; splits: str [N], of SPLITS. Raises UserError as `list_images` does
-    and for a file that is not a readable 48 x 48 image.
+    files: Sequence[ImageFile]
+    class_names: tuple[str, ...]
+    notes: Sequence[str]
+
+
+def read(
+    listing: Listing, image_size: int, resize: bool, files: Iterable[ImageFile] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Returns the images, labels and splits of a listing, in its order, and how many images were resized.
+
+    images: uint8 [N, size, size, 1]; labels: int32 [N]; splits: str [N], of SPLITS or UNSPLIT. image_size, resize: see
+    `image_file.decode`, whose UserErrors are raised. files: the listing's, with a bar, say, that moves with them.
     """
-    files = list_images(folder)
-    images = np.empty((len(files), *IMAGE_SHAPE), np.uint8)
-    decoding = terminal.progress(files, title=f"Decoding the images of {os.fspath(folder)}", total=len(files))
-    for image, file in zip(images, decoding, strict=True):
-        image[:, :, 0] = _decode(file.path)
-    labels = np.array([file.label for file in files], np.int32)
-    return images, labels, np.array([file.split for file in files])
+    images = np.empty((len(listing.files), image_size, image_size, 1), np.uint8)
+    resized = 0
+    for image, file in zip(images, listing.files if files is None else files, strict=True):
+        image[:, :, 0], was_resized = image_file.decode(file.path, size=image_size, resize=resize)
+        resized += was_resized
+    labels = np.array([names.label_of(file.class_folder, listing.class_names) for file in listing.files], np.int32)
+    return images, labels, np.array([file.split for file in listing.files]), resized
 
 
-def list_images(folder: str | os.PathLike) -> list[ImageFile]:
-    """Returns the image files of a folder, sorted by their path below it.
+def is_layout(folder: str | os.PathLike) -> bool:
+    """Whether a folder has folders of splits with folders in them, or of classes with images in them."""
+    for entry in visible(folder):
+        if entry.is_dir():
+            inside = visible(entry)
+            if names.split_of(entry.name) and any(below.is_dir() for below in inside):
+                return True
+            if names.split_of(entry.name) is None and any(is_image(below) for below in inside):
+                return True
+    return False
 
-    Where there is a folder validation/ (or val/), the folders alone tell the splits. Where there is none, the images
-    in test/ called PublicTest_* are the validation split, and all others in it the test split. Other files than .jpg,
-    .jpeg and .png, and hidden ones, are passed over. Raises UserError for an unknown class folder, an image outside
-    any class folder, a name that contradicts its folder and a folder without training images.
+
+def list_images(folder: str | os.PathLike, class_names: Sequence[str] | None) -> Listing:
+    """Returns the images of a folder of splits or of classes.
+
+    Folders of splits tell the splits; where there is none for validation, the images in test/ called PublicTest_* are
+    the validation split. Without folders of splits an image's split is UNSPLIT, unless its name tells its Usage.
+
+    class_names: those of the dataset; None for the class folders' own names, sorted. Hidden files are passed over;
+    files that aren't images, and folders that are of no split, are passed over with a note. Raises UserError for an
+    unknown class folder, an image outside any class folder, a name that contradicts its folder, a class that is in
+    another split but not in train, and a folder of train or validation without images.
     """
-    split_folders = _split_folders(folder)
-    files = []
-    for split, split_folder in split_folders.items():
-        for class_folder in _visible(split_folder):
+    split_folders, notes = _split_folders(folder)
+    files, passed_over = [], collections.Counter()
+    for split, split_folder in split_folders.items() or [(UNSPLIT, None)]:
+        prefix = "" if split_folder is None else f"{split_folder.name}/"
+        for class_folder in visible(split_folder or folder):
             if not class_folder.is_dir():
-                if _is_image(class_folder):
+                if is_image(class_folder):
                     raise UserError(f"{class_folder.path}: an image outside of any class folder; {_WANTED}")
                 continue
-            label = LABEL_OF_FOLDER.get(class_folder.name.lower())
-            if label is None:
-                known = ", ".join(LABEL_OF_FOLDER)
-                raise UserError(f"{class_folder.path}: not a class of FER-2013; class folders are called {known}")
-            for entry in _visible(class_folder):
+            for entry in visible(class_folder):
                 if entry.is_dir():
                     raise UserError(f"{entry.path}: a folder in a class folder; images lie directly in the latter")
-                if _is_image(entry):
-                    name = f"{split_folder.name}/{class_folder.name}/{entry.name}"
+                if is_image(entry):
+                    name = f"{prefix}{class_folder.name}/{entry.name}"
                     image_split = split if "validation" in split_folders else _split_by_name(entry, split)
-                    files.append(ImageFile(entry.path, name, label, image_split))
-    # A test folder may be empty or missing; without training or validation images nothing can be trained.
+                    files.append(ImageFile(entry.path, name, class_folder.name, image_split))
+                else:
+                    passed_over[os.path.splitext(entry.name)[1].lower() or "no suffix"] += 1
+    if passed_over:
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(passed_over.items()))
+        notes.append(f"{os.fspath(folder)}: files that are not images are passed over: {kinds}")
+    _require_images(folder, split_folders, files)
+    files.sort(key=lambda file: file.name)
+    known = tuple(class_names or sorted({file.class_folder for file in files}))
+    _check_classes(folder, files, known, given=class_names is not None)
+    if known == CLASS_NAMES and any(names.is_number_of_class(file.class_folder) for file in files):
+        order = ", ".join(f"{label} {name}" for label, name in enumerate(CLASS_NAMES))
+        notes.append(f"{os.fspath(folder)}: numbered classes are taken in the order of fer2013.csv: {order}")
+    return Listing(files, known, notes)
+
+
+def _split_folders(folder: str | os.PathLike) -> tuple[dict[str, os.DirEntry], list[str]]:
+    """Returns the folder of each split, and a note for each folder beside them that has images in it."""
+    found, others = {}, []
+    for entry in visible(folder):
+        split = names.split_of(entry.name)
+        if not entry.is_dir():
+            continue
+        if split is None:
+            others.append(entry)
+        elif split in found:
+            raise UserError(f"{entry.path}: a second folder for the {split} split, beside {found[split].name}")
+        else:
+            found[split] = entry
+    if not found:
+        return {}, []
+    counts = {entry.path: _count_images(entry.path) for entry in others}
+    return found, [
+        f"{path}: not the name of a split ({names.KNOWN_SPLITS}); its {count:,} images are passed over"
+        for path, count in counts.items()
+        if count
+    ]
+
+
+def _count_images(folder: str) -> int:
+    return sum(
+        name.lower().endswith(image_file.SUFFIXES) and not name.startswith(".")
+        for _, _, file_names in os.walk(folder)
+        for name in file_names
+    )
+
+
+def _require_images(folder, split_folders: dict[str, os.DirEntry], files: list[ImageFile]) -> None:
+    # A test folder may be empty, as FER-2013's copies have it.
     found = {file.split for file in files}
     for split, split_folder in split_folders.items():
         if split != "test" and split not in found:
-            raise UserError(f"{split_folder.path}: no images ({', '.join(_SUFFIXES)}) in it; {_WANTED}")
-    return sorted(files, key=lambda file: file.name)
+            raise UserError(f"{split_folder.path}: no images in it; {_WANTED}")
+    if not files:
+        raise UserError(f"{os.fspath(folder)}: no images in it; {_WANTED}")
 
 
-def _split_folders(folder: str | os.PathLike) -> dict[str, os.DirEntry]:
-    found = {}
-    for entry in _visible(folder):
-        split = _SPLIT_OF_FOLDER.get(entry.name.lower())
-        if split is not None and entry.is_dir():
-            if split in found:
-                raise UserError(f"{entry.path}: a second folder for the {split} split, beside {found[split].name}")
-            found[split] = entry
-    if "train" not in found:
-        csv_files = [entry.path for entry in _visible(folder) if entry.name.lower().endswith((".csv", ".csv.gz"))]
-        hint = f"; for the csv file in it give {csv_files[0]}" if csv_files else ""
-        raise UserError(f"{os.fspath(folder)}: no folder train in it; {_WANTED}{hint}")
-    return found
+def _check_classes(folder, files: list[ImageFile], class_names: tuple[str, ...], *, given: bool) -> None:
+    of_folder = {file.class_folder: file for file in reversed(files)}
+    for class_folder, file in sorted(of_folder.items()):
+        if names.label_of(class_folder, class_names) is None:
+            where = os.path.dirname(file.path)
+            if class_names == CLASS_NAMES:
+                raise UserError(
+                    f"{where}: not a class of FER-2013; its class folders are called {', '.join(CLASS_NAMES)}, or by "
+                    "number, 0 to 6; --config.dataset.classes=folders takes the folders' names as the classes"
+                )
+            raise UserError(f"{where}: not a class of this network, which tells {', '.join(class_names)} apart")
+    if given:
+        return
+    if len(class_names) < 2:
+        raise UserError(f"{os.fspath(folder)}: one class only, {class_names[0]}; there must be two or more")
+    if doubled := [name for name in class_names if [other.lower() for other in class_names].count(name.lower()) > 1]:
+        raise UserError(f"{os.fspath(folder)}: class folders that differ in case only: {', '.join(doubled)}")
+    trained = {file.class_folder for file in files if file.split in ("train", UNSPLIT)}
+    if trained and (untrained := sorted(set(of_folder) - trained)):
+        raise UserError(f"{os.path.dirname(of_folder[untrained[0]].path)}: a class without images in the train split")
 
 
-def _visible(folder: str | os.PathLike) -> list[os.DirEntry]:
+def visible(folder: str | os.PathLike) -> list[os.DirEntry]:
     """Returns what is in a folder, sorted by name, without what is hidden: .DS_Store, ._*.jpg, .ipynb_checkpoints."""
     with os.scandir(folder) as entries:
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
-def _is_image(entry: os.DirEntry) -> bool:
-    return entry.name.lower().endswith(_SUFFIXES)
+def is_image(entry: os.DirEntry) -> bool:
+    """Whether an entry of a folder is called like an image file."""
+    return entry.name.lower().endswith(image_file.SUFFIXES)
 
 
 def _split_by_name(entry: os.DirEntry, folder_split: str) -> str:
     usage = entry.name.partition("_")[0]
     # In the layout in circulation test/ mixes PublicTest and PrivateTest; only the file name tells them apart.
-    split = SPLIT_OF_USAGE.get(usage, folder_split)
-    if (split == "train") != (folder_split == "train"):
+    split = names.SPLIT_OF_USAGE.get(usage, folder_split)
+    if folder_split != UNSPLIT and (split == "train") != (folder_split == "train"):
         raise UserError(
             f"{entry.path}: the name says {usage}, the folder says {folder_split}; move the image, or, to let the"
             " folders alone tell the splits, add a folder validation"
         )
     return split
-
-
-def _decode(path: str) -> np.ndarray:
-    """Returns the grey values of an image file: uint8 [48, 48]."""
-    expected = "it should be a 48 x 48 grey image"
-    try:
-        # Naming the formats keeps a renamed file from reaching one of Pillow's rarer decoders.
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            size, mode = image.size, image.mode
-            if size == IMAGE_SHAPE[:2] and mode in ("L", "P", "RGB", "RGBA"):
-                # Pillow's grey is exact where the three channels are equal, as in a grey image saved in colour, and
-                # the luma of ITU-R 601 where they aren't: what a grey photograph of the same face would show.
-                return np.asarray(image.convert("L"))
-    except PermissionError:
-        raise
-    except Exception as error:  # on damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error, ...
-        raise UserError(f"{path}: unreadable as an image ({' '.join(str(error).split())}); {expected}") from error
-    if size != IMAGE_SHAPE[:2]:
-        raise UserError(f"{path}: {size[0]} x {size[1]} pixels; {expected}")
-    raise UserError(f"{path}: pixels of Pillow's mode {mode}; {expected} of 8 bits")

@@ -1,40 +1,63 @@
 """Chooses a run's dataset: files named in the configuration, files in the usual places, or the embedded set."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
-from fer_jax.data import embedded
-from fer_jax.data.dataset import Dataset
+from fer_jax.config import expand_path
+from fer_jax.data import embedded, files
+from fer_jax.data.dataset import CLASS_NAMES, Dataset
 from fer_jax.errors import UserError
 from fer_jax.system.terminal import SILENT, Terminal
 
-SOURCES = ("auto", "fer2013", "embedded")
 DEFAULT_PATHS = ("data/fer2013.csv", "data/icml_face_data.csv")
 
 
-def load_dataset(
-    *, source: str, path: str | None, cache_dir: str, split_seed: int, terminal: Terminal = SILENT
-) -> Dataset:
-    """Returns the dataset that a configuration asks for; its name says what it is.
+def load_dataset(options: Mapping[str, Any], terminal: Terminal = SILENT) -> Dataset:
+    """Returns the dataset to be trained on that a `config.dataset` asks for; its name says what it is.
 
-    source: 'fer2013' reads FER-2013 from `path` or, without one, from the first of DEFAULT_PATHS (below the working
-    directory) that is there; 'embedded' is the set that needs no files; 'auto' is 'fer2013' where there is a path or a
-    file, and 'embedded' where there is neither. cache_dir and split_seed: see `prepared.load`; the embedded set is the
-    same for every seed. Raises UserError for an unknown source, a `path` that isn't there or that contradicts
-    'embedded', 'fer2013' without any file, and as `fer2013.read` does.
+    source 'fer2013' reads files: `path` or, without one, the first of DEFAULT_PATHS (below the working directory) that
+    is there. 'embedded' is the set that needs no files; 'auto' is 'fer2013' where there is a path or a file, and
+    'embedded' where there is neither. Where the files tell no validation split, a part of train becomes it (see
+    `files.with_validation`).
+
+    Raises UserError for 'fer2013' without any file, and as `files.read` does.
     """
-    if source not in SOURCES:
-        raise UserError(f"dataset.source {source!r} is unknown; it is one of {', '.join(SOURCES)}")
-    if source == "embedded" and path:
-        raise UserError(f"dataset.source 'embedded' reads no files, and the path {path} is set; leave one of them out")
-    files = [path] if path else [default for default in DEFAULT_PATHS if os.path.exists(default)]
-    # The same faces for every run: the seed of a run must not change what it is judged on.
-    if source == "embedded" or (source == "auto" and not files):
-        return embedded.make(seed=0)
-    if not files:
+    path = options["path"]
+    if options["source"] != "embedded" and not path:
+        path = next((default for default in DEFAULT_PATHS if os.path.exists(default)), None)
+    if path:
+        return files.with_validation(load_files(path, options, terminal), options["split_seed"], terminal)
+    if options["source"] == "fer2013":
         raise UserError(
             f"dataset.source 'fer2013' finds no file: neither {' nor '.join(DEFAULT_PATHS)} is in {os.getcwd()}; put"
             " one there or set the path of a FER-2013 csv or folder"
         )
+    if options["classes"] == "folders":
+        raise UserError(
+            "config.dataset.classes is folders, and there are none: config.dataset.path names a folder of images"
+        )
+    # The same faces for every run: the seed of a run must not change what it is judged on.
+    return embedded.make(seed=0, image_size=options["image_size"])
+
+
+def load_files(
+    path: str,
+    options: Mapping[str, Any],
+    terminal: Terminal = SILENT,
+    *,
+    class_names: tuple[str, ...] | None = None,
+    resize: bool | None = None,
+) -> Dataset:
+    """Returns the dataset of the files at `path` with the splits that they tell (see `files.read_published`).
+
+    options: a `config.dataset`. class_names, resize: in place of what `options` say.
+    """
     from fer_jax.data import prepared  # imports TensorFlow, which the embedded set has no use for
 
-    return prepared.load(files[0], cache_dir, split_seed, terminal)
+    if class_names is None and options["classes"] == "fer2013":
+        class_names = CLASS_NAMES
+    form = files.Form(class_names, options["image_size"], options["resize"] if resize is None else resize)
+    cache_dir = options["cache_dir"]
+    cache_dir = expand_path(cache_dir, "config.dataset.cache_dir") if cache_dir else prepared.default_cache_dir()
+    return prepared.load(expand_path(path, "the path of the data"), cache_dir, form, terminal)

@@ -1,9 +1,10 @@
-"""FER-2013 prepared once by TensorFlow Datasets, then read back as arrays within a second.
+"""A dataset of files prepared once by TensorFlow Datasets, then read back as arrays within a second.
 
 Importing this module imports TensorFlow, which takes seconds: import it where it is used.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -19,8 +20,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from fer_jax.data import fer2013
-from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, SPLITS, Dataset, Split
+from fer_jax.data import files
+from fer_jax.data.dataset import SPLITS, UNSPLIT, Dataset, Split
 from fer_jax.errors import StorageError, UserError
 from fer_jax.system.terminal import SILENT, Terminal
 
@@ -37,12 +38,12 @@ class _LocalInfo(tfds.core.DatasetInfo):
 
 
 class Fer2013(tfds.core.GeneratorBasedBuilder):
-    """FER-2013 from files at hand: image uint8 [48, 48, 1], label, and row, its position in the source.
+    """FER-2013, or other faces, from files at hand: image uint8 [height, width, 1], label, and row, its position there.
 
     FER+ labels, and whatever else is published about the images, can only be joined by row.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     # There are no downloads whose checksums tfds would have to look up; it does so with importlib_resources, which it
     # doesn't require.
     url_infos = None
@@ -54,13 +55,13 @@ class Fer2013(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return _LocalInfo(
             builder=self,
-            description="48 x 48 grey images of faces with one of seven expressions each.",
+            description="Grey images of faces with one expression each.",
             homepage="https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
             features=tfds.features.FeaturesDict(
                 {
                     # As bytes: without an encoding tfds stores each pixel as a 64-bit integer.
-                    "image": tfds.features.Tensor(shape=IMAGE_SHAPE, dtype=np.uint8, encoding="bytes"),
-                    "label": tfds.features.ClassLabel(names=CLASS_NAMES),
+                    "image": tfds.features.Tensor(shape=self._dataset.image_shape, dtype=np.uint8, encoding="bytes"),
+                    "label": tfds.features.ClassLabel(names=self._dataset.class_names),
                     "row": tfds.features.Scalar(dtype=np.int64),
                 }
             ),
@@ -77,43 +78,55 @@ class Fer2013(tfds.core.GeneratorBasedBuilder):
             yield row, {"image": image, "label": label, "row": row}
 
 
-def load(
-    path: str | os.PathLike, cache_dir: str | os.PathLike, split_seed: int = 0, terminal: Terminal = SILENT
-) -> Dataset:
-    """Returns what `fer2013.read` does, from a copy that the first call prepares in `cache_dir`.
+def default_cache_dir() -> pathlib.Path:
+    """Returns this user's folder for prepared copies, in $XDG_CACHE_HOME or ~/.cache."""
+    # One place per user, not one per folder that a command is given in.
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "fer_jax" / "prepared"
 
-    A prepared copy is found again by the content of the source, not by its path, and is the same for every split_seed:
-    where the files tell no validation split it is held out after reading. A copy that isn't, byte for byte, what was
-    prepared is moved out of the way, with a warning, and prepared again. Raises UserError as `fer2013.read` does, and
-    StorageError where `cache_dir` can't be written.
+
+def load(
+    path: str | os.PathLike, cache_dir: str | os.PathLike, form: files.Form = files.FER2013, terminal: Terminal = SILENT
+) -> Dataset:
+    """Returns what `files.read_published` does, from a copy that the first call prepares in `cache_dir`.
+
+    A prepared copy is found again by the content of the source, not by its path. A copy that isn't, byte for byte, what
+    was prepared is moved out of the way, with a warning, and prepared again. Where `cache_dir` may not be written, none
+    is kept, and a warning says so. Raises UserError as `files.read_published` does, and StorageError where `cache_dir`
+    can't be written for another reason.
     """
     path, cache_dir = pathlib.Path(path), pathlib.Path(cache_dir)
-    source = fer2013.identify(path)
+    source = files.identify(path, form)
     prepared = cache_dir / f"fer2013-{Fer2013.VERSION}-{source[:16]}"
     try:
         was_there = prepared.exists()
-        dataset = _read_prepared(prepared, fer2013.name_of(path))
+        dataset = _read_prepared(prepared, path)
         if dataset is None:
             if was_there:
                 terminal.warn(f"{prepared} is damaged; it is prepared again.")
                 _discard(prepared)
-            dataset = _prepare(path, source, prepared, terminal)
+            dataset = _prepare(path, source, prepared, form, terminal)
     except (OSError, tf.errors.OpError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise StorageError(f"{cache_dir}: the prepared data set can't be kept in this folder ({reason})") from error
-    return fer2013.with_validation(dataset, split_seed, terminal)
+        message = f"{cache_dir}: the prepared data set can't be kept in this folder ({reason})"
+        advice = "--config.dataset.cache_dir or the environment variable XDG_CACHE_HOME chooses another"
+        if not isinstance(error, OSError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StorageError(f"{message}; {advice}") from error
+        terminal.warn(f"{message}, so the files are read anew each time; {advice}.")
+        return files.read_published(path, terminal, form)
+    return dataset
 
 
-def _prepare(path: pathlib.Path, source: str, prepared: pathlib.Path, terminal: Terminal) -> Dataset:
+def _prepare(path: pathlib.Path, source: str, prepared: pathlib.Path, form: files.Form, terminal: Terminal) -> Dataset:
     """Writes the copy `prepared` of the source at `path` and returns the dataset as read back from it.
 
     It is written to a folder of its own and renamed when it is complete and checked: what a killed process leaves is
     never taken for a copy. Of two processes that prepare the same source at once each uses its own; the first is kept.
     """
-    terminal.say(f"Preparing {fer2013.name_of(path)} in {prepared}, once for all runs.")
-    dataset = fer2013.read_published(path, terminal)
+    terminal.say(f"Preparing {files.name_of(path)} in {prepared}, once for all runs.")
+    dataset = files.read_published(path, terminal, form)
     # A csv that is still being copied would be prepared half, and found again by the name of the whole.
-    if fer2013.identify(path) != source:
+    if files.identify(path, form) != source:
         raise UserError(f"{path}: it changed while it was being read; start again when it is complete")
     prepared.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(prepared.parent)
@@ -121,7 +134,7 @@ def _prepare(path: pathlib.Path, source: str, prepared: pathlib.Path, terminal: 
         # Not in place: a reader would take a half-written copy for a damaged one.
         copy = folder / "copy"
         _write(dataset, copy)
-        checked = _read_prepared(copy, dataset.name)
+        checked = _read_prepared(copy, path)
         if checked is None or checked.fingerprint != dataset.fingerprint:
             raise UserError(f"{prepared}: what was written here does not read back the same; is the disk sound?")
         try:
@@ -159,28 +172,39 @@ def _write(dataset: Dataset, folder: pathlib.Path) -> None:
         "fingerprint": dataset.fingerprint,
         "builder": os.path.relpath(builder.data_dir, folder),
         "files": _digests(folder),
+        "note": dataset.note,
+        "class_names": dataset.class_names,
+        "image_shape": dataset.image_shape,
     }
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
-def _read_prepared(prepared: pathlib.Path, name: str) -> Dataset | None:
-    """Returns the dataset of a prepared copy, or None where there is none or it is damaged."""
+def _read_prepared(prepared: pathlib.Path, source: pathlib.Path) -> Dataset | None:
+    """Returns the dataset of the prepared copy of `source`, or None where there is none or it is damaged."""
     try:
         manifest = json.loads((prepared / _MANIFEST).read_bytes())
         folder, fingerprint, digests = prepared / manifest["builder"], manifest["fingerprint"], manifest["files"]
+        note, class_names, shape = manifest["note"], tuple(manifest["class_names"]), tuple(manifest["image_shape"])
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
     # Every byte is checked before it is read, since what a reader makes of damaged records is anybody's guess.
     if digests != _digests(prepared):
         return None
     splits = tfds.builder_from_directory(folder).info.splits
-    dataset = Dataset(name, {split: _read_split(splits[split]) for split in SPLITS if split in splits})
+    dataset = Dataset(
+        files.name_of(source),
+        {split: _read_split(splits[split], shape) for split in (*SPLITS, UNSPLIT) if split in splits},
+        note,
+        class_names,
+        shape,
+        path=os.path.abspath(source),
+    )
     rows = np.sort(np.concatenate([split.rows for split in dataset.splits.values()]))
     is_whole = fingerprint == dataset.fingerprint and np.array_equal(rows, np.arange(len(rows)))
     return dataset if is_whole else None
 
 
-def _read_split(info: tfds.core.SplitInfo) -> Split:
+def _read_split(info: tfds.core.SplitInfo, image_shape: tuple[int, int, int]) -> Split:
     """Reads all records of a split, in the order in which they were written."""
     images, labels, rows = [], [], []
     for path in info.filepaths:
@@ -195,7 +219,7 @@ def _read_split(info: tfds.core.SplitInfo) -> Split:
         reader.close()
     # A bytearray, since arrays over bytes can't be written to.
     pixels = np.frombuffer(bytearray().join(images), np.uint8)
-    return Split(pixels.reshape(-1, *IMAGE_SHAPE), np.array(labels, np.int32), np.array(rows, np.int64))
+    return Split(pixels.reshape(-1, *image_shape), np.array(labels, np.int32), np.array(rows, np.int64))
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from fer_jax import parallel
 from fer_jax.errors import UserError
 from fer_jax.models import resnet
 from fer_jax.recipe.images import scale_pixels
+from fer_jax.system import accelerators
 from fer_jax.workdir.checkpoints import Checkpoints, Damaged
 from fer_jax.workdir.paths import Workdir
 
@@ -136,6 +137,7 @@ class Classifier:
 
 def make_model(model_config: Mapping[str, Any], *, num_classes: int) -> resnet.ResNet:
     """Returns the network of a `config.model` for this process's devices."""
+    model_config = dict(model_config) | {"dtype": accelerators.resolve_dtype(model_config["dtype"])}
     return resnet.make(
         model_config, num_classes=num_classes, axis_name=parallel.AXIS_NAME, backend=jax.default_backend()
     )

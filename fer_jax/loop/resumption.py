@@ -13,6 +13,7 @@ from fer_jax.inference.classifier import Preprocessing
 from fer_jax.loop.program import Program
 from fer_jax.loop.progress import Progress
 from fer_jax.recipe.state import TrainState
+from fer_jax.system import accelerators
 from fer_jax.system.terminal import Terminal
 from fer_jax.workdir import guards
 from fer_jax.workdir.checkpoints import Checkpoints, Damaged
@@ -61,6 +62,25 @@ def open_workdir(
         stack.enter_context(guards.hold_lock(workdir, terminal))
 
 
+def resolve_dtype(config: config_dict.ConfigDict, workdir: Workdir, terminal: Terminal) -> config_dict.ConfigDict:
+    """Returns `config` with the dtype that 'auto' stands for: that of the run in `workdir`, or this machine's."""
+    if config.model.dtype != "auto":
+        return config
+    with workdir.time_limit():
+        stored = config_lib.load(workdir.config).model.dtype if workdir.config.exists() else "auto"
+    resolved = config.copy_and_resolve_references()
+    resolved.model.dtype = accelerators.resolve_dtype(stored)
+    if stored != "auto":
+        reason = "as the run in this workdir started"
+    elif jax.default_backend() != "cpu":
+        reason = "accelerators compute in it"
+    else:
+        has = "has" if resolved.model.dtype == "bfloat16" else "has no"
+        reason = f"this processor {has} bfloat16 arithmetic"
+    terminal.say(f"model.dtype=auto: {resolved.model.dtype}, {reason}.")
+    return resolved
+
+
 def restore(
     checkpoints: Checkpoints, program: Program, run_metadata: dict, workdir: Workdir, terminal: Terminal
 ) -> tuple[TrainState | None, Progress]:
@@ -84,9 +104,11 @@ def restore(
 def _refuse_other_run(step: int, stored: dict, ours: dict) -> None:
     # The content, not the path: the same csv may lie elsewhere in the next job.
     if stored["dataset_fingerprint"] != ours["dataset_fingerprint"]:
+        where = f" at {stored['dataset_path']}" if stored.get("dataset_path") else ""
         raise UserError(
-            f"the run was started on {stored['dataset']} ({stored['dataset_fingerprint']}), not on {ours['dataset']} "
-            f"({ours['dataset_fingerprint']}): choose another --workdir"
+            f"the run was started on {stored['dataset']} ({stored['dataset_fingerprint']}){where}, not on "
+            f"{ours['dataset']} ({ours['dataset_fingerprint']}): choose another --workdir, or say by --data where the "
+            "run's data are now"
         )
     pairs = {
         "class_names": (stored["class_names"], ours["class_names"]),

@@ -1,40 +1,90 @@
-"""The command line: the --config flag, --config.help, and one line for every mistake."""
+"""The command line: the --config flag, the help, and one line for every mistake."""
 
+import importlib.metadata
 import os
+import pathlib
 import re
 import runpy
 import sys
 import textwrap
 import traceback
 
-from absl import flags
+from absl import flags as absl_flags
 from ml_collections import config_dict, config_flags
 
 from fer_jax import config as config_lib
 from fer_jax.errors import UserError
 
+_PACKAGE = pathlib.Path(__file__).parents[1]
+# Beside the package in a clone, in it where it is installed.
+CONFIGS = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), _PACKAGE)
 
-class _ConfigFile(flags.ArgumentParser):
+
+class _ConfigFile(absl_flags.ArgumentParser):
     def parse(self, argument: str) -> config_dict.ConfigDict:
         return read_config_file(argument)
 
 
-def define_config_flag() -> flags.FlagHolder:
+def define_config_flag() -> absl_flags.FlagHolder:
     """Defines --config=FILE, whose options --config.key=value sets."""
     holder = config_flags.DEFINE_config_file(
-        "config", None, "The experiment, such as configs/resnet50.py; --config.help lists its options."
+        "config", None, "The experiment: a file, or the name of one that is packaged, such as resnet50."
     )
     # The parser of ml_collections fills in no defaults, and --config.key=value can only set a key that is there.
-    flags.FLAGS["config"].parser = _ConfigFile()
+    absl_flags.FLAGS["config"].parser = _ConfigFile()
     return holder
 
 
-def answer_help(arguments: list[str]) -> None:
-    """Prints the options and exits with status 0 if `arguments` ask for them by --config.help."""
-    # Before the flags are parsed: there is no --config to ask yet.
+def refuse_windows(platform: str) -> None:
+    """Exits with status 2 on Windows, which lacks what the files of a run are locked with."""
+    if platform == "win32":
+        print("fer_jax: it runs on Linux and macOS; on Windows, inside WSL", file=sys.stderr)
+        sys.exit(2)
+
+
+def answer_help(arguments: list[str], flags: list[str]) -> None:
+    """Prints what --help (of the flags listed), --config.help or --version ask for, and exits with status 0."""
+    # Before the flags are parsed: there is no --config to ask yet, and absl would list a hundred flags of others.
     if "--config.help" in arguments:
         print(config_lib.describe_options())
-        sys.exit(0)
+    elif {"--help", "-h", "-help", "--helpshort"} & set(arguments):
+        print(_describe_flags(flags))
+    elif "--version" in arguments:
+        print(f"fer_jax {importlib.metadata.version('fer_jax')}")
+    else:
+        return
+    sys.exit(0)
+
+
+def _describe_flags(names: list[str]) -> str:
+    lines = ["Trains a facial-expression classifier, or evaluates one.", ""]
+    for name in names:
+        flag = absl_flags.FLAGS[name]
+        values = "|".join(getattr(flag.parser, "enum_values", [])) or ("" if flag.boolean else name.upper())
+        default = f" ({flag.default})" if flag.default and not flag.boolean else ""
+        about = re.sub(r"^<.*?>: ", "", flag.help)  # absl lists the values of an enum there
+        lines.append(f"  {f'--{name}={values}' if values else f'--{name}':<31}{about}{default}")
+    return "\n".join(
+        [
+            *lines,
+            f"  {'--config.KEY=VALUE':<31}Any option of the config; --config.help lists them.",
+            f"  {'--version':<31}The version.",
+            "",
+            f"Packaged experiments: {_packaged()}",
+            "",
+            "  fer-jax --config=resnet50 --data=fer2013.csv --workdir=runs/mine",
+            "  fer-jax --mode=evaluate --workdir=runs/mine --split=test",
+        ]
+    )
+
+
+def _packaged() -> str:
+    return ", ".join(sorted(path.stem for path in CONFIGS.glob("*.py")))
+
+
+def name_of_config() -> str:
+    """Returns the name of the experiment that --config asks for: of resnet50 or configs/resnet50.py, resnet50."""
+    return pathlib.Path(config_flags.get_config_filename(absl_flags.FLAGS["config"])).stem
 
 
 def parse(arguments: list[str]) -> list[str]:
@@ -43,11 +93,11 @@ def parse(arguments: list[str]) -> list[str]:
         # ml_collections would say no more than the part of the key that it doesn't find.
         keys = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments)
         config_lib.check_keys(match[1] for match in keys if match)
-        left = flags.FLAGS(arguments)
+        left = absl_flags.FLAGS(arguments)
         if len(left) > 1:
             raise UserError(f"{left[1]!r} is no option; options begin with --")
         return left
-    except (flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (absl_flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         print(f"fer_jax: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
@@ -55,12 +105,19 @@ def parse(arguments: list[str]) -> list[str]:
 def read_config_file(argument: str) -> config_dict.ConfigDict:
     """Returns the complete config that a Python file makes.
 
-    argument: FILE, which has a function get_config(), or FILE:TEXT, for get_config(TEXT). Whatever the file raises
-    becomes a UserError of one line that names the file and the line.
+    argument: FILE, which has a function get_config(), or FILE:TEXT, for get_config(TEXT); in place of FILE the name of
+    a file of `configs/`, without .py. Whatever the file raises becomes a UserError of one line that names the file and
+    the line.
     """
     path, *text = argument.split(":", 1)
+    path = config_lib.expand_path(path, "--config")
     if not os.path.isfile(path):
-        raise UserError(f"--config={argument}: there is no file {path}")
+        packaged = CONFIGS / f"{path}.py"
+        if os.sep in path or not packaged.is_file():
+            raise UserError(
+                f"--config={argument}: there is no file {path}, and no experiment of that name: {_packaged()}"
+            )
+        path = str(packaged)
     try:
         names = runpy.run_path(path)
         if "get_config" not in names:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from fer_jax.errors import FerJaxError, LostProcessError, StorageError
+from fer_jax.errors import FerJaxError, LostProcessError, MemoryExhausted, StorageError
 from fer_jax.system.signals import Stopped
 
 # What a disk, a quota, a permission or a network file system answers to a write that names no file. Other numbers
@@ -71,6 +71,12 @@ def as_known_error(error: Exception) -> FerJaxError | None:
     """Returns the FerJaxError that `error` is or stands for, or None if it is a bug."""
     if isinstance(error, FerJaxError):
         return error
+    if _is_of_memory(error):
+        reason = " ".join(str(error).split())[:200] or "of the machine itself"
+        return MemoryExhausted(
+            f"there is too little memory ({reason}); try a smaller config.batch_size, a larger "
+            "config.train.grad_accum_steps or config.model.remat=True"
+        )
     if _is_of_storage(error):
         return StorageError(" ".join(str(error).split()))
     if _is_distributed() and is_of_lost_process(error):
@@ -85,6 +91,14 @@ def _is_of_storage(error: Exception) -> bool:
     tensorflow = sys.modules.get("tensorflow")
     return tensorflow is not None and isinstance(
         error, tuple(getattr(tensorflow.errors, name) for name in STORAGE_OP_ERRORS)
+    )
+
+
+def _is_of_memory(error: Exception) -> bool:
+    jax_errors = (sys.modules["jax"].errors.JaxRuntimeError,) if "jax" in sys.modules else ()
+    return isinstance(error, MemoryError) or (
+        # A process of a distributed run that hears of it from another says UNAVAILABLE.
+        isinstance(error, jax_errors) and str(error).startswith("RESOURCE_EXHAUSTED")
     )
 
 

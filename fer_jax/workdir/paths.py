@@ -5,17 +5,19 @@ import os
 
 from etils import epath
 
+from fer_jax.config import expand_path
 from fer_jax.workdir import guards
 
 
 class Workdir:
     """The folder of a run, local or in a bucket (gs://...), and the path of each file and folder in it.
 
+    path: may begin with ~ and hold environment variables.
     storage_timeout: the seconds after which `time_limit` gives up a file system that doesn't answer.
     """
 
     def __init__(self, path: str | os.PathLike, *, storage_timeout: float = 600.0):
-        self.path = epath.Path(path)
+        self.path = epath.Path(expand_path(os.fspath(path), "the workdir"))
         self._storage_timeout = storage_timeout
 
     @property

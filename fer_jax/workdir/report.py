@@ -67,10 +67,14 @@ def write_history(events: Iterable[dict], *, dataset_name: str, dataset_fingerpr
     _save(figure, folder / "curves.png", dpi=120)
 
 
-def write_evaluation(evaluation: dict, folder: epath.Path) -> None:
-    """Writes confusion_matrix_<split>.png and evaluation_<split>.json; values that are not finite are left out."""
+def write_evaluation(evaluation: dict, folder: epath.Path, name: str | None = None) -> None:
+    """Writes confusion_matrix_<name>.png and evaluation_<name>.json; values that are not finite are left out.
+
+    name: the split's if None, as it is for the run's own data.
+    """
     folder.mkdir(exist_ok=True)
     split = evaluation["split"]
+    name = split if name is None else name
     counts = np.array(evaluation["confusion_matrix"])
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = evaluation["class_names"]
@@ -88,10 +92,10 @@ def write_evaluation(evaluation: dict, folder: epath.Path) -> None:
         f"{evaluation['dataset']} ({evaluation['dataset_fingerprint']}), {split}\naccuracy {_accuracy(evaluation)}",
         fontsize=10,
     )
-    _save(figure, folder / f"confusion_matrix_{split}.png", dpi=110)
+    _save(figure, folder / f"confusion_matrix_{name}.png", dpi=110)
     # The last of the two, because `reported_step` takes it for the whole report.
     text = json.dumps(without_nonfinite(evaluation), indent=2, allow_nan=False)
-    (folder / f"evaluation_{split}.json").write_text(text + "\n")
+    (folder / f"evaluation_{name}.json").write_text(text + "\n")
 
 
 def reported_step(folder: epath.Path, split: str) -> int | None:
@@ -110,6 +114,7 @@ def _save(figure: Figure, path: epath.Path, *, dpi: int) -> None:
 
 def table(evaluation: dict) -> str:
     """Returns the evaluation as lines for a person to read."""
+    width = max(10, 1 + max(map(len, evaluation["class_names"])))
     lines = [
         f"{evaluation['split']} split of {evaluation['dataset']} ({evaluation['dataset_fingerprint']}), "
         f"{evaluation['num_examples']:,} images",
@@ -120,17 +125,24 @@ def table(evaluation: dict) -> str:
         f"  macro F1           {evaluation['macro_f1']:.4f}",
         f"  loss               {evaluation['loss']:.4f}",
         "",
-        f"  {'class':<10}{'precision':>10}{'recall':>10}{'F1':>10}{'images':>9}",
+        f"  {'class':<{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'images':>9}",
     ]
     for name, figures in evaluation["per_class"].items():
         lines.append(
-            f"  {name:<10}{figures['precision']:>10.4f}{figures['recall']:>10.4f}{figures['f1']:>10.4f}"
+            f"  {name:<{width}}{figures['precision']:>10.4f}{figures['recall']:>10.4f}{figures['f1']:>10.4f}"
             f"{figures['support']:>9,}"
         )
-    lines += ["", "  rows: true, columns: predicted", "  " + " " * 10]
+    # A network that says one class has a fair accuracy, and may be of no use.
+    predicted = np.sum(evaluation["confusion_matrix"], axis=0)
+    never = [name for name, count in zip(evaluation["class_names"], predicted, strict=True) if not count]
+    if never:
+        of = len(evaluation["class_names"])
+        verb = "is" if len(never) == 1 else "are"
+        lines += ["", f"  {len(never)} of {of} classes {verb} never predicted: {', '.join(never)}"]
+    lines += ["", "  rows: true, columns: predicted", "  " + " " * width]
     lines[-1] += "".join(f"{name[:8]:>9}" for name in evaluation["class_names"])
     for name, row in zip(evaluation["class_names"], evaluation["confusion_matrix"], strict=True):
-        lines.append(f"  {name:<10}" + "".join(f"{count:>9,}" for count in row))
+        lines.append(f"  {name:<{width}}" + "".join(f"{count:>9,}" for count in row))
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Times reading a FER-2013 csv: fer_jax.data.fer2013.read against the usual way with pandas.
+"""Times reading a FER-2013 csv: fer_jax.data.files.read against the usual way with pandas.
 
     python -m scripts.benchmark csv [PATH.csv]
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from fer_jax.data import fer2013
+from fer_jax.data import files
 from fer_jax.data.dataset import IMAGE_SHAPE
 from fer_jax.errors import UserError
 
@@ -33,7 +33,7 @@ def read_with_pandas(path: pathlib.Path) -> np.ndarray:
 
 def read_with_fer_jax(path: pathlib.Path) -> np.ndarray:
     """Returns uint8 [N, 48, 48, 1], in the order of the file."""
-    splits = fer2013.read(path).splits.values()
+    splits = files.read(path).splits.values()
     images = np.empty((sum(len(split) for split in splits), *IMAGE_SHAPE), np.uint8)
     for split in splits:
         images[split.rows] = split.images

@@ -22,7 +22,7 @@ import tempfile
 import numpy as np
 from PIL import Image
 
-from fer_jax.data import fer2013
+from fer_jax.data import files
 from fer_jax.data.dataset import CLASS_NAMES, SPLITS
 from fer_jax.errors import UserError
 
@@ -95,7 +95,7 @@ def check_csv(path: pathlib.Path, generator: random.Random) -> str:
             content = mutate(content, generator)
     path.write_bytes(content)
     try:
-        dataset = fer2013.read_published(path)
+        dataset = files.read_published(path)
     except UserError as error:
         return "csv refused" if str(path) in str(error) else fail(f"an error that doesn't name the file: {error}")
     plain = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
@@ -157,7 +157,7 @@ def check_folder(folder: pathlib.Path, generator: random.Random) -> str:
     write_folder(folder, generator)
     mutate_folder(folder, generator)
     try:
-        dataset = fer2013.read_published(folder)
+        dataset = files.read_published(folder)
     except UserError as error:
         return "folder refused" if str(folder) in str(error) else fail(f"an error that doesn't name it: {error}")
     for name, split in dataset.splits.items():

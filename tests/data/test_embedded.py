@@ -97,3 +97,16 @@ def test_raw_pixels_tell_something_but_not_all(faces):
     )
     accuracy = LogisticRegression(C=0.1, max_iter=1000, tol=1e-3).fit(*train).score(*test)
     assert 0.3 < accuracy < 0.75
+
+
+def test_other_classes_and_sizes_are_drawn_as_the_default_ones_are():
+    names, sizes = ("sad", "happy"), {"train": 20}
+    small, large = (embedded.make(0, sizes, image_size=size, class_names=names) for size in (32, 96))
+    assert small.class_names == names
+    assert (small.image_shape, small.splits["train"].images.shape) == ((32, 32, 1), (20, 32, 32, 1))
+    assert np.bincount(small.splits["train"].labels).tolist() == [10, 10]
+    # The same faces, but for their noise: three pixels each way of one are one of the other.
+    ours, theirs = (dataset.splits["train"].images.astype(float) for dataset in (small, large))
+    shrunk = theirs.reshape(20, 32, 3, 32, 3).mean((2, 4))[..., None]
+    assert np.abs(ours - shrunk).mean() < 6
+    assert np.abs(ours - shrunk[::-1]).mean() > 20

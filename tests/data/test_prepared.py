@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import fer_jax
-from fer_jax.data import fer2013, prepared
+from fer_jax.data import files, prepared
 from fer_jax.data.dataset import CLASS_NAMES, Dataset
 from fer_jax.errors import StorageError, UserError
 from fer_jax.system.terminal import Terminal
@@ -44,6 +44,8 @@ def cache(tmp_path) -> pathlib.Path:
 def assert_equal(dataset: Dataset, expected: Dataset) -> None:
     assert dataset.name == expected.name
     assert dataset.fingerprint == expected.fingerprint
+    for field in ("note", "class_names", "image_shape", "path"):
+        assert getattr(dataset, field) == getattr(expected, field)
     assert list(dataset.splits) == list(expected.splits)
     for name, split in expected.splits.items():
         for field in ("images", "labels", "rows"):
@@ -63,7 +65,7 @@ def state(folder: pathlib.Path) -> dict[pathlib.Path, tuple[int, int]]:
 
 
 def test_a_csv_is_loaded_as_it_is_read_at_first_and_from_the_prepared_copy(faces, cache, capsys):
-    expected = fer2013.read(faces)
+    expected = files.read_published(faces)
     assert_equal(prepared.load(faces, cache, terminal=Terminal(is_primary=True)), expected)
     (folder,) = prepared_copies(cache)
     assert capsys.readouterr() == (f"Preparing {expected.name} in {folder}, once for all runs.\n", "")
@@ -79,37 +81,34 @@ def test_a_folder_is_loaded_as_it_is_read(tmp_path, cache, random_images):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[:, :, 0]).save(path)
     for _ in range(2):
-        assert_equal(
-            prepared.load(tmp_path / "faces", cache, split_seed=2), fer2013.read(tmp_path / "faces", split_seed=2)
-        )
+        assert_equal(prepared.load(tmp_path / "faces", cache), files.read_published(tmp_path / "faces"))
     assert len(prepared_copies(cache)) == 1
 
 
-def test_all_split_seeds_share_one_copy_and_each_has_its_own_validation_split(
-    tmp_path, cache, csv_bytes, random_images, capsys
-):
+def test_files_that_tell_no_splits_are_kept_as_they_are(tmp_path, cache, csv_bytes, random_images):
     path = tmp_path / "train.csv"
     path.write_bytes(csv_bytes(random_images(40), [0, 1] * 20, [""] * 40, header="emotion,pixels"))
-    for seed in (0, 1, 0):
-        assert_equal(prepared.load(path, cache, seed, Terminal(is_primary=True)), fer2013.read(path, seed))
-        assert capsys.readouterr().err.count("tells no validation split") == 1
+    for _ in range(2):
+        dataset = prepared.load(path, cache)
+        assert_equal(dataset, files.read_published(path))
+        assert list(dataset.splits) == ["unsplit"]
     assert len(prepared_copies(cache)) == 1
 
 
 def test_the_name_follows_the_path_and_the_copy_the_content(faces, cache):
     prepared.load(faces, cache)
     moved = faces.rename(faces.with_name("moved.csv"))
-    assert prepared.load(moved, cache).name == "FER-2013 (moved.csv)"
+    assert prepared.load(moved, cache).name == "moved.csv"
     assert len(prepared_copies(cache)) == 1
     moved.write_bytes(moved.read_bytes().replace(b"\n6,", b"\n5,"))
-    assert_equal(prepared.load(moved, cache), fer2013.read(moved))
+    assert_equal(prepared.load(moved, cache), files.read_published(moved))
     assert len(prepared_copies(cache)) == 2
 
 
 def test_what_is_prepared_is_a_tfds_data_set_with_the_rows_in_order(faces, cache):
     expected = prepared.load(faces, cache)
     (folder,) = prepared_copies(cache)
-    builder = tfds.builder_from_directory(folder / "fer2013" / "1.0.0")
+    builder = tfds.builder_from_directory(folder / "fer2013" / "2.0.0")
     assert builder.info.features["label"].names == list(CLASS_NAMES)
     assert builder.info.supervised_keys == ("image", "label")
     for name, split in expected.splits.items():
@@ -129,7 +128,7 @@ def test_preparing_prints_nothing(faces, cache, capfd):
 def test_any_folder_will_do_as_cache(faces, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert_equal(prepared.load(faces.name, name), fer2013.read(faces))
+        assert_equal(prepared.load(faces.name, name), files.read_published(faces))
     assert len(prepared_copies(tmp_path / name)) == 1
 
 
@@ -205,7 +204,7 @@ def test_what_a_killed_process_leaves_is_not_taken_for_a_copy(tmp_path, cache, c
     assert prepared_copies(cache) == [], "the process was killed too late for this test to say anything"
     leftovers = list(cache.glob(".preparing-*"))
     assert len(leftovers) == 1
-    assert_equal(prepared.load(path, cache), fer2013.read(path))
+    assert_equal(prepared.load(path, cache), files.read_published(path))
     assert len(prepared_copies(cache)) == 1
     assert list(cache.glob(".preparing-*")) == leftovers  # it could be another process at work
 
@@ -226,10 +225,10 @@ def test_what_was_left_a_day_ago_is_removed(faces, cache):
 def test_processes_that_prepare_at_once_all_get_the_data_set(faces, cache):
     processes = start_loading(2, faces, cache)
     outputs = [process.communicate()[0].strip() for process in processes]
-    assert outputs == [fer2013.read(faces).fingerprint] * 2
+    assert outputs == [files.read_published(faces).fingerprint] * 2
     assert [process.returncode for process in processes] == [0] * 2
     before = state(cache)
-    assert_equal(prepared.load(faces, cache), fer2013.read(faces))
+    assert_equal(prepared.load(faces, cache), files.read_published(faces))
     assert state(cache) == before
     assert list(cache.iterdir()) == prepared_copies(cache)
 

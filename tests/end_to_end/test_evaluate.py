@@ -1,12 +1,13 @@
 """Restoring checkpoints and evaluating them."""
 
 import json
+import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
-from fer_jax.workdir.paths import Workdir
+from PIL import Image
 
 from fer_jax import evaluate
 from fer_jax.errors import UserError
@@ -14,7 +15,10 @@ from fer_jax.inference.classifier import Classifier
 from fer_jax.system.signals import StopRequest
 from fer_jax.workdir import checkpoints as checkpoint_lib
 from fer_jax.workdir.checkpoints import Checkpoints
+from fer_jax.workdir.paths import Workdir
 from tests.end_to_end.conftest import read_metrics
+
+RUN_0_1 = pathlib.Path(__file__).parents[1] / "fixtures" / "run_0.1"
 
 KEYS = {
     "split",
@@ -34,10 +38,14 @@ KEYS = {
 }
 
 
-def run_evaluation(workdir, *, config=None, split="validation", checkpoint="best", strict=False) -> dict:
-    stop = StopRequest()
-    evaluate.evaluate(config, Workdir(workdir), split=split, checkpoint=checkpoint, strict=strict, stop=stop)
-    return json.loads((workdir / "report" / f"evaluation_{split}.json").read_text())
+def run_evaluation(
+    workdir, *, config=None, data=None, split="validation", checkpoint="best", strict=False, pattern=""
+) -> dict:
+    """Evaluates; returns the one report on a split in the workdir whose name ends in `pattern`."""
+    asked = {"data": data and str(data), "split": split, "checkpoint": checkpoint, "strict": strict}
+    evaluate.evaluate(config, Workdir(workdir), **asked, stop=StopRequest())
+    (path,) = (workdir / "report").glob(f"evaluation_{split}{pattern}.json")
+    return json.loads(path.read_text())
 
 
 @pytest.fixture
@@ -83,9 +91,87 @@ def test_other_data_may_be_evaluated(workdir, make_config, csv_file, tmp_path):
     other = tmp_path / "other.csv"
     rows = csv_file.read_text().splitlines()
     other.write_text("\n".join(row for i, row in enumerate(rows) if i % 2 == 0 or i == 0) + "\n")
-    evaluation = run_evaluation(workdir, config=make_config(**{"dataset.path": str(other)}))
-    assert "other.csv" in evaluation["dataset"]
-    assert evaluation["num_examples"] < 21
+    own = run_evaluation(workdir)
+    for asked in ({"config": make_config(**{"dataset.path": str(other)})}, {"data": other}):
+        evaluation = run_evaluation(workdir, **asked, pattern="_other.csv_????????")
+        assert evaluation["dataset"] == "other.csv"
+        assert evaluation["num_examples"] < 21
+    # The run's own report is still there, and its own.
+    assert json.loads((workdir / "report" / "evaluation_validation.json").read_text()) == own
+
+
+@pytest.mark.parametrize("layout", ["split", "classes alone", "csv"])
+def test_a_folder_or_csv_with_test_images_alone_is_evaluated_in_whatever_size(workdir, tmp_path, layout, capsys):
+    data = tmp_path / "JAFFE"
+    if layout == "csv":
+        data = tmp_path / "jaffe.csv"
+        pixels = " ".join(["7"] * 100 * 100)
+        data.write_text("label,pixels\n" + "".join(f"{label},{pixels}\n" for label in (0, 3, 3)))
+    else:
+        for number, name in enumerate(("anger", "happiness", "happiness")):
+            path = data / ("test" if layout == "split" else "") / name / f"{number}.tiff"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (256, 256), (number, 9, 9)).save(path)
+    evaluation = run_evaluation(workdir, data=data, split="test", pattern=f"_{data.name}_????????")
+    assert (evaluation["dataset"], evaluation["num_examples"]) == (data.name, 3)
+    supports = {name: figures["support"] for name, figures in evaluation["per_class"].items() if figures["support"]}
+    assert supports == {"angry": 1, "happy": 2}
+    out = capsys.readouterr().out
+    assert "3 of 3 images were brought to 48 x 48 pixels" in out
+    assert "of 7 classes are never predicted" in out
+    if layout == "split":
+        with pytest.raises(UserError, match=r"JAFFE has no examples in its validation split; it has test \(3\)"):
+            run_evaluation(workdir, data=data)
+
+
+def test_evaluation_takes_the_data_of_the_run_wherever_it_is_asked_for(
+    make_config, run, csv_file, tmp_path, monkeypatch, capsys
+):
+    home, elsewhere, moved = tmp_path / "home", tmp_path / "elsewhere", tmp_path / "moved.csv"
+    for folder in (home, elsewhere):
+        (folder / "data").mkdir(parents=True)
+    trained_on = home / "data" / "fer2013.csv"
+    shutil.copy(csv_file, trained_on)
+    monkeypatch.chdir(home)
+    assert run(make_config(**{"dataset.path": None}, num_epochs=1), tmp_path / "run") == 0
+    own = run_evaluation(tmp_path / "run", split="test")
+    assert own["dataset"] == "fer2013.csv"
+
+    # Where there is no file, and where there is another one in the usual place.
+    monkeypatch.chdir(elsewhere)
+    assert run_evaluation(tmp_path / "run", split="test") == own
+    rows = csv_file.read_text().splitlines(keepends=True)
+    (elsewhere / "data" / "fer2013.csv").write_text("".join(rows[:-1]))
+    assert run_evaluation(tmp_path / "run", split="test") == own
+
+    # Where the data are no longer what they were, or not there, nothing else is taken for them.
+    trained_on.write_text("".join(rows[:-1]))
+    with pytest.raises(UserError, match=r"was trained on fer2013\.csv .*what is found now at .*say by --data"):
+        run_evaluation(tmp_path / "run", split="test")
+    trained_on.unlink()
+    with pytest.raises(UserError, match=r"data/fer2013\.csv: there is no such file.*say by --data where it is now"):
+        run_evaluation(tmp_path / "run", split="test")
+
+    # Moved, they are still the run's.
+    shutil.copy(csv_file, moved)
+    capsys.readouterr()
+    assert run_evaluation(tmp_path / "run", data=moved, split="test") == own | {"dataset": "moved.csv"}
+    assert "is the one logged in training" in capsys.readouterr().out
+
+
+def test_a_run_on_the_embedded_set_is_evaluated_on_it_though_there_are_files(csv_file, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    shutil.copy(csv_file, tmp_path / "data" / "fer2013.csv")
+    shutil.copytree(RUN_0_1, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["dataset"]["source"] = "auto"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    # Version 0.1 did not say where its data were.
+    with pytest.raises(UserError, match=r"was trained on embedded faces .*; what is found now at .*data/fer2013\.csv"):
+        run_evaluation(tmp_path / "run")
+    change_metadata(tmp_path / "run", dataset_path=None)
+    assert run_evaluation(tmp_path / "run")["num_examples"] == 350
 
 
 def test_any_other_difference_of_the_config_is_an_error(workdir, make_config):

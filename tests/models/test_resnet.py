@@ -245,6 +245,7 @@ def test_a_block_is_its_shortcut_at_start_only_with_zero_init(zero_init):
 
 def test_make_assembles_what_the_config_says():
     config = runpy.run_path(str(CONFIG))["get_config"]().model
+    config.dtype = "bfloat16"
     assert resnet.make(config, num_classes=7, axis_name="data", backend="cpu") == ResNet(
         stage_sizes=(3, 4, 6, 3),
         bottleneck=True,
@@ -280,6 +281,7 @@ def test_make_assembles_what_the_config_says():
 )
 def test_accelerators_get_stock_convolutions(backend, platform, num_convolutions):
     config = runpy.run_path(str(CONFIG))["get_config"]().model
+    config.dtype = "bfloat16"
     config.depth = 18
     model = resnet.make(config, num_classes=7, axis_name=None, backend=backend)
     _, variables = abstract(model)

@@ -24,7 +24,7 @@ def start(*options: str) -> subprocess.CompletedProcess:
     """Parses options in a process of its own, since flags can be defined and parsed once; prints the config."""
     code = (
         "import sys; from fer_jax.system import command_line as c; flag = c.define_config_flag(); "
-        "c.answer_help(sys.argv); c.parse(sys.argv); print(flag.value and flag.value.to_json())"
+        "c.answer_help(sys.argv, []); c.parse(sys.argv); print(flag.value and flag.value.to_json())"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, env=environment)
@@ -123,7 +123,7 @@ def test_a_file_that_makes_no_config_is_named(lines, message, tmp_path):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"there is no file .*nothing\.py$"):
+    with pytest.raises(UserError, match=r"there is no file .*nothing\.py, and no experiment of that name: resnet50$"):
         read_config_file(str(tmp_path / "nothing.py"))
 
 
