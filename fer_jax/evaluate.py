@@ -73,6 +73,7 @@ def evaluate(
                 workdir=workdir.path,
                 advice="Leave --config out to use the run's own; only options that change no results may differ",
             )
+    # Before the data, since its checkpoint says what they were.
     classifier = Classifier.load(workdir, checkpoint)
     with processes.agreeing_on_errors():
         asked = config.dataset if config is not None else None
@@ -127,6 +128,7 @@ def _load_asked(
         return load_dataset({**options, **form}, terminal)
     # Whatever their size: all that is to be known is what the network says of them.
     published = load_files(path, {**options, **form}, terminal, class_names=classifier.class_names, resize=True)
+    # A test set alone can't be what it was trained on.
     if {"train", UNSPLIT} & published.splits.keys():
         # Moved, say. Another hold-out would contain images that the run was trained on.
         as_trained_on = files.with_validation(published, own.split_seed)

@@ -39,6 +39,7 @@ def _command() -> None:
     if options.parallel.deterministic:
         accelerators.use_deterministic_kernels()
     processes.join_processes(options.parallel)
+    # Only now: a process that has looked for devices can't join others.
     accelerators.require_devices()
     path = _WORKDIR.value or os.path.join("runs", command_line.name_of_config())
     workdir = Workdir(path, storage_timeout=options.checkpoint.storage_timeout)

@@ -19,6 +19,7 @@ from fer_jax.config import (
     complete,
     describe_options,
     differences,
+    expand_path,
     flatten,
     from_stored,
     load,
@@ -503,3 +504,41 @@ def test_configs_resnet50_is_the_baseline_method():
     assert config.early_stopping.patience < config.num_epochs
     assert config.dataset.source == "auto"
     assert config.is_locked
+
+
+def test_paths_may_begin_with_the_user_and_hold_variables(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setenv("SCRATCH", "/scratch/7")
+    for path, expected in {
+        "~/runs": "/home/ann/runs",
+        "$SCRATCH/runs": "/scratch/7/runs",
+        "${SCRATCH}/a b": "/scratch/7/a b",
+        "runs/a~b": "runs/a~b",
+        "gs://bucket/runs": "gs://bucket/runs",
+    }.items():
+        assert expand_path(path, "--workdir") == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("~nobody-of-that-name/runs", r"--workdir is ~nobody-of-that-name/runs, and there is no such user"),
+        ("$NO_SUCH_VARIABLE/runs", r"the environment variable NO_SUCH_VARIABLE is not set"),
+        ("a/${NO_SUCH_VARIABLE}", r"the environment variable NO_SUCH_VARIABLE is not set"),
+    ],
+)
+def test_a_path_that_can_not_be_expanded_is_not_taken_as_it_is(path, expected):
+    with pytest.raises(UserError, match=expected):
+        expand_path(path, "--workdir")
+
+
+def test_what_is_left_to_the_machine_is_no_difference_to_a_run():
+    stored = changed("model.dtype", "float32")
+    refuse_differences(changed("model.dtype", "auto"), stored, workdir="runs/mine")
+    with pytest.raises(UserError, match=r"config.model.dtype is 'bfloat16' here and 'float32' there"):
+        refuse_differences(changed("model.dtype", "bfloat16"), stored, workdir="runs/mine")
+
+
+def test_the_cache_of_version_0_1_is_the_users_now():
+    assert from_stored({"dataset": {"cache_dir": "data/prepared"}}, source="a run").dataset.cache_dir is None
+    assert from_stored({"dataset": {"cache_dir": "/scratch"}}, source="a run").dataset.cache_dir == "/scratch"

@@ -173,6 +173,7 @@ def _find(path: pathlib.Path, class_names: tuple[str, ...] | None) -> _Found:
     below = [pathlib.Path(entry.path) for entry in folder_layout.visible(path) if entry.is_dir()]
     if found := _find_in(path, class_names):
         return found
+    # Archives are unpacked into a folder of their own.
     readable = {folder: found for folder in below if (found := _find_in(folder, class_names))}
     if len(readable) > 1:
         raise UserError(f"{path}: several folders in it can be read: {', '.join(map(str, readable))}; give one of them")
@@ -193,6 +194,7 @@ def _find_in(folder: pathlib.Path, class_names: tuple[str, ...] | None) -> _Foun
     by_name = {file.name.lower(): file for file in files}
     if whole := next((by_name[name] for name in _WHOLE if name in by_name), None):
         return _csv_found({UNSPLIT: whole}, class_names, _passed_over(folder, files, [whole]))
+    # The competition's test.csv and example_submission.csv lie beside its train.csv.
     labelled = [file for file in files if csv_layout.has_labels(file)]
     by_split: dict[str, pathlib.Path] = {}
     for file in labelled:
@@ -234,6 +236,7 @@ def _read_csv(path: pathlib.Path, file_split: str, form: Form) -> tuple[np.ndarr
             "--config.dataset.resize=True brings images to it"
         )
     if side != size:
+        # The same resampling as for image files.
         resized = [np.asarray(image_file.bring_to(Image.fromarray(image[:, :, 0]), size)) for image in images]
         images = np.stack(resized)[..., None]
     told = set(splits.tolist())

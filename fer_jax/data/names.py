@@ -7,6 +7,7 @@ from fer_jax.data.dataset import CLASS_NAMES
 
 SPLIT_OF_USAGE = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
 
+# As they were found in downloads and repositories; a name that is not here is said, never guessed.
 _SPLITS = {
     "train": ("train", "training", "trainset", "trainingset"),
     "validation": ("validation", "valid", "val", "dev", "publictest", "validationset", "validset", "valset"),
@@ -27,6 +28,7 @@ _CLASSES = {
 }
 _CLASS_OF_NAME = {name: known for known, names in _CLASSES.items() for name in names}
 
+# Not "image" or "file": in other label sets that is a name.
 _COLUMNS = {
     "emotion": ("emotion", "emotions", "label", "labels", "class"),
     "pixels": ("pixels", "pixel"),
@@ -51,6 +53,7 @@ def label_of(folder: str, class_names: Sequence[str]) -> int | None:
     of fer2013.csv) and by a number before the name ('0 angry', where the name alone counts). Case doesn't matter.
     """
     name = folder.strip().lower()
+    # Only FER-2013's classes have other names that are known to mean the same.
     if tuple(class_names) != CLASS_NAMES:
         names = [known.lower() for known in class_names]
         return names.index(name) if name in names else None

@@ -111,6 +111,7 @@ def read_config_file(argument: str) -> config_dict.ConfigDict:
     """
     path, *text = argument.split(":", 1)
     path = config_lib.expand_path(path, "--config")
+    # A file first: whoever has one of that name means it.
     if not os.path.isfile(path):
         packaged = CONFIGS / f"{path}.py"
         if os.sep in path or not packaged.is_file():

@@ -14,6 +14,7 @@ import io
 import json
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -27,7 +28,8 @@ from fer_jax.data.dataset import CLASS_NAMES, SPLITS
 from fer_jax.errors import UserError
 
 SECONDS, MEMORY = 20, 4 * 2**30
-USAGES = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
+USAGES = {"training": "train", "train": "train", "publictest": "validation", "privatetest": "test", "test": "test"}
+COLUMNS = {"emotions": "emotion", "pixel": "pixels", "set": "usage"}
 TELLING = [b"", b",", b'"', b"\n", b"\r", b"\r\n", b"\x00", b" ", b"-1", b"7", b"256", b"1e3", b"0x10", b"\xef\xbb\xbf"]
 TELLING += [b"NaN", b"Training", b"publictest", b"\xff\xfe", b"9" * 400, "٣".encode(), b"emotion", b"+5", b"3.0", b"\t"]
 
@@ -69,12 +71,14 @@ def read_slowly(content: bytes) -> dict[str, list[tuple[int, list[int]]]]:
     """Returns {split: [(label, pixels)]} of a csv; raises ValueError, KeyError or csv.Error where it is none."""
     rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True, skipinitialspace=True)
     columns = [name.strip().lower() for name in next(rows)]
+    columns = [COLUMNS.get(name, name) for name in columns]
     examples = {}
     for row in rows:
         if not any(field.strip() for field in row):
             continue
         values = dict(zip(columns, row, strict=True))
-        split = USAGES[values["usage"].strip()] if "usage" in columns else "train"
+        usage = re.sub(r"[\s_.-]", "", values.get("usage", "").lower())
+        split = USAGES[usage] if "usage" in columns else "unsplit"
         label, pixels = int(values["emotion"]), [int(pixel) for pixel in values["pixels"].split()]
         if not 0 <= label <= 6 or len(pixels) != 48 * 48 or not 0 <= min(pixels) <= max(pixels) <= 255:
             raise ValueError("out of range")
@@ -161,14 +165,14 @@ def check_folder(folder: pathlib.Path, generator: random.Random) -> str:
     except UserError as error:
         return "folder refused" if str(folder) in str(error) else fail(f"an error that doesn't name it: {error}")
     for name, split in dataset.splits.items():
-        assert name in SPLITS, name
+        assert name in (*SPLITS, "unsplit"), name
         assert len(split) > 0, name
         assert split.images.shape == (len(split), 48, 48, 1), split.images.shape
     # Every label is what its folder says: counted by class folder, whatever the files are called.
     count = collections.Counter()
     names = {"anger": "angry", "sadness": "sad", "fear": "fear", "joy": "happy"}
     for path in folder.rglob("*"):
-        if path.is_file() and path.suffix.lower() in (".png", ".jpg", ".jpeg") and not path.name.startswith("."):
+        if path.is_file() and path.suffix.lower() in (".png", ".jpg", ".gif") and not path.name.startswith("."):
             count[names.get(path.parent.name.lower(), path.parent.name.lower())] += 1
     labels = np.concatenate([split.labels for split in dataset.splits.values()])
     assert count == collections.Counter(CLASS_NAMES[label] for label in labels), "labels that no folder says"

@@ -1,6 +1,8 @@
 """The command itself, in processes of its own."""
 
 import os
+import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,7 +137,7 @@ def _contents(folder):
 def test_a_run_reports_and_a_disk_that_is_full_when_figures_are_written_loses_none(csv_file, tmp_path):
     status, out, err = run(command(csv_file, tmp_path))
     assert status == 0, err
-    assert "Data set: FER-2013 (fer2013.csv) (40 train, 21 validation, 17 test;" in out
+    assert "Data set: fer2013.csv (40 train, 21 validation, 17 test;" in out
     assert "\r" not in err  # no progress bar where there is no terminal
     status, out, err = run(main("--mode=evaluate", f"--workdir={tmp_path}", "--split=test"))
     assert status == 0, err
@@ -193,3 +195,31 @@ def test_a_run_on_a_read_only_disk_is_evaluated_and_says_what_is_not_written(csv
     assert "95% interval" in out
     assert "fer_jax: warning: the report is not written: " in err
     assert "Read-only file system" in err
+
+
+def test_the_users_folder_and_cache_are_meant_and_an_unwritable_cache_is_done_without(csv_file, tmp_path, monkeypatch):
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here, home / "cache"):
+        folder.mkdir()
+    shutil.copy(csv_file, home / "faces.csv")
+    monkeypatch.chdir(here)
+    root = pathlib.Path(__file__).parents[2]
+    options = [f"--config={root}/configs/resnet50.py", "--workdir=~/run", "--data=$HOME/faces.csv"]
+    options += [f"--config.{key}={value}" for key, value in (TINY | {"num_epochs": 1}).items()]
+    environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "PYTHONPATH": str(root)}
+    program = [sys.executable, "-c", "from fer_jax import main; main.run()", *options]
+    status, out, err = run(program, **environment)
+    assert status == 0, err
+    assert (home / "run" / "report" / "evaluation_test.json").exists()
+    assert list((home / "cache" / "fer_jax" / "prepared").glob("fer2013-*"))
+    assert list(here.iterdir()) == []
+
+    if subprocess.run(read_only(["true"], home / "cache"), capture_output=True).returncode:
+        pytest.skip("needs the right to mount, which root has")
+    shutil.rmtree(home / "cache" / "fer_jax")
+    evaluation = [*program[:3], "--mode=evaluate", "--workdir=~/run"]
+    status, out, err = run(read_only(evaluation, home / "cache"), **environment)
+    assert status == 0, err
+    assert "is the one logged in training" in out
+    assert "can't be kept in this folder (Read-only file system), so the files are read anew each time" in err
+    assert "--config.dataset.cache_dir" in err

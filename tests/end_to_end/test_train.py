@@ -11,14 +11,15 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from fer_jax.workdir.paths import Workdir
 
 from fer_jax import evaluate, parallel
 from fer_jax.errors import UserError
+from fer_jax.system import accelerators
 from fer_jax.system.signals import StopRequest
 from fer_jax.system.terminal import Terminal
 from fer_jax.workdir import guards
 from fer_jax.workdir.checkpoints import Checkpoints
+from fer_jax.workdir.paths import Workdir
 from tests.end_to_end.conftest import read_metrics
 from tests.support.checkpoints import read_arrays
 
@@ -292,3 +293,18 @@ def test_checkpoints_and_prepared_data_hold_no_pickles(finished, csv_file):
         # Protocols 2 to 5 begin so; the older ones are text that ends with a full stop.
         assert not path.read_bytes().startswith(tuple(b"\x80" + bytes([version]) for version in range(2, 6))), path
         assert path.suffix not in (".pkl", ".pickle", ".npy", ".npz", ".pt"), path
+
+
+def test_the_dtype_that_is_left_to_the_machine_is_stored_and_kept(make_config, run, tmp_path, capsys):
+    def stored(workdir):
+        return json.loads((workdir / "config.json").read_text())["model"]["dtype"]
+
+    assert run(make_config(num_epochs=1, **{"model.dtype": "auto"}), tmp_path / "here") == 0
+    assert stored(tmp_path / "here") == accelerators.resolve_dtype("auto")
+    assert f"model.dtype=auto: {stored(tmp_path / 'here')}, this processor has" in capsys.readouterr().out
+    # As if on another machine.
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[stored(tmp_path / "here")]
+    assert run(make_config(num_epochs=1, **{"model.dtype": other}), tmp_path / "there") == 0
+    assert run(make_config(num_epochs=2, **{"model.dtype": "auto"}), tmp_path / "there") == 0
+    assert stored(tmp_path / "there") == other
+    assert f"model.dtype=auto: {other}, as the run in this workdir started." in capsys.readouterr().out

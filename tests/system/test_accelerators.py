@@ -34,3 +34,25 @@ def test_jax_takes_the_flag():
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.stdout == "3 3.0\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16 fma", True),
+        ("flags\t\t: fpu avx2 amx_bf16 amx_tile", True),
+        ("Features\t: fp asimd sve bf16 i8mm", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_fp16", False),
+        ("Features\t: fp asimd", False),
+    ],
+)
+def test_a_processor_computes_in_bfloat16_where_linux_says_so(cpuinfo, expected, tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\n" + cpuinfo)
+    assert accelerators.has_bfloat16(tmp_path / "cpuinfo") == expected
+    assert not accelerators.has_bfloat16(tmp_path / "missing")
+
+
+def test_auto_is_what_this_processor_is_faster_at():
+    expected = "bfloat16" if accelerators.has_bfloat16() else "float32"
+    assert accelerators.resolve_dtype("auto") == expected
+    assert accelerators.resolve_dtype("float32") == "float32"

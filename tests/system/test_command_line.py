@@ -1,5 +1,6 @@
 """Config files and --config.key=value; the command as a process of its own is tested in end_to_end."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -155,3 +156,54 @@ def test_the_help_prints_the_options_without_a_config():
     done = start("--config.help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "model.depth = 50  (int, one of 10, 18, 34, 50, 101, 152)" in done.stdout
+
+
+def run_main(*options: str, before: str = "pass", **environment: str) -> subprocess.CompletedProcess:
+    code = f"import sys; from fer_jax import main; {before}; main.run()"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, env=environment)
+
+
+def test_help_is_short_and_has_examples():
+    done = run_main("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) < 25
+    assert max(map(len, lines)) < 121
+    for flag in ("--config=", "--workdir=", "--mode=train|evaluate", "--data=", "--split=validation|test", "--strict"):
+        assert any(line.strip().startswith(flag) for line in lines), flag
+    assert sum("fer-jax --" in line for line in lines) == 2
+
+
+def test_the_version_is_that_of_the_package():
+    assert run_main("--version").stdout == f"fer_jax {importlib.metadata.version('fer_jax')}\n"
+
+
+def test_a_packaged_experiment_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named, given = read_config_file("resnet50"), read_config_file(str(ROOT / "configs" / "resnet50.py"))
+    assert differences(named, given) == {}
+    # A file of that name comes first.
+    write(tmp_path / "resnet50", "from fer_jax.config import make_config", "get_config = lambda: make_config(seed=9)")
+    assert read_config_file("resnet50").seed == 9
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_config_file("~/resnet50").seed == 9
+
+
+def test_windows_is_refused_in_one_line():
+    done = run_main("--config=resnet50", before="sys.platform = 'win32'")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "fer_jax: it runs on Linux and macOS; on Windows, inside WSL\n"
+
+
+@pytest.mark.parametrize(
+    ("platform", "expected"), [("cuda", "pip install 'fer_jax[cuda]' brings it"), ("quantum", "no such device here")]
+)
+def test_devices_that_are_not_there_are_one_line_and_status_2(platform, expected, tmp_path):
+    done = run_main("--config=resnet50", f"--workdir={tmp_path}", JAX_PLATFORMS=platform)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("fer_jax: ")]
+    assert line.startswith(f"fer_jax: JAX_PLATFORMS is {platform}, and there is no such device here")
+    assert expected in line
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -156,3 +156,32 @@ def test_errors_of_a_lost_process_are_told_by_their_message(error):
 )
 def test_other_errors_of_jax_are_bugs(error):
     assert not exits.is_of_lost_process(error)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("import jax; jax.numpy.zeros(1 << 42).block_until_ready()", "RESOURCE_EXHAUSTED: Out of memory allocating"),
+        ("import numpy; numpy.zeros(1 << 50)", "Unable to allocate"),
+        ("raise MemoryError", "of the machine itself"),
+    ],
+)
+def test_too_little_memory_is_one_line_and_status_6(body, reason):
+    status, _, err = end(body)
+    assert status == 6
+    assert err.startswith(f"fer_jax: there is too little memory ({reason}")
+    assert err.endswith("config.train.grad_accum_steps or config.model.remat=True\n")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_file_that_may_not_grow_is_told_from_a_bug_by_tensorflows_error_too(tmp_path):
+    body = (
+        f"import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"from clu import metric_writers; writer = metric_writers.SummaryWriter({str(tmp_path)!r})\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
+        f"for step in range(100): writer.write_scalars(step, {{'a': 1.0}})"
+    )
+    status, _, err = end(body)
+    assert status == 4, err
+    assert "fer_jax: " in err
+    assert "File too large" in err

@@ -80,3 +80,16 @@ def test_nothing_happens_where_huge_pages_come_unasked_or_never():
     done = start("-c", SCRIPT, *ARGUMENTS)
     assert done.stdout.splitlines()[1:] == [f"went on with None {ARGUMENTS} 1"]
     assert done.stderr == ""
+
+
+@needs_madvise
+def test_only_the_program_restarts_itself_and_not_whoever_calls_it():
+    def call(function):
+        code = f"import sys; from fer_jax import main; sys.argv = ['fer-jax', '--config=nothing']; main.{function}()"
+        environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+    called, started = call("run"), call("command")
+    assert (called.returncode, started.returncode) == (2, 2)
+    assert "Restarting" not in called.stderr
+    assert started.stderr.startswith("Restarting with GLIBC_TUNABLES")

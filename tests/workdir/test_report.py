@@ -63,6 +63,15 @@ def evaluation() -> dict:
     return make_evaluation(confusion)
 
 
+def test_classes_that_are_never_predicted_are_said(evaluation):
+    assert "1 of 7 classes is never predicted: disgust" in report.table(evaluation)
+    confusion = np.zeros((7, 7), int)
+    confusion[:, 3] = 5
+    said = "6 of 7 classes are never predicted: angry, disgust, fear, sad, surprise, neutral"
+    assert said in report.table(make_evaluation(confusion))
+    assert "never predicted" not in report.table(make_evaluation(np.ones((7, 7), int)))
+
+
 def assert_is_a_picture(path) -> np.ndarray:
     with Image.open(path) as image:
         assert image.format == "PNG"
