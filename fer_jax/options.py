@@ -154,7 +154,10 @@ OPTIONS: dict[str, Option] = {
         True, bool, _SWITCH, "Whether batch statistics are those of the global batch, not of each device's part."
     ),
     "model.conv": Option(
-        "auto", str, _one_of("auto", "lax", "matmul"), "How convolutions are computed; auto chooses by the backend."
+        "auto",
+        str,
+        _one_of("auto", "native", "lax", "matmul"),
+        "How convolutions are computed; auto chooses by the device: native (our own, compiled here) where it can.",
     ),
     "model.remat": Option(
         False, bool, _SWITCH, "Whether blocks are computed again for their gradients, not kept.", changes_results=False

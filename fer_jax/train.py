@@ -19,6 +19,7 @@ from fer_jax.loop.meter import Meter, Profiler
 from fer_jax.loop.program import Program
 from fer_jax.loop.resumption import Saver, open_workdir, resolve_dtype, restore
 from fer_jax.models import flops
+from fer_jax.native import build
 from fer_jax.recipe.state import TrainState, num_parameters
 from fer_jax.system import processes
 from fer_jax.system.signals import Stopped, StopRequest
@@ -200,11 +201,14 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
 
 def _announce(config: config_dict.ConfigDict, program: Program, mesh, workdir: Workdir, terminal: Terminal) -> None:
     devices, num_processes = mesh.devices.flat, jax.process_count()
+    conv, cost = build.choose(config.model.conv, dtype=config.model.dtype, backend=jax.default_backend())
+    if cost:
+        terminal.say(f"model.conv=auto: {cost}.")
     terminal.say(
         f"Device:   {len(devices)} x {devices[0].device_kind} ({devices[0].platform}), "
         f"{num_processes} process{'es' if num_processes > 1 else ''}, {config.parallel.mapper}\n"
         f"Network:  ResNet-{config.model.depth}, {num_parameters(program.abstract_state.params):,} parameters, "
-        f"{program.flops / 1e9:.3g} GFLOP to train on an image, {config.model.dtype}\n"
+        f"{program.flops / 1e9:.3g} GFLOP to train on an image, {config.model.dtype}, {conv} convolutions\n"
         f"Training: up to {config.num_epochs} epochs of {program.steps_per_epoch} steps of {config.batch_size} "
         f"images, Adam at {config.optimizer.learning_rate} ({config.optimizer.schedule}), seed {config.seed}\n"
         f"Workdir:  {workdir.path}"

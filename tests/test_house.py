@@ -26,6 +26,7 @@ FLOORS = [
     {"config"},
     {"options"},
     {"recipe", "models", "parallel"},
+    {"native"},
     {"errors"},
 ]
 

@@ -16,7 +16,9 @@ from ml_collections import config_dict
 from fer_jax import config as config_lib
 from fer_jax import parallel
 from fer_jax.errors import UserError
+from fer_jax.models import conv as conv_lib
 from fer_jax.models import resnet
+from fer_jax.native import build
 from fer_jax.recipe.images import scale_pixels
 from fer_jax.system import accelerators
 from fer_jax.workdir.checkpoints import Checkpoints, Damaged
@@ -137,10 +139,10 @@ class Classifier:
 
 def make_model(model_config: Mapping[str, Any], *, num_classes: int) -> resnet.ResNet:
     """Returns the network of a `config.model` for this process's devices."""
-    model_config = dict(model_config) | {"dtype": accelerators.resolve_dtype(model_config["dtype"])}
-    return resnet.make(
-        model_config, num_classes=num_classes, axis_name=parallel.AXIS_NAME, backend=jax.default_backend()
-    )
+    dtype, backend = accelerators.resolve_dtype(model_config["dtype"]), jax.default_backend()
+    conv, _ = build.choose(model_config["conv"], dtype=dtype, backend=backend)
+    model_config = dict(model_config) | {"dtype": dtype, "conv": conv}
+    return resnet.make(model_config, num_classes=num_classes, axis_name=parallel.AXIS_NAME, backend=backend)
 
 
 def make_predict(model: resnet.ResNet, preprocessing: Preprocessing) -> Callable:
@@ -168,7 +170,7 @@ def describe_computation(model: resnet.ResNet) -> dict[str, str]:
         "backend": jax.default_backend(),
         "device": device.device_kind,
         "dtype": jnp.dtype(model.dtype).name,
-        "conv": "lax" if model.conv_fn is jax.lax.conv_general_dilated else "matmul",
+        "conv": conv_lib.name_of(model.conv_fn),
         "jax": jax.__version__,
         "jaxlib": importlib.metadata.version("jaxlib"),
         "flax": importlib.metadata.version("flax"),

@@ -94,11 +94,19 @@ def restore(
             terminal.say(f"{error}; it is moved to {checkpoints.set_aside(step)}.")
             continue
         terminal.say(f"Going on from the checkpoint of step {step}.")
+        _say_other_convolution(stored, run_metadata, terminal)
         return state, Progress(**stored["progress"])
     # To begin anew would write over the metrics of a run that may still be rescued by hand.
     if checkpoints.has_damaged:
         raise UserError(f"{workdir.path} has no other checkpoint; to begin anew, choose another --workdir")
     return None, Progress()
+
+
+def _say_other_convolution(stored: dict, ours: dict, terminal: Terminal) -> None:
+    # Version 0.1 did not store what it computed with.
+    there, here = (metadata.get("computation", {}).get("conv") for metadata in (stored, ours))
+    if there and there != here:
+        terminal.say(f"Convolutions are {here} here and were {there} before: the last bits of what follows differ.")
 
 
 def _refuse_other_run(step: int, stored: dict, ours: dict) -> None:

@@ -1,4 +1,4 @@
-"""How a convolution is computed: XLA's own on accelerators, a matrix product over patches on CPU. Pure.
+"""How a convolution is computed: XLA's own on accelerators; on CPU our own, or as matrix products over patches. Pure.
 
 XLA:CPU's matrix products run near the processor's limit. Its convolutions of small images are far from it in bfloat16,
 and in float32 for some shapes and for most gradients to the kernel. `python -m scripts.benchmark step` compares
@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fer_jax.native import conv as native
+
 Padding = Sequence[tuple[int, int]]
 
 # Patches of more bytes than this are made and multiplied part by part, so that they are read from a cache.
@@ -22,11 +24,27 @@ _CACHE_BYTES = 6 * 2**20
 def resolve(conv: str, backend: str) -> Callable:
     """Returns the function for `flax.linen.Conv`'s `conv_general_dilated`.
 
-    conv: 'auto' (matrix products where `backend` is 'cpu', else XLA's convolution), 'lax' or 'matmul'.
+    conv: 'auto' (matrix products where `backend` is 'cpu', else XLA's convolution), 'lax', 'matmul' or 'native', which
+    must have been loaded (native/build.py).
     """
     if conv == "auto":
         conv = "matmul" if backend == "cpu" else "lax"
-    return {"lax": lax.conv_general_dilated, "matmul": conv_general_dilated}[conv]
+    functions = {"lax": lax.conv_general_dilated, "matmul": conv_general_dilated, "native": native_conv_general_dilated}
+    return functions[conv]
+
+
+def name_of(conv_fn: Callable) -> str:
+    """Returns what `resolve` calls a function."""
+    return next(name for name in ("lax", "matmul", "native") if resolve(name, "cpu") is conv_fn)
+
+
+def native_conv_general_dilated(lhs, rhs, window_strides: Sequence[int], padding: Padding, **others):
+    """Returns what `conv_general_dilated` does, by the native convolution where that covers the case."""
+    _require_kind(lhs, rhs, padding, **others)
+    # Not by the size of the images: the same function for every batch, so that the bits don't depend on it.
+    if native.is_covered(lhs, rhs, window_strides, padding):
+        return native.convolve(lhs, rhs, window_strides[0], padding[0][0])
+    return conv_general_dilated(lhs, rhs, window_strides, padding, **others)
 
 
 def conv_general_dilated(
@@ -35,11 +53,8 @@ def conv_general_dilated(
     window_strides: Sequence[int],
     padding: Padding,
     *,
-    lhs_dilation=(1, 1),
-    rhs_dilation=(1, 1),
-    dimension_numbers=None,
-    feature_group_count: int = 1,
     precision=None,
+    **others,
 ):
     """Returns `lax.conv_general_dilated` of NHWC images and HWIO kernels without dilation and groups.
 
@@ -48,10 +63,26 @@ def conv_general_dilated(
       rhs: [kernel_height, kernel_width, in, out], of the same dtype.
       window_strides: (rows, columns).
       padding: ((top, bottom), (left, right)).
+      others: of `lax.conv_general_dilated`.
 
     Raises:
       NotImplementedError: the convolution is of another kind.
     """
+    _require_kind(lhs, rhs, padding, **others)
+    return _conv(lhs, rhs, tuple(window_strides), tuple(tuple(pair) for pair in padding), precision)
+
+
+def _require_kind(
+    lhs,
+    rhs,
+    padding: Padding,
+    *,
+    lhs_dilation=(1, 1),
+    rhs_dilation=(1, 1),
+    dimension_numbers=None,
+    feature_group_count: int = 1,
+    precision=None,
+) -> None:
     nhwc = lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
     if lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != nhwc:
         raise NotImplementedError(f"only NHWC images and HWIO kernels, not {dimension_numbers}")
@@ -59,7 +90,6 @@ def conv_general_dilated(
         raise NotImplementedError(f"only explicit padding, not {padding!r}")
     if feature_group_count != 1 or {*lhs_dilation, *rhs_dilation} != {1}:
         raise NotImplementedError("no groups, no dilation")
-    return _conv(lhs, rhs, tuple(window_strides), tuple(tuple(pair) for pair in padding), precision)
 
 
 def _patches(x, window: tuple[int, int], strides: tuple[int, int], padding: Padding):

@@ -7,6 +7,7 @@ pipeline    batches on the host, without a network
 calls       training steps one by one and several in a call, with the data set on the host and on the device
 end_to_end  an epoch of `python -m fer_jax.main` against the bare step of the same configuration
 startup     from the command to the first trained step, with nothing compiled before
+conv        each convolution of ResNet-50 alone, by every way of computing it
 csv         reading a FER-2013 csv, against pandas
 memory      the peak memory of an epoch of the command
 scaling     a step on many devices, predicted; --measure holds the prediction against two processes
@@ -178,7 +179,7 @@ PARTS = {
 
 
 # Modules of this package with a command line of their own.
-OTHERS = ("csv", "memory", "scaling")
+OTHERS = ("conv", "csv", "memory", "scaling")
 
 
 def main(argv: list[str]) -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from fer_jax import evaluate, parallel
 from fer_jax.errors import UserError
+from fer_jax.inference.classifier import Classifier
+from fer_jax.native import build
 from fer_jax.system import accelerators
 from fer_jax.system.signals import StopRequest
 from fer_jax.system.terminal import Terminal
@@ -308,3 +310,35 @@ def test_the_dtype_that_is_left_to_the_machine_is_stored_and_kept(make_config, r
     assert run(make_config(num_epochs=2, **{"model.dtype": "auto"}), tmp_path / "there") == 0
     assert stored(tmp_path / "there") == other
     assert f"model.dtype=auto: {other}, as the run in this workdir started." in capsys.readouterr().out
+
+
+def test_a_run_by_native_convolutions_stops_and_resumes_exactly_and_goes_on_by_others(
+    make_config, run, tmp_path, capsys
+):
+    try:
+        build.load()
+    except build.Unavailable as error:
+        pytest.skip(f"no native convolution here: {error}")
+    config = make_config(**{"model.conv": "auto"})
+    assert run(config, tmp_path / "whole") == 0
+    assert "float32, native convolutions" in capsys.readouterr().out
+    assert run(config, tmp_path / "stopped", stop_at=3) == 143
+    assert run(config, tmp_path / "stopped") == 0
+    assert read_metrics(tmp_path / "stopped") == read_metrics(tmp_path / "whole")
+    whole, stopped = read_arrays(tmp_path / "whole"), read_arrays(tmp_path / "stopped")
+    assert whole.keys() == stopped.keys()
+    for key in whole:
+        np.testing.assert_array_equal(stopped[key], whole[key], err_msg=key)
+    # The same run on a machine without a compiler.
+    assert Classifier.load(tmp_path / "whole").metadata["computation"]["conv"] == "native"
+    stored = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert stored["model"]["conv"] == "auto"
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patched:
+        patched.setenv("CXX", "/nowhere/c++")
+        build.load.cache_clear()
+        assert run(make_config(num_epochs=3, **{"model.conv": "auto"}), tmp_path / "whole") == 0
+        build.load.cache_clear()
+    out = capsys.readouterr().out
+    assert "Convolutions are matmul here and were native before: the last bits of what follows differ." in out
+    assert "model.conv=auto: no native convolution (no C++ compiler" in out

@@ -12,7 +12,7 @@ from fer_jax.data.dataset import IMAGE_SHAPE
 from fer_jax.recipe import state
 from scripts.benchmark import __main__ as command
 from scripts.benchmark import comparison as comparison_lib
-from scripts.benchmark import peers
+from scripts.benchmark import conv, peers
 from scripts.benchmark.peers import ours
 from scripts.benchmark.peers.worker import Worker
 
@@ -121,3 +121,10 @@ def test_pytorchs_network_is_ours(stem):
     with torch.device("meta"):
         network = torch_resnet.ResNet50(**peers.STEMS[stem])
     assert sum(weights.numel() for weights in network.parameters()) == peers.num_parameters(stem)
+
+
+def test_each_convolution_is_timed_by_every_way():
+    (result,) = conv.measure(2, "float32", rounds=1, shapes=((6, 8, 16, 3, 1),))
+    assert {"matmul", "lax"} <= result["gflops"].keys()
+    assert all(rate > 0 for rates in result["gflops"].values() for rate in rates)
+    assert conv.table([result]).splitlines()[-1].startswith("| 6 px, 8 to 16, 3x3, 1 | ")

@@ -13,6 +13,7 @@ from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE
 
 PEERS = {
     "ours": {"peer": "ours", "conv": "auto"},
+    "matmul": {"peer": "ours", "conv": "matmul"},
     "flax": {"peer": "ours", "conv": "lax"},
     "torch": {"peer": "torch_resnet", "compile": False},
     "torch-compile": {"peer": "torch_resnet", "compile": True},

@@ -1,0 +1,135 @@
+"""Compiles conv.cc for this machine, once for all runs of a user, and makes it known to XLA."""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+
+import jax
+
+from fer_jax.errors import UserError
+
+_SOURCE = pathlib.Path(__file__).with_name("conv.cc")
+_COMPILERS = ("c++", "g++", "clang++")
+# No -march=native: one cache may serve machines of several kinds.
+_FLAGS = ("-std=c++17", "-O3", "-mavx2", "-mfma", "-fPIC", "-shared", "-w")
+_NEEDED = {"avx2", "fma"}
+_HANDLERS = ("fer_jax_conv", "fer_jax_conv_input_gradient", "fer_jax_conv_kernel_gradient")
+# Of ResNet-50 at stem 3/2/none by products over patches; docs/performance.md has the measurement.
+_COST = "up to 1.6 times"
+
+
+class Unavailable(Exception):
+    """The native convolution can't be used here; the message says why, in one line."""
+
+
+def choose(conv: str, *, dtype: str, backend: str) -> tuple[str, str]:
+    """Returns what a `config.model.conv` stands for here, 'native', 'matmul' or 'lax', and why if it isn't the fastest.
+
+    dtype: of the computation. Compiles the native convolution where it is chosen and not there yet. Raises UserError
+    where `conv` is 'native' and it can't be used.
+    """
+    if conv not in ("auto", "native"):
+        return conv, ""
+    if backend != "cpu":
+        reason = f"it is for CPUs, not for {backend}"
+    elif dtype != "float32":
+        reason = f"it computes in float32, not in {dtype}"
+    else:
+        try:
+            load()
+            return "native", ""
+        except Unavailable as error:
+            reason = str(error)
+    if conv == "native":
+        raise UserError(f"config.model.conv is native, which can't be used: {reason}; auto takes what can")
+    # Accelerators, and the processors that compute in bfloat16, are fast by what XLA has.
+    is_slower = backend == "cpu" and dtype == "float32"
+    cost = f"no native convolution ({reason}): a step takes {_COST} as long" if is_slower else ""
+    return ("matmul" if backend == "cpu" else "lax"), cost
+
+
+@functools.cache
+def load() -> None:
+    """Compiles the library if the user's cache has none for this machine, and registers it with XLA.
+
+    Raises Unavailable where the processor, the compiler or the cache doesn't allow it.
+    """
+    if not _processor_flags() >= _NEEDED:
+        raise Unavailable("this processor has no AVX2")
+    library = ctypes.CDLL(os.fspath(compiled()))
+    for name in _HANDLERS:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+
+
+def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
+    """Returns the library for this source, compiler and flags in the cache, compiled if it isn't there or is damaged.
+
+    cache: a folder; fer_jax/native in the user's cache if None. Raises Unavailable.
+    """
+    cache = default_cache() if cache is None else cache
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None or shutil.which(compiler) is None:
+        raise Unavailable(f"no C++ compiler: none of {', '.join(_COMPILERS)} is there")
+    # Another compiler may round otherwise, and another JAX have other headers.
+    version = _run([compiler, "--version"])
+    key = hashlib.sha256("\0".join([_SOURCE.read_text(), version, *_FLAGS, jax.__version__]).encode()).hexdigest()[:16]
+    library, digest = cache / f"conv-{key}.so", cache / f"conv-{key}.sha256"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _only_one(cache):
+            if not _is_sound(library, digest):
+                # Moved into place when it is whole: a process that is killed leaves no half library.
+                with tempfile.TemporaryDirectory(dir=cache) as folder:
+                    made = pathlib.Path(folder) / library.name
+                    include = jax.ffi.include_dir()
+                    _run([compiler, *_FLAGS, f"-I{include}", os.fspath(_SOURCE), "-o", os.fspath(made)])
+                    # The digest first: a library without its own is made again.
+                    digest.write_text(_digest(made))
+                    made.replace(library)
+    except OSError as error:
+        raise Unavailable(f"{error.filename or cache}: {error.strerror or error}") from error
+    return library
+
+
+def default_cache() -> pathlib.Path:
+    """Returns this user's folder for compiled libraries, in $XDG_CACHE_HOME or ~/.cache."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "fer_jax" / "native"
+
+
+def _is_sound(library: pathlib.Path, digest: pathlib.Path) -> bool:
+    # To load a damaged library is to run whatever it holds.
+    return library.exists() and digest.exists() and digest.read_text() == _digest(library)
+
+
+def _digest(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def _only_one(cache: pathlib.Path) -> Iterator[None]:
+    """A context in which no other process of this user compiles."""
+    import fcntl  # there is none on Windows, where nothing of this is used
+
+    with open(cache / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise Unavailable(f"{command[0]} failed: {next((line for line in lines if 'error' in line), lines[0])[:200]}")
+    return done.stdout
+
+
+def _processor_flags() -> set[str]:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    return set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()

@@ -1,0 +1,137 @@
+"""Compiling the native convolution: once, only with what is there, and never loading what is damaged."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from fer_jax.errors import UserError
+from fer_jax.native import build
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def has_avx2() -> bool:
+    return build._processor_flags() >= build._NEEDED
+
+
+needs_compiler = pytest.mark.skipif(
+    not has_avx2() or not any(map(shutil.which, build._COMPILERS)), reason="no AVX2 or no C++ compiler"
+)
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """A compiler that counts how often it compiles, and makes a file of a few bytes in no time."""
+    path = tmp_path / "bin" / "c++"
+    path.parent.mkdir()
+    path.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && { echo "a compiler 1"; exit; }\n'
+        f'echo compiled >> {tmp_path}/count\nsleep 0.2\nwhile [ "$1" != -o ]; do shift; done\necho library > "$2"\n'
+    )
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+    return path
+
+
+def count(tmp_path) -> int:
+    return len((tmp_path / "count").read_text().splitlines())
+
+
+def test_it_is_compiled_once_and_again_for_another_compiler(tmp_path, compiler):
+    first = build.compiled(tmp_path / "cache")
+    assert first.read_text() == "library\n"
+    assert build.compiled(tmp_path / "cache") == first
+    assert count(tmp_path) == 1
+    compiler.write_text(compiler.read_text().replace("a compiler 1", "a compiler 2"))
+    assert build.compiled(tmp_path / "cache") != first
+    assert count(tmp_path) == 2
+    assert len(list((tmp_path / "cache").glob("*.so"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "no digest", "another digest"])
+def test_a_damaged_library_is_made_again(tmp_path, compiler, damage):
+    library = build.compiled(tmp_path / "cache")
+    digest = library.with_suffix(".sha256")
+    if damage == "truncated":
+        os.truncate(library, 3)
+    elif damage == "changed":
+        library.write_text("Library\n")
+    elif damage == "no digest":
+        digest.unlink()
+    else:
+        digest.write_text("0" * 64)
+    assert build.compiled(tmp_path / "cache") == library
+    assert library.read_text() == "library\n"
+    assert count(tmp_path) == 2
+
+
+def test_processes_that_start_at_once_compile_once(tmp_path, compiler):
+    program = (
+        f"from fer_jax.native import build; import pathlib; print(build.compiled(pathlib.Path({str(tmp_path)!r})))"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    outputs = {process.communicate(timeout=120)[0] for process in processes}
+    assert len(outputs) == 1
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert count(tmp_path) == 1
+
+
+def test_without_a_compiler_the_reason_says_so(tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(build.Unavailable, match=r"no C\+\+ compiler: none of c\+\+, g\+\+, clang\+\+ is there"):
+        build.compiled(tmp_path / "cache")
+
+
+def test_a_compiler_that_fails_is_quoted_in_one_line(tmp_path, compiler):
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit\necho "conv.cc: In function" >&2\necho "error: no avx" >&2\nexit 1'
+    )
+    with pytest.raises(build.Unavailable, match=r"c\+\+ failed: error: no avx$"):
+        build.compiled(tmp_path / "cache")
+    assert list((tmp_path / "cache").glob("conv-*")) == []
+
+
+def test_a_cache_that_can_not_be_written_is_named(tmp_path, compiler):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(build.Unavailable, match=r"file/cache: Not a directory"):
+        build.compiled(tmp_path / "file" / "cache")
+
+
+def test_the_choice_is_the_fastest_that_there_is(monkeypatch):
+    assert build.choose("auto", dtype="bfloat16", backend="gpu") == ("lax", "")
+    assert build.choose("auto", dtype="bfloat16", backend="cpu") == ("matmul", "")
+    assert build.choose("lax", dtype="float32", backend="cpu") == ("lax", "")
+    assert build.choose("matmul", dtype="float32", backend="cpu") == ("matmul", "")
+    with pytest.raises(
+        UserError, match=r"config\.model\.conv is native, which can't be used: it is for CPUs, not for gpu"
+    ):
+        build.choose("native", dtype="float32", backend="gpu")
+    with pytest.raises(UserError, match=r"it computes in float32, not in bfloat16"):
+        build.choose("native", dtype="bfloat16", backend="cpu")
+
+
+@needs_compiler
+def test_where_it_can_be_compiled_it_is_chosen_and_else_the_cost_is_said(tmp_path):
+    program = "from fer_jax.native import build; print(*build.choose('auto', dtype='float32', backend='cpu'))"
+
+    def choose(**environment: str) -> str:
+        environment = {key: value for key, value in os.environ.items() if key != "CXX"} | environment
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert choose() == "native"
+    assert choose(CXX="/nowhere/c++", XDG_CACHE_HOME=str(tmp_path)) == (
+        "matmul no native convolution (no C++ compiler: none of c++, g++, clang++ is there): "
+        f"a step takes {build._COST} as long"
+    )

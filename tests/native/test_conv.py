@@ -1,0 +1,146 @@
+"""The native convolution by value against XLA's own, and to the bit against itself."""
+
+import os
+import subprocess
+import sys
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from fer_jax.models import conv as conv_lib
+from fer_jax.native import build, conv
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library():
+    try:
+        build.load()
+    except build.Unavailable as error:
+        pytest.skip(f"no native convolution here: {error}")
+
+
+def reference(x, kernel, stride, pad):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=NHWC, precision="highest"
+    )
+
+
+def normal(shape, seed: int):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def all_passes(function, x, kernel, stride, pad):
+    """The convolution of x, and its gradients to x and to the kernel for one of y."""
+    y, vjp = jax.vjp(lambda x, kernel: function(x, kernel, stride, pad), x, kernel)
+    return y, *vjp(normal(y.shape, 2))
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(
+    batch=st.sampled_from([1, 2, 3, 5, 17, 40]),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    channels=st.tuples(*[st.sampled_from([1, 3, 7, 16, 24, 64, 200])] * 2),
+    size=st.sampled_from([1, 3, 7]),
+    stride=st.sampled_from([1, 2]),
+    padded=st.booleans(),
+)
+def test_values_and_gradients_are_those_of_xla(batch, height, width, channels, size, stride, padded):
+    pad = size // 2 if padded else 0
+    hypothesis.assume(min(height, width) + 2 * pad >= size)
+    x, kernel = normal((batch, height, width, channels[0]), 0), normal((size, size, *channels), 1)
+    for ours, theirs in zip(
+        all_passes(conv.convolve, x, kernel, stride, pad), all_passes(reference, x, kernel, stride, pad), strict=True
+    ):
+        # Sums of up to 10,000 products, each rounded: some hundred units in the last place of the largest.
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * float(jnp.abs(theirs).max()) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "image", "channels", "size", "stride"),
+    [(64, 24, (64, 64), 3, 1), (64, 6, (256, 256), 3, 1), (64, 12, (128, 256), 3, 2), (16, 48, (1, 64), 7, 2)],
+)
+def test_both_ways_of_summing_over_the_batch_are_right(batch, image, channels, size, stride):
+    x, kernel = normal((batch, image, image, channels[0]), 0), normal((size, size, *channels), 1)
+    for ours, theirs in zip(
+        all_passes(conv.convolve, x, kernel, stride, size // 2),
+        all_passes(reference, x, kernel, stride, size // 2),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * float(jnp.abs(theirs).max()))
+
+
+PROGRAM = """
+import hashlib, sys
+import jax, jax.numpy as jnp, numpy as np
+from fer_jax.native import build, conv
+build.load()
+
+def passes(x, kernel, stride):
+    y, vjp = jax.vjp(lambda x, kernel: conv.convolve(x, kernel, stride, 1), x, kernel)
+    return y, *vjp(jnp.sin(y))
+
+def many(images, kernels):
+    # Independent, so that XLA may run them all at once, on the threads that they want to share.
+    return [passes(x, kernel, stride) for x in images for kernel in kernels for stride in (1, 2)]
+
+normal = np.random.default_rng(0).normal
+images = [jnp.asarray(normal(size=(n, 13, 13, 24)), jnp.float32) for n in (1, 7, 33, 65)]
+kernels = [jnp.asarray(normal(size=(3, 3, 24, out)), jnp.float32) for out in (16, 40, 200)]
+many = jax.jit(many)
+digests = set()
+for _ in range(int(sys.argv[1])):
+    leaves = jax.tree.leaves(many(images, kernels))
+    digests.add(hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest())
+print(*digests)
+"""
+
+
+def test_the_bits_are_the_same_on_any_number_of_threads_and_under_load():
+    environment = os.environ | {"XLA_FLAGS": ""}
+    loads = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        found = {
+            subprocess.run(
+                [sys.executable, "-c", PROGRAM, str(repeats)],
+                env=environment | {"NPROC": str(threads)},  # XLA's number of threads
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=240,
+            ).stdout
+            for threads, repeats in ((1, 2), (2, 20), (3, 5), (16, 5))
+        }
+    finally:
+        for load in loads:
+            load.kill()
+    (digest,) = found
+    assert len(digest.split()) == 1
+
+
+def test_devices_that_compute_at_once_compute_the_same():
+    x, kernel = normal((16, 10, 10, 16), 0), normal((3, 3, 16, 32), 1)
+    together = jax.pmap(lambda x: all_passes(conv.convolve, x, kernel, 1, 1))(x.reshape(8, 2, 10, 10, 16))
+    for device in range(8):
+        alone = all_passes(conv.convolve, x[2 * device :][:2], kernel, 1, 1)
+        for ours, theirs in zip(jax.tree.map(lambda leaf, d=device: leaf[d], together), alone, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_it_does_not_cover_is_left_to_matrix_products():
+    x, kernel = normal((2, 9, 9, 4), 0), normal((3, 3, 4, 8), 1)
+    for change in ({"window_strides": (1, 2)}, {"padding": ((0, 1), (1, 1))}, {"dtype": jnp.bfloat16}):
+        dtype = change.pop("dtype", jnp.float32)
+        values = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), "dimension_numbers": NHWC} | change
+        ours = conv_lib.native_conv_general_dilated(x.astype(dtype), kernel.astype(dtype), **values)
+        theirs = conv_lib.conv_general_dilated(x.astype(dtype), kernel.astype(dtype), **values)
+        np.testing.assert_array_equal(ours, theirs)
+    for wrong in ({"feature_group_count": 2}, {"lhs_dilation": (2, 2)}):
+        with pytest.raises(NotImplementedError):
+            conv_lib.native_conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), **wrong)
