@@ -27,7 +27,7 @@ FLOORS = [
     {"options"},
     {"recipe", "models", "parallel"},
     {"native"},
-    {"errors"},
+    {"errors", "machine"},
 ]
 
 

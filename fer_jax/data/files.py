@@ -235,19 +235,20 @@ def _read_csv(path: pathlib.Path, file_split: str, form: Form) -> tuple[np.ndarr
             f"{path}: images of {side} x {side} pixels; they should have {size} x {size}; "
             "--config.dataset.resize=True brings images to it"
         )
-    if side != size:
+    resized = len(labels) if side != size else 0
+    if resized:
         # The same resampling as for image files.
-        resized = [np.asarray(image_file.bring_to(Image.fromarray(image[:, :, 0]), size)) for image in images]
-        images = np.stack(resized)[..., None]
+        grey = (image_file.bring_to(Image.fromarray(image[:, :, 0]), size) for image in images)
+        images = np.stack([np.asarray(image) for image in grey])[..., None]
     told = set(splits.tolist())
     if file_split == UNSPLIT:
         # FER-2013 lists Training first: without the others it is cut off.
         if "train" in told and "validation" not in told:
             raise UserError(f"{path}: no row has Usage PublicTest, the validation split; is the file complete?")
-        return images, labels, splits, len(labels) * (side != size)
+        return images, labels, splits, resized
     if wrong := told - {file_split, UNSPLIT}:
         raise UserError(f"{path}: rows with a Usage of the {wrong.pop()} split; the file is called {file_split}")
-    return images, labels, np.full(len(labels), file_split), len(labels) * (side != size)
+    return images, labels, np.full(len(labels), file_split), resized
 
 
 def _hold_out(labels: np.ndarray, split_seed: int) -> np.ndarray:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from fer_jax import machine
 from fer_jax.config import expand_path
 from fer_jax.data import embedded, files
 from fer_jax.data.dataset import CLASS_NAMES, Dataset
@@ -59,5 +60,5 @@ def load_files(
         class_names = CLASS_NAMES
     form = files.Form(class_names, options["image_size"], options["resize"] if resize is None else resize)
     cache_dir = options["cache_dir"]
-    cache_dir = expand_path(cache_dir, "config.dataset.cache_dir") if cache_dir else prepared.default_cache_dir()
+    cache_dir = expand_path(cache_dir, "config.dataset.cache_dir") if cache_dir else machine.user_cache("prepared")
     return prepared.load(expand_path(path, "the path of the data"), cache_dir, form, terminal)

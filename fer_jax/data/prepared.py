@@ -78,13 +78,6 @@ class Fer2013(tfds.core.GeneratorBasedBuilder):
             yield row, {"image": image, "label": label, "row": row}
 
 
-def default_cache_dir() -> pathlib.Path:
-    """Returns this user's folder for prepared copies, in $XDG_CACHE_HOME or ~/.cache."""
-    # One place per user, not one per folder that a command is given in.
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "fer_jax" / "prepared"
-
-
 def load(
     path: str | os.PathLike, cache_dir: str | os.PathLike, form: files.Form = files.FER2013, terminal: Terminal = SILENT
 ) -> Dataset:
@@ -98,6 +91,7 @@ def load(
     path, cache_dir = pathlib.Path(path), pathlib.Path(cache_dir)
     source = files.identify(path, form)
     prepared = cache_dir / f"fer2013-{Fer2013.VERSION}-{source[:16]}"
+    published = None
     try:
         was_there = prepared.exists()
         dataset = _read_prepared(prepared, path)
@@ -105,7 +99,9 @@ def load(
             if was_there:
                 terminal.warn(f"{prepared} is damaged; it is prepared again.")
                 _discard(prepared)
-            dataset = _prepare(path, source, prepared, form, terminal)
+            terminal.say(f"Preparing {files.name_of(path)} in {prepared}, once for all runs.")
+            published = files.read_published(path, terminal, form)
+            dataset = _prepare(published, path, source, prepared, form)
     except (OSError, tf.errors.OpError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         message = f"{cache_dir}: the prepared data set can't be kept in this folder ({reason})"
@@ -113,18 +109,16 @@ def load(
         if not isinstance(error, OSError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(f"{message}; {advice}") from error
         terminal.warn(f"{message}, so the files are read anew each time; {advice}.")
-        return files.read_published(path, terminal, form)
+        return files.read_published(path, terminal, form) if published is None else published
     return dataset
 
 
-def _prepare(path: pathlib.Path, source: str, prepared: pathlib.Path, form: files.Form, terminal: Terminal) -> Dataset:
-    """Writes the copy `prepared` of the source at `path` and returns the dataset as read back from it.
+def _prepare(dataset: Dataset, path: pathlib.Path, source: str, prepared: pathlib.Path, form: files.Form) -> Dataset:
+    """Writes the copy `prepared` of the dataset read at `path` and returns it as read back.
 
     It is written to a folder of its own and renamed when it is complete and checked: what a killed process leaves is
     never taken for a copy. Of two processes that prepare the same source at once each uses its own; the first is kept.
     """
-    terminal.say(f"Preparing {files.name_of(path)} in {prepared}, once for all runs.")
-    dataset = files.read_published(path, terminal, form)
     # A csv that is still being copied would be prepared half, and found again by the name of the whole.
     if files.identify(path, form) != source:
         raise UserError(f"{path}: it changed while it was being read; start again when it is complete")

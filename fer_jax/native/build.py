@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import jax
 
+from fer_jax import machine
 from fer_jax.errors import UserError
 
 _SOURCE = pathlib.Path(__file__).with_name("conv.cc")
@@ -55,17 +56,27 @@ def choose(conv: str, *, dtype: str, backend: str) -> tuple[str, str]:
     return ("matmul" if backend == "cpu" else "lax"), cost
 
 
-@functools.cache
 def load() -> None:
     """Compiles the library if the user's cache has none for this machine, and registers it with XLA.
 
     Raises Unavailable where the processor, the compiler or the cache doesn't allow it.
     """
-    if not _processor_flags() >= _NEEDED:
-        raise Unavailable("this processor has no AVX2")
-    library = ctypes.CDLL(os.fspath(compiled()))
+    if reason := _load_once():
+        raise Unavailable(reason)
+
+
+@functools.cache
+def _load_once() -> str | None:
+    # A failure is remembered too: a compiler that fails takes as long at every try.
+    try:
+        if not machine.processor_flags() >= _NEEDED:
+            raise Unavailable("this processor has no AVX2")
+        library = ctypes.CDLL(os.fspath(compiled()))
+    except Unavailable as error:
+        return str(error)
     for name in _HANDLERS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    return None
 
 
 def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
@@ -73,7 +84,7 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
 
     cache: a folder; fer_jax/native in the user's cache if None. Raises Unavailable.
     """
-    cache = default_cache() if cache is None else cache
+    cache = machine.user_cache("native") if cache is None else cache
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None or shutil.which(compiler) is None:
         raise Unavailable(f"no C++ compiler: none of {', '.join(_COMPILERS)} is there")
@@ -96,11 +107,6 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
     except OSError as error:
         raise Unavailable(f"{error.filename or cache}: {error.strerror or error}") from error
     return library
-
-
-def default_cache() -> pathlib.Path:
-    """Returns this user's folder for compiled libraries, in $XDG_CACHE_HOME or ~/.cache."""
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "fer_jax" / "native"
 
 
 def _is_sound(library: pathlib.Path, digest: pathlib.Path) -> bool:
@@ -128,8 +134,3 @@ def _run(command: list[str]) -> str:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         raise Unavailable(f"{command[0]} failed: {next((line for line in lines if 'error' in line), lines[0])[:200]}")
     return done.stdout
-
-
-def _processor_flags() -> set[str]:
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    return set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()

@@ -336,9 +336,9 @@ def test_a_run_by_native_convolutions_stops_and_resumes_exactly_and_goes_on_by_o
     monkeypatch = pytest.MonkeyPatch()
     with monkeypatch.context() as patched:
         patched.setenv("CXX", "/nowhere/c++")
-        build.load.cache_clear()
+        build._load_once.cache_clear()
         assert run(make_config(num_epochs=3, **{"model.conv": "auto"}), tmp_path / "whole") == 0
-        build.load.cache_clear()
+        build._load_once.cache_clear()
     out = capsys.readouterr().out
     assert "Convolutions are matmul here and were native before: the last bits of what follows differ." in out
     assert "model.conv=auto: no native convolution (no C++ compiler" in out

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from fer_jax import machine
 from fer_jax.errors import UserError
 from fer_jax.native import build
 
@@ -15,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def has_avx2() -> bool:
-    return build._processor_flags() >= build._NEEDED
+    return machine.processor_flags() >= build._NEEDED
 
 
 needs_compiler = pytest.mark.skipif(
