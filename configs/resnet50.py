@@ -3,9 +3,9 @@
     python -m fer_jax.main --config=configs/resnet50.py
 
 Uses data/fer2013.csv or data/icml_face_data.csv where present, else the embedded data set;
-`--config.dataset.path=FILE_OR_FOLDER` names other data. With version 0.1.0, on two CPU cores with bfloat16 arithmetic: on
-the embedded set 7 minutes, installation included, and a test accuracy of 93.43 %. On FER-2013: 45 minutes and a PublicTest accuracy of 59.43 %
-(60.27 % with seed 1).
+`--config.dataset.path=FILE_OR_FOLDER` names other data. With version 0.1.0, on two CPU cores with bfloat16 arithmetic:
+on the embedded set 7 minutes, installation included, and a test accuracy of 93.43 %; on FER-2013 45 minutes and a
+PublicTest accuracy of 59.43 % (60.27 % with seed 1).
 
 These values make the experiment. All other options, and what each means: docs/options.md, or --config.help.
 """
