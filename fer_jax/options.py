@@ -139,6 +139,12 @@ OPTIONS: dict[str, Option] = {
     "augment.zoom": Option(0.1, float, _BELOW_ONE, "Largest zoom, in or out, as a fraction of the size."),
     "augment.shift": Option(0.0, float, _BELOW_ONE, "Largest shift, in either direction, as a fraction of the size."),
     "model.depth": Option(50, int, _one_of(10, 18, 34, 50, 101, 152), "Layers of the ResNet."),
+    "model.stages": Option(
+        4,
+        int,
+        _one_of(1, 2, 3, 4),
+        "Stages that are built, the first ones; 3 of depth 18 and width 64 make a Wide-ResNet-16-4.",
+    ),
     "model.width": Option(64, int, _AT_LEAST_ONE, "Channels of the first stage."),
     "model.stem_kernel": Option(7, int, _ODD, "Kernel size of the first convolution."),
     "model.stem_stride": Option(2, int, _AT_LEAST_ONE, "Stride of the first convolution."),

@@ -81,6 +81,7 @@ CHANGE_RESULTS = {
     "augment.zoom",
     "augment.shift",
     "model.depth",
+    "model.stages",
     "model.width",
     "model.stem_kernel",
     "model.stem_stride",

@@ -39,12 +39,23 @@ def name_of(conv_fn: Callable) -> str:
 
 
 def native_conv_general_dilated(lhs, rhs, window_strides: Sequence[int], padding: Padding, **others):
-    """Returns what `conv_general_dilated` does, by the native convolution where that covers the case."""
+    """Returns what `conv_general_dilated` does, by the native convolution where that covers the case.
+
+    rhs may be float32 whatever the images' dtype (see `keep_kernel`).
+    """
     _require_kind(lhs, rhs, padding, **others)
     # Not by the size of the images: the same function for every batch, so that the bits don't depend on it.
     if native.is_covered(lhs, rhs, window_strides, padding):
-        return native.convolve(lhs, rhs, window_strides[0], padding[0][0])
-    return conv_general_dilated(lhs, rhs, window_strides, padding, **others)
+        return native.convolve(lhs, rhs.astype(jnp.float32), window_strides[0], padding[0][0])
+    return conv_general_dilated(lhs, rhs.astype(lhs.dtype), window_strides, padding, **others)
+
+
+def keep_kernel(x, kernel, bias, *, dtype):
+    """A `promote_dtype` for `flax.linen.Conv` that leaves the kernel in float32.
+
+    The native convolution rounds it as it reads it, and its gradient isn't rounded at all.
+    """
+    return x.astype(dtype), kernel, bias
 
 
 def conv_general_dilated(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fer_jax.models.conv import resolve
+from fer_jax.models.conv import keep_kernel, native_conv_general_dilated, resolve
 from fer_jax.models.norm import BatchNorm
 from fer_jax.models.pool import max_pool
 
@@ -81,7 +81,7 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """Maps images, float [batch, height, width, channels], to logits, float32 [batch, num_classes].
 
-    The outputs of the stem and of the stages are sown as intermediates 'stem' and 'stage1' to 'stage4'.
+    The outputs of the stem and of each stage are sown as intermediates 'stem' and 'stage1', 'stage2', ...
 
     Attributes:
       stage_sizes: the number of blocks of each stage.
@@ -114,6 +114,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images, *, train: bool):
         conv = functools.partial(_conv, dtype=self.dtype, conv_general_dilated=self.conv_fn)
+        if self.conv_fn is native_conv_general_dilated:
+            conv = functools.partial(conv, promote_dtype=keep_kernel)
         norm = functools.partial(
             BatchNorm,
             use_running_average=not train,
@@ -153,7 +155,7 @@ def make(model_config: Mapping[str, Any], *, num_classes: int, axis_name: str | 
     """
     stage_sizes, bottleneck = ARCHITECTURES[model_config["depth"]]
     return ResNet(
-        stage_sizes=stage_sizes,
+        stage_sizes=stage_sizes[: model_config["stages"]],
         bottleneck=bottleneck,
         num_classes=num_classes,
         width=model_config["width"],

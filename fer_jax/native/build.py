@@ -18,9 +18,15 @@ from fer_jax.errors import UserError
 
 _SOURCE = pathlib.Path(__file__).with_name("conv.cc")
 _COMPILERS = ("c++", "g++", "clang++")
-# No -march=native: one cache may serve machines of several kinds.
-_FLAGS = ("-std=c++17", "-O3", "-mavx2", "-mfma", "-fPIC", "-shared", "-w")
-_NEEDED = {"avx2", "fma"}
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
+# What the library is compiled for: the first of these that the processor has all of, by the compiler's names. Not
+# -march=native: one cache may serve machines of several kinds, and the library's name is made of what it is for.
+_INSTRUCTIONS = (
+    ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16"),
+    ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"),
+    ("avx2", "fma"),
+)
+_NAMES_OF_LINUX = {"avx512bf16": "avx512_bf16"}
 _HANDLERS = ("fer_jax_conv", "fer_jax_conv_input_gradient", "fer_jax_conv_kernel_gradient")
 # Of ResNet-50 at stem 3/2/none by products over patches; docs/performance.md has the measurement.
 _COST = "up to 1.6 times"
@@ -40,8 +46,8 @@ def choose(conv: str, *, dtype: str, backend: str) -> tuple[str, str]:
         return conv, ""
     if backend != "cpu":
         reason = f"it is for CPUs, not for {backend}"
-    elif dtype != "float32":
-        reason = f"it computes in float32, not in {dtype}"
+    elif dtype not in dtypes():
+        reason = f"it doesn't compute in {dtype} on this processor"
     else:
         try:
             load()
@@ -50,10 +56,23 @@ def choose(conv: str, *, dtype: str, backend: str) -> tuple[str, str]:
             reason = str(error)
     if conv == "native":
         raise UserError(f"config.model.conv is native, which can't be used: {reason}; auto takes what can")
-    # Accelerators, and the processors that compute in bfloat16, are fast by what XLA has.
-    is_slower = backend == "cpu" and dtype == "float32"
+    # What can't be had on this device isn't missed.
+    is_slower = backend == "cpu" and dtype in dtypes()
     cost = f"no native convolution ({reason}): a step takes {_COST} as long" if is_slower else ""
     return ("matmul" if backend == "cpu" else "lax"), cost
+
+
+def instructions() -> tuple[str, ...]:
+    """Returns the instruction sets that the library is compiled for on this processor, () where there can be none."""
+    flags = machine.processor_flags()
+    has_all = (names for names in _INSTRUCTIONS if flags.issuperset(_NAMES_OF_LINUX.get(name, name) for name in names))
+    return next(has_all, ())
+
+
+def dtypes() -> tuple[str, ...]:
+    """Returns the dtypes in which the library computes on this processor."""
+    names = instructions()
+    return ("float32",) * bool(names) + ("bfloat16",) * ("avx512bf16" in names)
 
 
 def load() -> None:
@@ -69,12 +88,12 @@ def load() -> None:
 def _load_once() -> str | None:
     # A failure is remembered too: a compiler that fails takes as long at every try.
     try:
-        if not machine.processor_flags() >= _NEEDED:
+        if not instructions():
             raise Unavailable("this processor has no AVX2")
         library = ctypes.CDLL(os.fspath(compiled()))
     except Unavailable as error:
         return str(error)
-    for name in _HANDLERS:
+    for name in (f"{handler}_{dtype}" for handler in _HANDLERS for dtype in dtypes()):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return None
 
@@ -90,7 +109,8 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
         raise Unavailable(f"no C++ compiler: none of {', '.join(_COMPILERS)} is there")
     # Another compiler may round otherwise, and another JAX have other headers.
     version = _run([compiler, "--version"])
-    key = hashlib.sha256("\0".join([_SOURCE.read_text(), version, *_FLAGS, jax.__version__]).encode()).hexdigest()[:16]
+    flags = [*_FLAGS, *(f"-m{name}" for name in instructions())]
+    key = hashlib.sha256("\0".join([_SOURCE.read_text(), version, *flags, jax.__version__]).encode()).hexdigest()[:16]
     library, digest = cache / f"conv-{key}.so", cache / f"conv-{key}.sha256"
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -100,7 +120,7 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
                 with tempfile.TemporaryDirectory(dir=cache) as folder:
                     made = pathlib.Path(folder) / library.name
                     include = jax.ffi.include_dir()
-                    _run([compiler, *_FLAGS, f"-I{include}", os.fspath(_SOURCE), "-o", os.fspath(made)])
+                    _run([compiler, *flags, f"-I{include}", os.fspath(_SOURCE), "-o", os.fspath(made)])
                     # The digest first: a library without its own is made again.
                     digest.write_text(_digest(made))
                     made.replace(library)

@@ -1,9 +1,15 @@
 // Convolutions of small images on CPU, called by XLA: forward, the gradient of the input (dx) and that of the kernel (dW).
 //
-// float32, images NHWC, kernels HWIO with a square window, for processors with AVX2 and FMA. All three passes are made of
-// blocks that live in the sixteen vector registers: 6 rows x 16 columns are twelve accumulators, two more registers hold
-// 16 columns of one operand and one a value of the other, broadcast. So eight loads feed twelve multiply-adds, which is
-// what keeps both of a core's multipliers busy.
+// Images are NHWC, float32 or bfloat16; kernels HWIO with a square window, always float32, as is dW. For processors with
+// AVX2 and FMA, with AVX-512, and for bfloat16 with AVX512-BF16: build.py compiles for the one that is there.
+//
+// All three passes are made of blocks that live in the vector registers: rows x columns of sums, where the columns are
+// output channels. With AVX-512, 6 rows x 64 columns are 24 of the 32 registers; four more hold 64 columns of one operand
+// and one a value of the other, broadcast. With AVX2, 6 rows x 16 columns are 12 of the 16 registers. So few loads feed
+// many multiply-adds, which keeps the multipliers busy.
+//
+// What is loaded is a word of four bytes: one float32, or two bfloat16 values that the processor multiplies and adds as a
+// pair. The pairs are neighbouring channels in forward and dx, and two images at the same place in dW.
 //
 // The results have the same bits on any number of threads: an output of forward and dx is summed by one thread in a fixed
 // order; a dW is summed either so, or in parts that belong to fixed slices of the batch and are added in their order.
@@ -27,16 +33,100 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-constexpr int kRows = 6;      // of a block: pixels in forward and dx, weights of one output channel in dW
-constexpr int kColumns = 16;  // of a block: output channels, two vectors of eight
-constexpr int kMaxTaps = 49;  // of a window of 7 x 7
+// --- Vectors and words
+
+#ifdef __AVX512F__
+using Vector = __m512;
+constexpr int kLanes = 16, kVectors = 4;  // words of a vector, and vectors of a block's row
+constexpr int kGroup = 4;                 // rows of a block in dW; 4 fill the copies' vectors, 6 are no faster
+Vector Zero() { return _mm512_setzero_ps(); }
+Vector Load(const float* from) { return _mm512_loadu_ps(from); }
+Vector Broadcast(const float* from) { return _mm512_set1_ps(*from); }
+void StoreFloats(float* to, Vector v) { _mm512_storeu_ps(to, v); }
+Vector FusedMultiplyAdd(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
+#else
+using Vector = __m256;
+constexpr int kLanes = 8, kVectors = 2;
+constexpr int kGroup = 6;
+Vector Zero() { return _mm256_setzero_ps(); }
+Vector Load(const float* from) { return _mm256_loadu_ps(from); }
+Vector Broadcast(const float* from) { return _mm256_broadcast_ss(from); }
+void StoreFloats(float* to, Vector v) { _mm256_storeu_ps(to, v); }
+Vector FusedMultiplyAdd(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
+#endif
+
+constexpr int kRows = 6;                     // of a block in forward and dx: pixels
+constexpr int kColumns = kLanes * kVectors;  // of a block
+constexpr int kMaxTaps = 49;                 // of a window of 7 x 7
 // Places (pixels of all images of a group) that are worked on together: their parts of both operands stay in L1 and L2.
-constexpr int kPlaces = 240;
+constexpr int64_t kPlaces = 240;
 // Slices of the batch that have sums of their own in dW. Fixed, so that the order of addition is.
 constexpr int64_t kSlices = 16;
 
+struct Float32 {
+  using Element = float;
+  static constexpr int kPair = 1;  // elements of a word
+  static Vector MultiplyAdd(Vector a, Vector b, Vector sum) { return FusedMultiplyAdd(a, b, sum); }
+  static void Store(Element* to, Vector v) { StoreFloats(to, v); }
+  static float Word(const float* values, int64_t) { return values[0]; }
+  static float Word(float a, float) { return a; }
+};
+
+#ifdef __AVX512BF16__
+struct BFloat16 {
+  using Element = uint16_t;
+  static constexpr int kPair = 2;
+  static Vector MultiplyAdd(Vector a, Vector b, Vector sum) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+  }
+  static void Store(Element* to, Vector v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(v));
+  }
+  // The word of values[0] and values[next], rounded to nearest, ties to even.
+  static float Word(const float* values, int64_t next) { return Join(Round(values[0]), Round(values[next])); }
+  static float Word(Element a, Element b) { return Join(a, b); }
+
+ private:
+  static uint32_t Round(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    bool is_nan = (bits & 0x7fffffff) > 0x7f800000;  // rounding could make it infinite
+    return is_nan ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  }
+  static float Join(uint32_t low, uint32_t high) {
+    uint32_t bits = low | high << 16;
+    float word;
+    std::memcpy(&word, &bits, sizeof(word));
+    return word;
+  }
+};
+#endif
+
 struct Shape {  // y[n, oh, ow, co] of x[n, h, w, ci] and a window of k x k
   int64_t n, h, w, ci, oh, ow, co, k, stride, pad;
+};
+
+int64_t Blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
+
+// The columns of a block that begins at `first`, of `out` in all: half of kColumns where those hold what is left.
+int64_t ColumnsAt(int64_t first, int64_t out) {
+  return kVectors == 4 && out - first <= kColumns / 2 ? kColumns / 2 : kColumns;
+}
+
+// All columns, with those that pad the last block.
+int64_t PaddedColumns(int64_t out) {
+  int64_t last = (out - 1) / kColumns * kColumns;
+  return last + ColumnsAt(last, out);
+}
+
+// Memory for a call, or a thread's part of one: aligned to vectors, not initialised.
+template <typename Element>
+struct Scratch {
+  explicit Scratch(size_t size)
+      : data(static_cast<Element*>(std::aligned_alloc(64, (size * sizeof(Element) + 63) / 64 * 64))) {}
+  ~Scratch() { std::free(data); }
+  Scratch(const Scratch&) = delete;
+  Element* data;
 };
 
 // --- Threads
@@ -73,143 +163,205 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_
   shared->finished.wait(lock, [&] { return shared->done == shared->count; });
 }
 
-// Memory for a call, or a thread's part of one: aligned to vectors, not initialised.
-struct Scratch {
-  explicit Scratch(size_t size)
-      : data(static_cast<float*>(std::aligned_alloc(64, (size * sizeof(float) + 63) / 64 * 64))) {}
-  ~Scratch() { std::free(data); }
-  Scratch(const Scratch&) = delete;
-  float* data;
-};
-
-int64_t Blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
-
 // --- Forward and dx: a correlation
 
 // Which taps of a window reach the pixels (oh * step + a, ow * step + b) of the output, and from where.
 struct Phase {
   int64_t a, b;
   std::vector<int64_t> taps, dh, dw;
-  const float* packed = nullptr;  // [block of columns][tap][in][kColumns]
+  float* packed = nullptr;  // words, [block of columns][tap][words of in][columns]
 };
 
-// Copies the kernels of some taps to [block of columns][tap][in][kColumns], with zeros in columns that there are not.
+// Copies one tap's kernel, one block of columns of it, to words [words of in][columns], with zeros for what there isn't.
 // turned: whether in and out change places, as in dx.
-void Pack(const float* w, float* packed, const std::vector<int64_t>& taps, int64_t ci, int64_t co, bool turned) {
+template <typename T>
+void Pack(const float* kernel, float* packed, int64_t ci, int64_t co, int64_t first, bool turned) {
   int64_t in = turned ? co : ci, out = turned ? ci : co;
-  for (int64_t first = 0; first < out; first += kColumns) {
-    int64_t width = std::min<int64_t>(kColumns, out - first);
-    for (int64_t tap : taps) {
-      const float* of_tap = w + tap * ci * co;
-      for (int64_t i = 0; i < in; i++, packed += kColumns) {
+  int64_t columns = ColumnsAt(first, out), width = std::min(columns, out - first);
+  int64_t words = Blocks(in, T::kPair), whole = in / T::kPair;
+  // Between neighbouring columns, and between neighbouring channels of in.
+  int64_t right = turned ? co : 1, down = turned ? 1 : co;
+  const float* from = kernel + first * right;
+  if (width < columns || whole < words) std::fill(packed, packed + words * columns, 0.0f);
+  constexpr int64_t kTile = 16;  // read and written within L1, whichever of both is not in order
+  for (int64_t top = 0; top < whole; top += kTile) {
+    int64_t bottom = std::min(whole, top + kTile);
+    if (turned) {
+      for (int64_t j = 0; j < width; j++)
+        for (int64_t i = top; i < bottom; i++)
+          packed[i * columns + j] = T::Word(from + i * T::kPair * down + j * right, down);
+    } else {
+      for (int64_t i = top; i < bottom; i++)
         for (int64_t j = 0; j < width; j++)
-          packed[j] = turned ? of_tap[(first + j) * co + i] : of_tap[i * co + first + j];
-        std::fill(packed + width, packed + kColumns, 0.0f);
-      }
+          packed[i * columns + j] = T::Word(from + i * T::kPair * down + j * right, down);
     }
   }
+  const float zeros[2] = {};
+  if (whole < words)  // the last channel has no partner
+    for (int64_t j = 0; j < width; j++) {
+      float pair[2] = {from[whole * T::kPair * down + j * right], zeros[0]};
+      packed[whole * columns + j] = T::Word(pair, 1);
+    }
 }
 
-// One block: `rows` pixels times kColumns output channels, over all taps and input channels.
-template <int rows>
-void Correlate(const float* const* pixels, const int64_t* offsets, int64_t taps, int64_t in, const float* packed,
-               float* const* out, int64_t width) {
-  __m256 sums[rows][2];
+// Packs the kernels of all phases; `packed` has room for them.
+template <typename T>
+void PackPhases(ffi::ThreadPool& pool, const float* w, float* packed, std::vector<Phase>& phases, const Shape& s,
+                bool turned) {
+  int64_t in = turned ? s.co : s.ci, out = turned ? s.ci : s.co;
+  int64_t words = Blocks(in, T::kPair), padded = PaddedColumns(out), blocks = Blocks(out, kColumns);
+  struct Task {
+    int64_t tap, first;
+    float* to;
+  };
+  std::vector<Task> tasks;
+  for (Phase& phase : phases) {
+    int64_t taps = phase.taps.size();
+    phase.packed = packed;
+    for (int64_t b = 0; b < blocks; b++)
+      for (int64_t t = 0; t < taps; t++) {
+        int64_t first = b * kColumns, columns = ColumnsAt(first, out);
+        tasks.push_back({phase.taps[t], first, packed + (first * taps + t * columns) * words});
+      }
+    packed += taps * words * padded;
+  }
+  // Some 30,000 weights a task, so that starting one costs little.
+  int64_t together = std::max<int64_t>(1, 32768 / (in * kColumns));
+  ParallelFor(pool, Blocks(tasks.size(), together), [&](int64_t task) {
+    int64_t last = std::min<int64_t>(tasks.size(), (task + 1) * together);
+    for (int64_t i = task * together; i < last; i++)
+      Pack<T>(w + tasks[i].tap * s.ci * s.co, tasks[i].to, s.ci, s.co, tasks[i].first, turned);
+  });
+}
+
+// One block: `rows` pixels times `vectors` of output channels, over all taps and input channels.
+template <typename T, int rows, int vectors>
+void Correlate(const typename T::Element* const* pixels, const int64_t* offsets, int64_t taps, int64_t words,
+               const float* packed, typename T::Element* const* out, int64_t width) {
+  constexpr int columns = vectors * kLanes;
+  // All loops over rows and vectors are unrolled: else the compiler keeps the sums in memory, at a third of the speed.
+  Vector sums[rows][vectors];
 #pragma GCC unroll 6
-  for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = _mm256_setzero_ps();
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) sums[r][v] = Zero();
   for (int64_t t = 0; t < taps; t++) {
     const float* from[rows];
 #pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) from[r] = pixels[r] + offsets[t];
-    for (int64_t i = 0; i < in; i++, packed += kColumns) {
-      __m256 low = _mm256_load_ps(packed), high = _mm256_load_ps(packed + 8);
+    for (int r = 0; r < rows; r++) from[r] = reinterpret_cast<const float*>(pixels[r] + offsets[t]);
+    for (int64_t i = 0; i < words; i++, packed += columns) {
+      Vector kernel[vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; v++) kernel[v] = Load(packed + v * kLanes);
 #pragma GCC unroll 6
       for (int r = 0; r < rows; r++) {
-        __m256 value = _mm256_broadcast_ss(from[r] + i);
-        sums[r][0] = _mm256_fmadd_ps(value, low, sums[r][0]);
-        sums[r][1] = _mm256_fmadd_ps(value, high, sums[r][1]);
+        Vector value = Broadcast(from[r] + i);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) sums[r][v] = T::MultiplyAdd(value, kernel[v], sums[r][v]);
       }
     }
   }
 #pragma GCC unroll 6
   for (int r = 0; r < rows; r++) {
-    if (width == kColumns) {
-      _mm256_storeu_ps(out[r], sums[r][0]);
-      _mm256_storeu_ps(out[r] + 8, sums[r][1]);
+    if (width == columns) {
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; v++) T::Store(out[r] + v * kLanes, sums[r][v]);
     } else {
-      alignas(32) float all[kColumns];
-      _mm256_store_ps(all, sums[r][0]);
-      _mm256_store_ps(all + 8, sums[r][1]);
-      std::memcpy(out[r], all, width * sizeof(float));
+      alignas(64) typename T::Element all[columns];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; v++) T::Store(all + v * kLanes, sums[r][v]);
+      std::memcpy(out[r], all, width * sizeof(all[0]));
     }
   }
 }
 
-void CorrelateRows(int64_t rows, const float* const* pixels, const int64_t* offsets, int64_t taps, int64_t in,
-                   const float* packed, float* const* out, int64_t width) {
+template <typename T, int vectors>
+void CorrelateRows(int64_t rows, const typename T::Element* const* pixels, const int64_t* offsets, int64_t taps,
+                   int64_t words, const float* packed, typename T::Element* const* out, int64_t width) {
   switch (rows) {
-    case 6: return Correlate<6>(pixels, offsets, taps, in, packed, out, width);
-    case 5: return Correlate<5>(pixels, offsets, taps, in, packed, out, width);
-    case 4: return Correlate<4>(pixels, offsets, taps, in, packed, out, width);
-    case 3: return Correlate<3>(pixels, offsets, taps, in, packed, out, width);
-    case 2: return Correlate<2>(pixels, offsets, taps, in, packed, out, width);
-    case 1: return Correlate<1>(pixels, offsets, taps, in, packed, out, width);
+    case 6: return Correlate<T, 6, vectors>(pixels, offsets, taps, words, packed, out, width);
+    case 5: return Correlate<T, 5, vectors>(pixels, offsets, taps, words, packed, out, width);
+    case 4: return Correlate<T, 4, vectors>(pixels, offsets, taps, words, packed, out, width);
+    case 3: return Correlate<T, 3, vectors>(pixels, offsets, taps, words, packed, out, width);
+    case 2: return Correlate<T, 2, vectors>(pixels, offsets, taps, words, packed, out, width);
+    case 1: return Correlate<T, 1, vectors>(pixels, offsets, taps, words, packed, out, width);
   }
 }
 
-// Copies an image [h, w, c] into the middle of zeros, [low + h + high, low + w + high, c].
-void PadImage(const float* image, float* padded, int64_t h, int64_t w, int64_t c, int64_t low, int64_t high) {
-  int64_t row = (low + w + high) * c;
-  std::fill(padded, padded + low * row, 0.0f);
-  for (int64_t i = 0; i < h; i++) {
-    float* to = padded + (low + i) * row;
-    std::fill(to, to + low * c, 0.0f);
-    std::memcpy(to + low * c, image + i * w * c, w * c * sizeof(float));
-    std::fill(to + (low + w) * c, to + row, 0.0f);
+// Copies an image [h, w, c] into the middle of zeros, [low + h + high, low + w + high, depth].
+template <typename Element>
+void PadImage(const Element* image, Element* padded, int64_t h, int64_t w, int64_t c, int64_t depth, int64_t low,
+              int64_t high) {
+  int64_t row = (low + w + high) * depth;
+  std::fill(padded, padded + low * row, Element{0});
+  for (int64_t i = 0; i < h; i++, image += w * c) {
+    Element* to = padded + (low + i) * row;
+    std::fill(to, to + low * depth, Element{0});
+    if (depth == c) {
+      std::memcpy(to + low * depth, image, w * c * sizeof(Element));
+    } else {
+      for (int64_t j = 0; j < w; j++) {
+        Element* pixel = to + (low + j) * depth;
+        std::memcpy(pixel, image + j * c, c * sizeof(Element));
+        std::fill(pixel + c, pixel + depth, Element{0});
+      }
+    }
+    std::fill(to + (low + w) * depth, to + row, Element{0});
   }
-  std::fill(padded + (low + h) * row, padded + (low + h + high) * row, 0.0f);
+  std::fill(padded + (low + h) * row, padded + (low + h + high) * row, Element{0});
 }
 
 // y[n, oh * step + a, ow * step + b] = sum over the taps of each phase (a, b) of x[n, oh * stride + dh, ow * stride + dw]
 // times the tap's kernel; x is [n, h, w, in], y [n, oh, ow, out], and x is zero outside.
-void CorrelateImages(ffi::ThreadPool& pool, const float* x, float* y, int64_t n, int64_t h, int64_t w, int64_t in,
-                     int64_t oh, int64_t ow, int64_t out, int64_t stride, int64_t step, int64_t low, int64_t high,
-                     const std::vector<Phase>& phases) {
-  bool is_padded = low > 0 || high > 0;
-  int64_t width = low + w + high, image = is_padded ? (low + h + high) * width * in : h * w * in;
+template <typename T>
+void CorrelateImages(ffi::ThreadPool& pool, const typename T::Element* x, typename T::Element* y, int64_t n, int64_t h,
+                     int64_t w, int64_t in, int64_t oh, int64_t ow, int64_t out, int64_t stride, int64_t step,
+                     int64_t low, int64_t high, const std::vector<Phase>& phases) {
+  using Element = typename T::Element;
+  int64_t words = Blocks(in, T::kPair), depth = words * T::kPair;
+  bool is_copied = low > 0 || high > 0 || depth > in;
+  int64_t width = low + w + high, image = (low + h + high) * width * depth;
   // Of images with many channels fewer pixels fit the cache, but 96 are needed to be worth reading the kernel for.
-  int64_t pixels = oh * ow > 1 ? kPlaces : std::clamp<int64_t>(24576 / in, 96, kPlaces);
+  int64_t pixels = oh * ow > 1 ? kPlaces : std::clamp<int64_t>(24576 / words, 96, kPlaces);
   int64_t together = std::max<int64_t>(1, pixels * step * step / (oh * ow));
-  ParallelFor(pool, Blocks(n, together), [&](int64_t task) {
-    int64_t first = task * together, images = std::min(together, n - first);
-    Scratch padded(is_padded ? images * image : 0);
-    const float* source = x + first * h * w * in;
-    if (is_padded) {
+  // A multiple of the threads, so that all end at once; a result doesn't depend on it.
+  int64_t threads = std::max<int64_t>(1, pool.num_threads());
+  int64_t tasks = std::min(n, Blocks(Blocks(n, together), threads) * threads);
+  ParallelFor(pool, tasks, [&](int64_t task) {
+    int64_t first = task * n / tasks, images = (task + 1) * n / tasks - first;
+    Scratch<Element> padded(is_copied ? images * image : 0);
+    const Element* source = x + first * h * w * in;
+    if (is_copied) {
       for (int64_t g = 0; g < images; g++)
-        PadImage(source + g * h * w * in, padded.data + g * image, h, w, in, low, high);
+        PadImage(source + g * h * w * in, padded.data + g * image, h, w, in, depth, low, high);
       source = padded.data;
     }
     for (const Phase& phase : phases) {
       int64_t taps = phase.taps.size(), rows = Blocks(oh - phase.a, step), columns = Blocks(ow - phase.b, step);
       int64_t offsets[kMaxTaps], total = images * rows * columns;
-      for (int64_t t = 0; t < taps; t++) offsets[t] = ((phase.dh[t] + low) * width + phase.dw[t] + low) * in;
+      for (int64_t t = 0; t < taps; t++) offsets[t] = ((phase.dh[t] + low) * width + phase.dw[t] + low) * depth;
       for (int64_t column = 0; column < out; column += kColumns) {
-        const float* packed = phase.packed + column * taps * in;
-        const float* from[kRows];
-        float* to[kRows];
+        const float* packed = phase.packed + column * taps * words;
+        bool is_half = ColumnsAt(column, out) < kColumns;
+        const Element* from[kRows];
+        Element* to[kRows];
         // Pixels are pointers: the last of a row or an image and the next one's first share a block.
         int64_t g = 0, r = 0, c = 0;
         for (int64_t pixel = 0; pixel < total; pixel += kRows) {
           int64_t count = std::min<int64_t>(kRows, total - pixel);
           for (int64_t p = 0; p < count; p++) {
-            from[p] = source + g * image + (r * stride * width + c * stride) * in;
+            from[p] = source + g * image + (r * stride * width + c * stride) * depth;
             to[p] = y + (((first + g) * oh + r * step + phase.a) * ow + c * step + phase.b) * out + column;
             if (++c == columns) {
               c = 0;
               if (++r == rows) r = 0, ++g;
             }
           }
-          CorrelateRows(count, from, offsets, taps, in, packed, to, std::min<int64_t>(kColumns, out - column));
+          // Six streams at once are too many for the processor to foresee.
+          if (!is_copied && column == 0 && pixel + 2 * kRows <= total && stride == 1)
+            for (const char* line = reinterpret_cast<const char*>(from[kRows - 1] + depth), *end = line + kRows * depth * sizeof(Element); line < end; line += 64) _mm_prefetch(line, _MM_HINT_T0);
+          auto correlate = is_half ? CorrelateRows<T, (kVectors + 1) / 2> : CorrelateRows<T, kVectors>;
+          correlate(count, from, offsets, taps, words, packed, to, std::min<int64_t>(kColumns, out - column));
         }
       }
     }
@@ -219,26 +371,26 @@ void CorrelateImages(ffi::ThreadPool& pool, const float* x, float* y, int64_t n,
 // The same convolution, whose window sees one pixel, with each pixel as an image.
 Shape AsPixels(const Shape& s) { return {s.n * s.h * s.w, 1, 1, s.ci, 1, 1, s.co, 1, 1, 0}; }
 
-void Forward(ffi::ThreadPool& pool, const float* x, const float* w, float* y, Shape s) {
+template <typename T>
+void Forward(ffi::ThreadPool& pool, const typename T::Element* x, const float* w, typename T::Element* y, Shape s) {
   if (s.k == 1 && s.stride == 1) s = AsPixels(s);
-  Phase all{0, 0};
+  std::vector<Phase> phases = {Phase{0, 0}};
   for (int64_t t = 0; t < s.k * s.k; t++) {
-    all.taps.push_back(t);
-    all.dh.push_back(t / s.k - s.pad);
-    all.dw.push_back(t % s.k - s.pad);
+    phases[0].taps.push_back(t);
+    phases[0].dh.push_back(t / s.k - s.pad);
+    phases[0].dw.push_back(t % s.k - s.pad);
   }
-  Scratch packed(s.k * s.k * s.ci * Blocks(s.co, kColumns) * kColumns);
-  Pack(w, packed.data, all.taps, s.ci, s.co, false);
-  all.packed = packed.data;
-  CorrelateImages(pool, x, y, s.n, s.h, s.w, s.ci, s.oh, s.ow, s.co, s.stride, 1, s.pad, s.pad, {all});
+  Scratch<float> packed(s.k * s.k * Blocks(s.ci, T::kPair) * PaddedColumns(s.co));
+  PackPhases<T>(pool, w, packed.data, phases, s, false);
+  CorrelateImages<T>(pool, x, y, s.n, s.h, s.w, s.ci, s.oh, s.ow, s.co, s.stride, 1, s.pad, s.pad, phases);
 }
 
 // dx: dy correlated with the turned kernel. With a stride, pixels of dx fall into stride x stride phases, each reached
 // by taps of its own, so that no zero is multiplied.
-void InputGradient(ffi::ThreadPool& pool, const float* dy, const float* w, float* dx, Shape s) {
+template <typename T>
+void InputGradient(ffi::ThreadPool& pool, const typename T::Element* dy, const float* w, typename T::Element* dx,
+                   Shape s) {
   if (s.k == 1 && s.stride == 1) s = AsPixels(s);
-  Scratch packed(s.k * s.k * s.co * Blocks(s.ci, kColumns) * kColumns);
-  float* next = packed.data;
   std::vector<Phase> phases;
   int64_t reach = 0;  // how far outside of dy a tap may ask
   for (int64_t a = 0; a < std::min(s.stride, s.h); a++)
@@ -253,24 +405,24 @@ void InputGradient(ffi::ThreadPool& pool, const float* dy, const float* w, float
           reach = std::max({reach, std::abs(down / s.stride), std::abs(right / s.stride)});
         }
       }
-      Pack(w, next, phase.taps, s.ci, s.co, true);
-      phase.packed = next;
-      next += phase.taps.size() * s.co * Blocks(s.ci, kColumns) * kColumns;
       phases.push_back(phase);
     }
+  Scratch<float> packed(s.k * s.k * Blocks(s.co, T::kPair) * PaddedColumns(s.ci));
+  PackPhases<T>(pool, w, packed.data, phases, s, true);
   // A pixel at the end of dx may lie beyond the last window's, by less than a stride.
   int64_t beyond = std::max({int64_t{0}, Blocks(s.h, s.stride) - s.oh, Blocks(s.w, s.stride) - s.ow});
-  CorrelateImages(pool, dy, dx, s.n, s.oh, s.ow, s.co, s.h, s.w, s.ci, 1, s.stride, reach, reach + beyond, phases);
+  CorrelateImages<T>(pool, dy, dx, s.n, s.oh, s.ow, s.co, s.h, s.w, s.ci, 1, s.stride, reach, reach + beyond, phases);
 }
 
 // --- dW
 
-// The weights are rows x columns: columns are output channels, and a block's six rows are six input channels at one tap,
+// The weights are rows x columns: columns are output channels, and a block's rows are kGroup input channels at one tap,
 // or, of images with fewer channels, a tap's channels and the next one's.
 //
-// An image is copied into the middle of zeros, as [group of channels][place][channels of the group]: what a block reads of
-// it is then one run of memory, whatever the tap, and stays in L1. (In NHWC its six channels would be every so many
-// hundred bytes, which fall into few sets of the cache.) Groups are padded with channels of zeros.
+// An image (or two, as pairs of their values) is copied into the middle of zeros, as [group of channels][place][channels
+// of the group]: what a block reads of it is then one run of memory, whatever the tap, and stays in L1. (In NHWC its
+// channels would be every so many hundred bytes, which fall into few sets of the cache.) Groups are padded with channels
+// of zeros.
 struct Rows {
   explicit Rows(const Shape& s) : shape(s) {
     // A window of one pixel doesn't see what a stride passes over: only the others are copied.
@@ -279,7 +431,7 @@ struct Rows {
     height = picked > 1 ? s.oh : s.h;
     width = picked > 1 ? s.ow : s.w + 2 * s.pad;
     places = picked > 1 ? s.oh * s.ow : (s.h + 2 * s.pad) * width;
-    together = std::min<int64_t>(kRows, s.ci);
+    together = std::min<int64_t>(kGroup, s.ci);
     groups = Blocks(s.ci, together);
     count = groups * s.k * s.k * together;
     for (int64_t r = 0; r < count; r++) {
@@ -290,14 +442,21 @@ struct Rows {
     }
   }
   int64_t ImageSize() const { return groups * places * together; }
-  void CopyImage(const float* image, float* to) const {
+  // Copies an image, or the pairs of it and `other` where words are pairs.
+  template <typename T>
+  void CopyImage(const typename T::Element* image, const typename T::Element* other, float* to) const {
     std::fill(to, to + ImageSize(), 0.0f);
     for (int64_t h = 0; h < height; h++)
       for (int64_t w = 0; w < width - 2 * shape.pad; w++) {
-        const float* pixel = image + (h * picked * shape.w + w * picked) * shape.ci;
+        int64_t pixel = (h * picked * shape.w + w * picked) * shape.ci;
+        const auto *a = image + pixel, *b = other + pixel;
         float* place = to + ((shape.pad + h) * width + shape.pad + w) * together;
-        for (int64_t c = 0; c < shape.ci; c += together, place += places * together)
-          for (int64_t i = 0; i < std::min(together, shape.ci - c); i++) place[i] = pixel[c + i];
+        int64_t c = 0;
+        for (; together == kGroup && c + kGroup <= shape.ci; c += kGroup, place += places * kGroup)
+#pragma GCC unroll 6
+          for (int64_t i = 0; i < kGroup; i++) place[i] = T::Word(a[c + i], b[c + i]);
+        for (; c < shape.ci; c += together, place += places * together)
+          for (int64_t i = 0; i < std::min(together, shape.ci - c); i++) place[i] = T::Word(a[c + i], b[c + i]);
       }
   }
   Shape shape;
@@ -310,169 +469,217 @@ struct Rows {
   std::vector<int64_t> weights;  // the row of dw, [k, k, ci][co], that it is; -1 of a channel that pads
 };
 
-// One block: adds to sums[rows][kColumns] the products of images, at `offsets` from each place, and dy, [place][kColumns].
-// are_neighbours: whether the offsets are the first one's and the five that follow it.
-template <int rows, bool are_neighbours>
+// One block: adds to sums[rows][columns] the products of images, at `offsets` from each place, and dy, [place][columns].
+// are_neighbours: whether the offsets are the first one's and those that follow it.
+template <typename T, int rows, int vectors, bool are_neighbours>
 void AddProducts(const Rows& all, const int64_t* offsets, float* sums, const float* image, const float* dy,
                  int64_t images) {
+  constexpr int columns = vectors * kLanes;
   const int64_t oh = all.shape.oh, ow = all.shape.ow, step = all.step * all.together;
   const int64_t row = step * all.width, size = all.ImageSize();
-  // All loops over the rows are unrolled: else the compiler keeps the sums in memory, at a third of the speed.
-  __m256 acc[rows][2];
+  Vector acc[rows][vectors];
 #pragma GCC unroll 6
-  for (int r = 0; r < rows; r++) {
-    acc[r][0] = _mm256_loadu_ps(sums + r * kColumns);
-    acc[r][1] = _mm256_loadu_ps(sums + r * kColumns + 8);
-  }
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) acc[r][v] = Load(sums + r * columns + v * kLanes);
   for (int64_t g = 0; g < images; g++)
     for (int64_t h = 0; h < oh; h++) {
       const float* from = image + g * size + h * row + (are_neighbours ? offsets[0] : 0);
-      for (int64_t c = 0; c < ow; c++, from += step, dy += kColumns) {
-        __m256 low = _mm256_load_ps(dy), high = _mm256_load_ps(dy + 8);
+      for (int64_t c = 0; c < ow; c++, from += step, dy += columns) {
+        Vector gradient[vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) gradient[v] = Load(dy + v * kLanes);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++) {
-          __m256 value = _mm256_broadcast_ss(from + (are_neighbours ? r : offsets[r]));
-          acc[r][0] = _mm256_fmadd_ps(value, low, acc[r][0]);
-          acc[r][1] = _mm256_fmadd_ps(value, high, acc[r][1]);
+          Vector value = Broadcast(from + (are_neighbours ? r : offsets[r]));
+#pragma GCC unroll 4
+          for (int v = 0; v < vectors; v++) acc[r][v] = T::MultiplyAdd(value, gradient[v], acc[r][v]);
         }
       }
     }
 #pragma GCC unroll 6
-  for (int r = 0; r < rows; r++) {
-    _mm256_storeu_ps(sums + r * kColumns, acc[r][0]);
-    _mm256_storeu_ps(sums + r * kColumns + 8, acc[r][1]);
-  }
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) StoreFloats(sums + r * columns + v * kLanes, acc[r][v]);
 }
 
-// Adds the products of a group of images to sums, [rows first..last - 1][kColumns], for one block of columns.
+// Adds the products of a group of images to sums, [rows first..last - 1][columns], for one block of columns.
+template <typename T, int vectors>
 void AddImages(const Rows& all, int64_t first, int64_t last, float* sums, const float* image, const float* dy,
                int64_t images) {
-  for (int64_t r = first; r < last; r += kRows, sums += kRows * kColumns) {
+  for (int64_t r = first; r < last; r += kGroup, sums += kGroup * vectors * kLanes) {
     const int64_t* offsets = &all.offsets[r];
-    switch (std::min<int64_t>(kRows, last - r)) {
-      case 6:
-        if (all.together == kRows) AddProducts<6, true>(all, offsets, sums, image, dy, images);
-        else AddProducts<6, false>(all, offsets, sums, image, dy, images);
-        break;
-      case 5: AddProducts<5, false>(all, offsets, sums, image, dy, images); break;
-      case 4: AddProducts<4, false>(all, offsets, sums, image, dy, images); break;
-      case 3: AddProducts<3, false>(all, offsets, sums, image, dy, images); break;
-      case 2: AddProducts<2, false>(all, offsets, sums, image, dy, images); break;
-      case 1: AddProducts<1, false>(all, offsets, sums, image, dy, images); break;
+    int64_t rows = std::min<int64_t>(kGroup, last - r);
+    if (rows == kGroup && all.together == kGroup) {
+      AddProducts<T, kGroup, vectors, true>(all, offsets, sums, image, dy, images);
+      continue;
+    }
+    switch (rows) {
+      case 6: AddProducts<T, 6, vectors, false>(all, offsets, sums, image, dy, images); break;
+      case 5: AddProducts<T, 5, vectors, false>(all, offsets, sums, image, dy, images); break;
+      case 4: AddProducts<T, 4, vectors, false>(all, offsets, sums, image, dy, images); break;
+      case 3: AddProducts<T, 3, vectors, false>(all, offsets, sums, image, dy, images); break;
+      case 2: AddProducts<T, 2, vectors, false>(all, offsets, sums, image, dy, images); break;
+      case 1: AddProducts<T, 1, vectors, false>(all, offsets, sums, image, dy, images); break;
     }
   }
 }
 
-// Copies one block of columns of dy, [place][co], to [place][kColumns].
-void CopyGradient(const float* dy, float* to, int64_t places, int64_t co, int64_t column) {
-  int64_t width = std::min<int64_t>(kColumns, co - column);
-  for (int64_t place = 0; place < places; place++, to += kColumns) {
-    std::memcpy(to, dy + place * co + column, width * sizeof(float));
-    std::fill(to + width, to + kColumns, 0.0f);
+// Copies one block of columns of dy, [place][co], or the pairs of it and `other`, to words [place][columns].
+template <typename T>
+void CopyGradient(const typename T::Element* dy, const typename T::Element* other, float* to, int64_t places, int64_t co,
+                  int64_t first) {
+  int64_t columns = ColumnsAt(first, co), width = std::min(columns, co - first);
+  for (int64_t place = 0; place < places; place++, to += columns) {
+    const auto *a = dy + place * co + first, *b = other + place * co + first;
+    if (width == kColumns) {
+      for (int64_t j = 0; j < kColumns; j++) to[j] = T::Word(a[j], b[j]);
+    } else {
+      for (int64_t j = 0; j < width; j++) to[j] = T::Word(a[j], b[j]);
+      std::fill(to + width, to + columns, 0.0f);
+    }
   }
 }
 
-void KernelGradient(ffi::ThreadPool& pool, const float* x, const float* dy, float* dw, Shape s) {
+template <typename T>
+void KernelGradient(ffi::ThreadPool& pool, const typename T::Element* x, const typename T::Element* dy, float* dw,
+                    Shape s) {
+  using Element = typename T::Element;
   if (s.k == 1 && s.stride == 1) s = {s.n, 1, s.h * s.w, s.ci, 1, s.oh * s.ow, s.co, 1, 1, 0};
   const Rows rows(s);
-  int64_t places = s.oh * s.ow, blocks = Blocks(s.co, kColumns), image = rows.ImageSize();
-  int64_t together = std::max<int64_t>(1, kPlaces / places);
-  auto copy = [&](int64_t n, float* to) { rows.CopyImage(x + n * s.h * s.w * s.ci, to); };
+  const int64_t places = s.oh * s.ow, blocks = Blocks(s.co, kColumns), image = rows.ImageSize();
+  const int64_t padded = PaddedColumns(s.co), units = Blocks(s.n, T::kPair);  // images, or pairs of them
+  const int64_t together = std::max<int64_t>(1, kPlaces / places);
+  // The last image of an odd number makes a pair with zeros.
+  const Scratch<Element> zeros(units * T::kPair > s.n ? std::max(s.h * s.w * s.ci, places * s.co) : 0);
+  if (units * T::kPair > s.n) std::fill(zeros.data, zeros.data + std::max(s.h * s.w * s.ci, places * s.co), Element{0});
+  auto partner = [&](const Element* all, int64_t unit, int64_t size) {
+    int64_t other = unit * T::kPair + T::kPair - 1;
+    return other < s.n ? all + other * size : zeros.data;
+  };
+  auto copy_image = [&](int64_t unit, float* to) {
+    int64_t size = s.h * s.w * s.ci;
+    rows.CopyImage<T>(x + unit * T::kPair * size, partner(x, unit, size), to);
+  };
+  auto copy_gradient = [&](int64_t unit, float* to, int64_t first) {
+    int64_t size = places * s.co;
+    CopyGradient<T>(dy + unit * T::kPair * size, partner(dy, unit, size), to, places, s.co, first);
+  };
+  auto add = [&](int64_t column, int64_t first, int64_t last, float* sums, const float* images, const float* gradient,
+                 int64_t count) {
+    auto add_images = ColumnsAt(column, s.co) < kColumns ? AddImages<T, (kVectors + 1) / 2> : AddImages<T, kVectors>;
+    add_images(rows, first, last, sums, images, gradient, count);
+  };
   auto write = [&](const float* sums, int64_t first, int64_t last, int64_t column) {
-    for (int64_t r = first; r < last; r++, sums += kColumns)
-      if (rows.weights[r] >= 0)
-        std::memcpy(dw + rows.weights[r] * s.co + column, sums,
-                    std::min<int64_t>(kColumns, s.co - column) * sizeof(float));
+    int64_t columns = ColumnsAt(column, s.co), width = std::min(columns, s.co - column);
+    for (int64_t r = first; r < last; r++, sums += columns)
+      if (rows.weights[r] >= 0) std::memcpy(dw + rows.weights[r] * s.co + column, sums, width * sizeof(float));
   };
 
   // Few places and many weights: a thread owns weights and sums over all images, which are copied beforehand.
-  if (s.n * places <= 12000 && rows.count * s.co >= 30000) {
-    Scratch copied(s.n * image), gradient(blocks * s.n * places * kColumns);
-    ParallelFor(pool, s.n, [&](int64_t n) {
-      copy(n, copied.data + n * image);
-      for (int64_t b = 0; b < blocks; b++)
-        CopyGradient(dy + n * places * s.co, gradient.data + (b * s.n + n) * places * kColumns, places, s.co,
-                     b * kColumns);
+  if (units * places <= 12000 && rows.count * s.co >= 30000) {
+    Scratch<float> copied(units * image), gradient(padded * units * places);
+    ParallelFor(pool, units, [&](int64_t unit) {
+      copy_image(unit, copied.data + unit * image);
+      for (int64_t column = 0; column < s.co; column += kColumns)
+        copy_gradient(unit, gradient.data + (column * units + unit * ColumnsAt(column, s.co)) * places, column);
     });
-    constexpr int64_t kRowsOfTask = 16 * kRows;
+    constexpr int64_t kRowsOfTask = 24 * kGroup;
     int64_t parts = Blocks(rows.count, kRowsOfTask);
     ParallelFor(pool, parts * blocks, [&](int64_t task) {
-      int64_t block = task / parts, first = task % parts * kRowsOfTask;
-      int64_t last = std::min(rows.count, first + kRowsOfTask);
-      alignas(32) float sums[kRowsOfTask * kColumns] = {};
-      for (int64_t n = 0; n < s.n; n += together)
-        AddImages(rows, first, last, sums, copied.data + n * image,
-                  gradient.data + (block * s.n + n) * places * kColumns, std::min(together, s.n - n));
-      write(sums, first, last, block * kColumns);
+      int64_t column = task / parts * kColumns, first = task % parts * kRowsOfTask;
+      int64_t last = std::min(rows.count, first + kRowsOfTask), columns = ColumnsAt(column, s.co);
+      alignas(64) float sums[kRowsOfTask * kColumns] = {};
+      for (int64_t unit = 0; unit < units; unit += together)
+        add(column, first, last, sums, copied.data + unit * image,
+            gradient.data + (column * units + unit * columns) * places, std::min(together, units - unit));
+      write(sums, first, last, column);
     });
     return;
   }
 
   // Many places: a thread owns a slice of the batch and sums over it, and the slices' sums are added in order.
-  int64_t slices = std::min(kSlices, s.n), size = blocks * rows.count * kColumns;
-  Scratch sums(slices * size);
+  const int64_t slices = std::min(kSlices, units), size = padded * rows.count;
+  Scratch<float> sums(slices * size);
   ParallelFor(pool, slices, [&](int64_t slice) {
     float* own = sums.data + slice * size;
     std::fill(own, own + size, 0.0f);
-    int64_t last = (slice + 1) * s.n / slices;
-    Scratch copied(together * image), gradient(together * places * kColumns);
-    for (int64_t n = slice * s.n / slices; n < last; n += together) {
-      int64_t images = std::min(together, last - n);
-      for (int64_t g = 0; g < images; g++) copy(n + g, copied.data + g * image);
-      for (int64_t b = 0; b < blocks; b++) {
-        CopyGradient(dy + n * places * s.co, gradient.data, images * places, s.co, b * kColumns);
-        AddImages(rows, 0, rows.count, own + b * rows.count * kColumns, copied.data, gradient.data, images);
+    int64_t last = (slice + 1) * units / slices;
+    Scratch<float> copied(together * image), gradient(together * places * kColumns);
+    for (int64_t unit = slice * units / slices; unit < last; unit += together) {
+      int64_t count = std::min(together, last - unit);
+      for (int64_t g = 0; g < count; g++) copy_image(unit + g, copied.data + g * image);
+      for (int64_t column = 0; column < s.co; column += kColumns) {
+        int64_t columns = ColumnsAt(column, s.co);
+        for (int64_t g = 0; g < count; g++) copy_gradient(unit + g, gradient.data + g * places * columns, column);
+        add(column, 0, rows.count, own + column * rows.count, copied.data, gradient.data, count);
       }
     }
   });
-  ParallelFor(pool, blocks, [&](int64_t b) {
-    float* total = sums.data + b * rows.count * kColumns;
+  const int64_t parts = Blocks(rows.count, kGroup * 8);
+  ParallelFor(pool, blocks * parts, [&](int64_t task) {
+    int64_t column = task / parts * kColumns, columns = ColumnsAt(column, s.co);
+    int64_t first = task % parts * kGroup * 8, last = std::min(rows.count, first + kGroup * 8);
+    float* total = sums.data + column * rows.count + first * columns;
     for (int64_t slice = 1; slice < slices; slice++)
-      for (int64_t i = 0; i < rows.count * kColumns; i++) total[i] += total[slice * size + i];
-    write(total, 0, rows.count, b * kColumns);
+      for (int64_t i = 0; i < (last - first) * columns; i++) total[i] += total[slice * size + i];
+    write(total, first, last, column);
   });
 }
 
 // --- What XLA calls
 
-using Array = ffi::Buffer<ffi::F32, 4>;
-using Out = ffi::Result<Array>;
+using Kernel = ffi::Buffer<ffi::F32, 4>;
+template <ffi::DataType dtype>
+using Images = ffi::Buffer<dtype, 4>;
 
 Shape ShapeOf(ffi::Span<const int64_t> x, ffi::Span<const int64_t> w, ffi::Span<const int64_t> y, int64_t stride,
               int64_t pad) {
   return {x[0], x[1], x[2], x[3], y[1], y[2], y[3], w[0], stride, pad};
 }
 
-ffi::Error CallForward(ffi::ThreadPool pool, Array x, Array w, Out y, int64_t stride, int64_t pad) {
+template <typename T, ffi::DataType dtype>
+ffi::Error CallForward(ffi::ThreadPool pool, Images<dtype> x, Kernel w, ffi::Result<Images<dtype>> y, int64_t stride,
+                       int64_t pad) {
   Shape shape = ShapeOf(x.dimensions(), w.dimensions(), y->dimensions(), stride, pad);
-  Forward(pool, x.typed_data(), w.typed_data(), y->typed_data(), shape);
+  Forward<T>(pool, x.typed_data(), w.typed_data(), y->typed_data(), shape);
   return ffi::Error::Success();
 }
 
-ffi::Error CallInputGradient(ffi::ThreadPool pool, Array dy, Array w, Out dx, int64_t stride, int64_t pad) {
+template <typename T, ffi::DataType dtype>
+ffi::Error CallInputGradient(ffi::ThreadPool pool, Images<dtype> dy, Kernel w, ffi::Result<Images<dtype>> dx,
+                             int64_t stride, int64_t pad) {
   Shape shape = ShapeOf(dx->dimensions(), w.dimensions(), dy.dimensions(), stride, pad);
-  InputGradient(pool, dy.typed_data(), w.typed_data(), dx->typed_data(), shape);
+  InputGradient<T>(pool, dy.typed_data(), w.typed_data(), dx->typed_data(), shape);
   return ffi::Error::Success();
 }
 
-ffi::Error CallKernelGradient(ffi::ThreadPool pool, Array x, Array dy, Out dw, int64_t stride, int64_t pad) {
+template <typename T, ffi::DataType dtype>
+ffi::Error CallKernelGradient(ffi::ThreadPool pool, Images<dtype> x, Images<dtype> dy, ffi::Result<Kernel> dw,
+                              int64_t stride, int64_t pad) {
   Shape shape = ShapeOf(x.dimensions(), dw->dimensions(), dy.dimensions(), stride, pad);
-  KernelGradient(pool, x.typed_data(), dy.typed_data(), dw->typed_data(), shape);
+  KernelGradient<T>(pool, x.typed_data(), dy.typed_data(), dw->typed_data(), shape);
   return ffi::Error::Success();
 }
 
 }  // namespace
 
-#define FER_JAX_HANDLER(name, function)                                                     \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,                                             \
-                                ffi::Ffi::Bind()                                            \
-                                    .Ctx<ffi::ThreadPool>()                                 \
-                                    .Arg<Array>()                                           \
-                                    .Arg<Array>()                                           \
-                                    .Ret<Array>()                                           \
-                                    .Attr<int64_t>("stride")                                \
+#define FER_JAX_HANDLER(name, function, A, B, R)            \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, (function),           \
+                                ffi::Ffi::Bind()            \
+                                    .Ctx<ffi::ThreadPool>() \
+                                    .Arg<A>()               \
+                                    .Arg<B>()               \
+                                    .Ret<R>()               \
+                                    .Attr<int64_t>("stride") \
                                     .Attr<int64_t>("pad"))
 
-FER_JAX_HANDLER(fer_jax_conv, CallForward);
-FER_JAX_HANDLER(fer_jax_conv_input_gradient, CallInputGradient);
-FER_JAX_HANDLER(fer_jax_conv_kernel_gradient, CallKernelGradient);
+#define FER_JAX_HANDLERS(T, I, dtype, name)                                                            \
+  FER_JAX_HANDLER(fer_jax_conv_##name, (CallForward<T, dtype>), I, Kernel, I);                         \
+  FER_JAX_HANDLER(fer_jax_conv_input_gradient_##name, (CallInputGradient<T, dtype>), I, Kernel, I);    \
+  FER_JAX_HANDLER(fer_jax_conv_kernel_gradient_##name, (CallKernelGradient<T, dtype>), I, I, Kernel)
+
+FER_JAX_HANDLERS(Float32, Images<ffi::F32>, ffi::F32, float32);
+#ifdef __AVX512BF16__
+FER_JAX_HANDLERS(BFloat16, Images<ffi::BF16>, ffi::BF16, bfloat16);
+#endif

@@ -37,31 +37,33 @@ from collections.abc import Iterator
 from fer_jax.system.memory import restart_tuned
 from scripts.benchmark import csv
 from scripts.benchmark.comparison import PAUSE_SECONDS, compare, measure_in_turn, summarize, table
-from scripts.benchmark.peers import PEERS, STEMS, make_specs, num_parameters
+from scripts.benchmark.peers import DEFAULT_SIZE, NETS, PEERS, SIZES, make_specs
 from scripts.benchmark.peers.worker import Worker
 
 
 def benchmark_network(arguments) -> Iterator[dict]:
-    task, stem = arguments.part, arguments.stem
     chosen = {"peers": arguments.peers, "dtypes": arguments.dtype, "peers_python": arguments.peers_python}
-    for batch in arguments.batch:
-        yield compare(
-            f"{task}, batch {batch}, stem {stem}",
-            make_specs(task, batch=batch, stem=stem, **chosen),
-            rounds=arguments.rounds,
-            calls=max(1, 256 // batch),
-            images=batch,
-            parameters=num_parameters(stem),
-        )
+    for net in arguments.net:
+        image_size, own_batch = SIZES.get(net, DEFAULT_SIZE)
+        for batch in arguments.batch or [own_batch]:
+            yield compare(
+                f"{arguments.part}, {net}, {image_size} px, batch {batch}",
+                make_specs(arguments.part, batch=batch, net=net, image_size=image_size, **chosen),
+                rounds=arguments.rounds,
+                calls=max(1, 256 // batch),
+                images=batch,
+            )
 
 
-def our_step(batch: int, stem: str) -> dict:
-    return make_specs("step", peers=["ours"], dtypes=["bfloat16"], batch=batch, stem=stem)["ours bfloat16"]
+def our_step(batch: int, net: str) -> dict:
+    image_size, _ = SIZES.get(net, DEFAULT_SIZE)
+    specs = make_specs("step", peers=["ours"], dtypes=["bfloat16"], batch=batch, net=net, image_size=image_size)
+    return specs["ours bfloat16"]
 
 
 def benchmark_augment(arguments) -> Iterator[dict]:
     for batch in arguments.batch:
-        step = our_step(batch, arguments.stem)
+        step = our_step(batch, arguments.net[0])
         specs = {"step": step, "augmentation alone": step | {"task": "augment"}}
         yield compare(f"augment, batch {batch}", specs, rounds=arguments.rounds, calls=1, images=batch)
 
@@ -80,13 +82,13 @@ STEPS = 8
 
 def benchmark_calls(arguments) -> Iterator[dict]:
     for batch in arguments.batch:
-        spec = our_step(batch, arguments.stem) | {"task": "calls", "steps": STEPS}
+        spec = our_step(batch, arguments.net[0]) | {"task": "calls", "steps": STEPS}
         specs = {
             f"{loader}, {number} a call": spec | {"loader": loader, "steps_per_call": number}
             for loader in ("tf.data", "device")
             for number in (1, STEPS)
         }
-        title = f"{STEPS} steps of batch {batch}, stem {arguments.stem}"
+        title = f"{STEPS} steps of batch {batch}, {arguments.net[0]}"
         yield compare(title, specs, rounds=arguments.rounds, calls=1, images=STEPS * batch)
 
 
@@ -107,15 +109,15 @@ def benchmark_end_to_end(arguments) -> Iterator[dict]:
 
     Each is of 100 steps, long enough to be at the pace of an epoch.
     """
-    stem = [f"--config.model.{key}={value}" for key, value in STEMS[arguments.stem].items()]
+    net = [f"--config.model.{key}={value}" for key, value in NETS[arguments.net[0]].items()]
     for batch in arguments.batch:
-        title = f"end to end, an epoch, batch {batch}, stem {arguments.stem}"
-        with tempfile.TemporaryDirectory() as folder, Worker(our_step(batch, arguments.stem)) as bare:
+        title = f"end to end, an epoch, batch {batch}, {arguments.net[0]}"
+        with tempfile.TemporaryDirectory() as folder, Worker(our_step(batch, arguments.net[0])) as bare:
             folder, epochs, walls = pathlib.Path(folder), [], []
             data = arguments.data or folder / "random.csv"
             if not arguments.data:
                 csv.write_random_csv(data)
-            options = [f"--config.dataset.path={data}", f"--config.dataset.cache_dir={folder / 'prepared'}", *stem]
+            options = [f"--config.dataset.path={data}", f"--config.dataset.cache_dir={folder / 'prepared'}", *net]
             steps = [bare.measure(100)]
             for number in range(arguments.rounds):
                 print(f"{title}: round {number + 1}", file=sys.stderr)
@@ -166,9 +168,9 @@ def describe_machine() -> dict:
     }
 
 
-# What is measured, and the batch sizes and the rounds that go without saying.
+# What is measured, and the batch sizes (None: each net's own) and the rounds that go without saying.
 PARTS = {
-    "step": (benchmark_network, [64, 256], 5),
+    "step": (benchmark_network, None, 5),
     "inference": (benchmark_network, [1, 64, 512], 10),
     "augment": (benchmark_augment, [64], 20),
     "pipeline": (benchmark_pipeline, [64, 1024], 5),
@@ -189,7 +191,13 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=[*PARTS, *OTHERS])
     parser.add_argument("--batch", type=int, nargs="+", help="batch sizes, one after the other")
-    parser.add_argument("--stem", choices=STEMS, default="7/2/pool", help="kernel/stride/pool (default: %(default)s)")
+    parser.add_argument(
+        "--net",
+        choices=NETS,
+        nargs="+",
+        default=["resnet50-7/2/pool"],
+        help="one after the other, depth and stem's kernel/stride/pool (default: %(default)s); others take the first",
+    )
     parser.add_argument("--peers", choices=PEERS, nargs="+", default=list(PEERS), help="of step and inference")
     parser.add_argument("--peers-python", help="interpreter for the other libraries, if they have their own")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], nargs="+", default=["bfloat16", "float32"])

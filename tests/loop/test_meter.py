@@ -6,13 +6,13 @@ import time
 
 import jax.numpy as jnp
 import pytest
-from fer_jax.workdir.paths import Workdir
 
 from fer_jax.errors import Diverged
 from fer_jax.loop.meter import Meter, Profiler
 from fer_jax.loop.progress import Progress
 from fer_jax.system.terminal import Terminal
 from fer_jax.workdir.events import MetricsWriter, read_events
+from fer_jax.workdir.paths import Workdir
 
 BATCH = 8
 FLOPS = 5 * 10**9

@@ -15,12 +15,8 @@ from fer_jax.native import build
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def has_avx2() -> bool:
-    return machine.processor_flags() >= build._NEEDED
-
-
 needs_compiler = pytest.mark.skipif(
-    not has_avx2() or not any(map(shutil.which, build._COMPILERS)), reason="no AVX2 or no C++ compiler"
+    not build.instructions() or not any(map(shutil.which, build._COMPILERS)), reason="no AVX2 or no C++ compiler"
 )
 
 
@@ -108,15 +104,46 @@ def test_a_cache_that_can_not_be_written_is_named(tmp_path, compiler):
 
 def test_the_choice_is_the_fastest_that_there_is(monkeypatch):
     assert build.choose("auto", dtype="bfloat16", backend="gpu") == ("lax", "")
-    assert build.choose("auto", dtype="bfloat16", backend="cpu") == ("matmul", "")
     assert build.choose("lax", dtype="float32", backend="cpu") == ("lax", "")
     assert build.choose("matmul", dtype="float32", backend="cpu") == ("matmul", "")
     with pytest.raises(
         UserError, match=r"config\.model\.conv is native, which can't be used: it is for CPUs, not for gpu"
     ):
         build.choose("native", dtype="float32", backend="gpu")
-    with pytest.raises(UserError, match=r"it computes in float32, not in bfloat16"):
-        build.choose("native", dtype="bfloat16", backend="cpu")
+
+
+AVX2 = {"avx2", "fma"}
+AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtypes", "last"),
+    [
+        ({"neon"}, (), None),
+        ({"avx2"}, (), None),
+        (AVX2, ("float32",), "fma"),
+        (AVX512, ("float32",), "avx512dq"),
+        (AVX512 | {"avx512_bf16"}, ("float32", "bfloat16"), "avx512bf16"),
+        (AVX2 | {"avx512f", "avx512_bf16"}, ("float32",), "fma"),
+    ],
+)
+def test_the_library_is_for_what_the_processor_has(monkeypatch, flags, dtypes, last):
+    monkeypatch.setattr(machine, "processor_flags", lambda: flags)
+    assert build.dtypes() == dtypes
+    assert build.instructions()[-1:] == ((last,) if last else ())
+    if "bfloat16" not in dtypes:
+        # What this processor can't do isn't missed.
+        assert build.choose("auto", dtype="bfloat16", backend="cpu") == ("matmul", "")
+        with pytest.raises(UserError, match="it doesn't compute in bfloat16 on this processor"):
+            build.choose("native", dtype="bfloat16", backend="cpu")
+
+
+def test_processors_of_two_kinds_that_share_a_cache_have_a_library_each(tmp_path, compiler, monkeypatch):
+    libraries = set()
+    for flags in (AVX2, AVX512):
+        monkeypatch.setattr(machine, "processor_flags", lambda flags=flags: flags)
+        libraries.add(build.compiled(tmp_path / "cache"))
+    assert len(libraries) == 2
 
 
 @needs_compiler

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fer_jax.data.dataset import IMAGE_SHAPE
 from fer_jax.recipe import state
 from scripts.benchmark import __main__ as command
 from scripts.benchmark import comparison as comparison_lib
@@ -17,7 +16,7 @@ from scripts.benchmark.peers import ours
 from scripts.benchmark.peers.worker import Worker
 
 TINY = {"depth": 10, "width": 4, "stem_kernel": 3, "stem_stride": 2, "stem_pool": False, "conv": "lax"}
-SPEC = {"peer": "ours", "task": "step", "batch": 2, "model": TINY}
+SPEC = {"peer": "ours", "task": "step", "batch": 2, "image_size": 48, "model": TINY}
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +58,12 @@ def test_turns_go_round_and_the_first_round_is_not_counted():
 def test_onnx_runtime_joins_for_inference_in_float32_alone():
     def names(task):
         specs = peers.make_specs(
-            task, peers=list(peers.PEERS), dtypes=["bfloat16", "float32"], batch=1, stem="7/2/pool"
+            task,
+            peers=list(peers.PEERS),
+            dtypes=["bfloat16", "float32"],
+            batch=1,
+            net="resnet50-7/2/pool",
+            image_size=48,
         )
         return [name for name in specs if name.startswith("onnxruntime")]
 
@@ -89,13 +93,12 @@ def test_a_worker_names_the_module_that_is_missing_and_dies_aloud():
 def test_the_json_file_has_what_was_compared_and_on_what(tmp_path, monkeypatch, capsys):
     specs = {"ours": SPEC, "absent": {"peer": "absent"}}
     monkeypatch.setattr(command, "make_specs", lambda *_, **__: specs)
-    monkeypatch.setattr(command, "num_parameters", lambda stem: 0)
     path = tmp_path / "new" / "step.json"
     command.main(["step", "--batch", "2", "--rounds", "2", "--json", str(path)])
     written = json.loads(path.read_text())
     assert written["machine"].keys() >= {"processor", "cores", "python", "platform", "GLIBC_TUNABLES"}
     (compared,) = written["comparisons"]
-    assert compared["title"] == "step, batch 2, stem 7/2/pool"
+    assert compared["title"] == "step, resnet50-7/2/pool, 48 px, batch 2"
     assert compared["left_out"].keys() == {"absent"}
     figures = compared["contestants"]["ours"]
     assert figures["spec"] == SPEC
@@ -105,22 +108,33 @@ def test_the_json_file_has_what_was_compared_and_on_what(tmp_path, monkeypatch, 
     assert comparison_lib.table(compared) in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("stem", peers.STEMS)
-def test_our_network_has_the_parameters_that_every_peer_must_have(stem):
-    spec = peers.make_specs("step", peers=["ours"], dtypes=["float32"], batch=1, stem=stem)["ours float32"]
-    model, images = ours.make_network(spec), jnp.zeros((1, *IMAGE_SHAPE))
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    assert state.num_parameters(variables["params"]) == peers.num_parameters(stem)
+def num_parameters(net: str) -> int:
+    specs = peers.make_specs("step", peers=["ours"], dtypes=["float32"], batch=1, net=net, image_size=48)
+    model = ours.make_network(specs["ours float32"])
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 48, 48, 1)), train=False))
+    return state.num_parameters(variables["params"])
 
 
-@pytest.mark.parametrize("stem", peers.STEMS)
-def test_pytorchs_network_is_ours(stem):
+def test_our_networks_are_those_that_they_are_called():
+    # ResNet-50 and ResNet-18 of the paper, for one channel and seven classes.
+    assert {net: num_parameters(net) for net in peers.NETS} == {
+        "resnet50-7/2/pool": 23_512_967 + 64 * 49,
+        "resnet50-3/2/none": 23_512_967 + 64 * 9,
+        "resnet50-3/1/none": 23_512_967 + 64 * 9,
+        "resnet18-3/1/pool": 11_170_695 + 64 * 9,
+        "resnet18-3/2/none": 11_170_695 + 64 * 9,
+        "three-stages-3/1/pool": 2_775_175 + 64 * 9,
+    }
+
+
+@pytest.mark.parametrize("net", peers.NETS)
+def test_pytorchs_network_is_ours(net):
     torch = pytest.importorskip("torch")
     from scripts.benchmark.peers import torch_resnet
 
     with torch.device("meta"):
-        network = torch_resnet.ResNet50(**peers.STEMS[stem])
-    assert sum(weights.numel() for weights in network.parameters()) == peers.num_parameters(stem)
+        network = torch_resnet.ResNet(**peers.NETS[net])
+    assert sum(weights.numel() for weights in network.parameters()) == num_parameters(net)
 
 
 def test_each_convolution_is_timed_by_every_way():

@@ -1,4 +1,4 @@
-"""The benchmark's contestants: the same network and the same work, in this and in other libraries.
+"""The benchmark's contestants: the same networks and the same work, in this and in other libraries.
 
 Each module's `make(spec)` gives a function that does the work once and waits for it, and the network's number of
 parameters; its PACKAGES are those whose versions matter.
@@ -9,7 +9,7 @@ import os
 
 import numpy as np
 
-from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE
+from fer_jax.data.dataset import CLASS_NAMES
 
 PEERS = {
     "ours": {"peer": "ours", "conv": "auto"},
@@ -21,38 +21,54 @@ PEERS = {
     "keras-xla": {"peer": "keras_resnet", "xla": True},
     "onnxruntime": {"peer": "onnx_resnet"},
 }
-STEMS = {
-    name: dict(zip(("stem_kernel", "stem_stride", "stem_pool"), values, strict=True))
-    for name, values in {"7/2/pool": (7, 2, True), "3/2/none": (3, 2, False), "3/1/none": (3, 1, False)}.items()
+# Depth: (blocks per stage, bottleneck), as in table 1 of He et al. 2016. Our own has them in models/resnet.py.
+ARCHITECTURES = {18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True)}
+_KEYS = ("depth", "stages", "width", "stem_kernel", "stem_stride", "stem_pool")
+# By depth, stages where they aren't all four, and the stem's kernel, stride and pooling.
+NETS = {
+    name: dict(zip(_KEYS, values, strict=True))
+    for name, values in {
+        "resnet50-7/2/pool": (50, 4, 64, 7, 2, True),
+        "resnet50-3/2/none": (50, 4, 64, 3, 2, False),
+        "resnet50-3/1/none": (50, 4, 64, 3, 1, False),
+        "resnet18-3/1/pool": (18, 4, 64, 3, 1, True),
+        "resnet18-3/2/none": (18, 4, 64, 3, 2, False),
+        "three-stages-3/1/pool": (18, 3, 64, 3, 1, True),
+    }.items()
 }
+# (image size, batch) that a step of each net is measured at where nothing else is said.
+SIZES = {"resnet18-3/1/pool": (40, 128), "resnet18-3/2/none": (48, 128), "three-stages-3/1/pool": (40, 128)}
+DEFAULT_SIZE = (48, 64)
 # Libraries count physical cores, or those of the whole machine; these are the ones this process may use.
 NUM_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def num_parameters(stem: str) -> int:
-    """Counts the parameters of ResNet-50 for one channel and seven classes."""
-    return 23_512_967 + 64 * STEMS[stem]["stem_kernel"] ** 2
-
-
 def make_specs(
-    task: str, *, peers: list[str], dtypes: list[str], batch: int, stem: str, peers_python: str | None = None
+    task: str,
+    *,
+    peers: list[str],
+    dtypes: list[str],
+    batch: int,
+    net: str,
+    image_size: int,
+    peers_python: str | None = None,
 ) -> dict[str, dict]:
     """Returns {contestant: what its worker is started with}; peers_python: the interpreter of other libraries."""
     specs = {}
     for peer, dtype in itertools.product(peers, dtypes):
         if peer == "onnxruntime" and (task, dtype) != ("inference", "float32"):
             continue  # all that it does on CPU
-        spec = PEERS[peer] | {"task": task, "batch": batch}
+        spec = PEERS[peer] | {"task": task, "batch": batch, "image_size": image_size}
         if spec["peer"] == "ours":
-            spec["model"] = STEMS[stem] | {"dtype": dtype, "conv": spec.pop("conv")}
+            spec["model"] = NETS[net] | {"dtype": dtype, "conv": spec.pop("conv")}
         else:
-            spec |= {"stem": STEMS[stem], "dtype": dtype} | ({"python": peers_python} if peers_python else {})
+            spec |= {"net": NETS[net], "dtype": dtype} | ({"python": peers_python} if peers_python else {})
         specs[f"{peer} {dtype}"] = spec
     return specs
 
 
-def make_batch(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns random images, uint8 [size, 48, 48, 1], and labels, int32 [size]."""
+def make_batch(size: int, image_size: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random images, uint8 [size, image_size, image_size, 1], and labels, int32 [size]."""
     generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (size, *IMAGE_SHAPE), dtype=np.uint8)
+    images = generator.integers(0, 256, (size, image_size, image_size, 1), dtype=np.uint8)
     return images, generator.integers(0, len(CLASS_NAMES), size).astype(np.int32)

@@ -1,4 +1,4 @@
-"""ResNet-50 v1.5 in Keras 3 on TensorFlow, as a functional model; with XLA or without, float32 or mixed bfloat16."""
+"""ResNet v1.5 in Keras 3 on TensorFlow, as a functional model; with XLA or without, float32 or mixed bfloat16."""
 
 import os
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE
-from scripts.benchmark.peers import make_batch
+from fer_jax.data.dataset import CLASS_NAMES
+from scripts.benchmark.peers import ARCHITECTURES, make_batch
 
 PACKAGES = ("keras", "tensorflow")
 
@@ -25,24 +25,28 @@ def conv_norm(x, features: int, kernel: int, stride: int = 1):
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
 
 
-def bottleneck(x, width: int, stride: int):
-    y = layers.ReLU()(conv_norm(x, width, 1))
+def block(x, width: int, stride: int, *, bottleneck: bool):
+    features = 4 * width if bottleneck else width
+    y = layers.ReLU()(conv_norm(x, width, 1)) if bottleneck else x
     y = layers.ReLU()(conv_norm(y, width, 3, stride))
-    y = conv_norm(y, 4 * width, 1)
+    y = conv_norm(y, features, 1 if bottleneck else 3)
     if x.shape != y.shape:
-        x = conv_norm(x, 4 * width, 1, stride)
+        x = conv_norm(x, features, 1, stride)
     return layers.ReLU()(x + y)
 
 
-def resnet50(*, stem_kernel: int, stem_stride: int, stem_pool: bool) -> keras.Model:
-    """uint8 [batch, 48, 48, 1] -> logits float32 [batch, 7]."""
-    images = keras.Input(IMAGE_SHAPE, dtype="uint8")
-    x = layers.ReLU()(conv_norm(layers.Rescaling(1 / 255)(images), 64, stem_kernel, stem_stride))
+def resnet(
+    image_size: int, *, depth: int, stages: int, width: int, stem_kernel: int, stem_stride: int, stem_pool: bool
+) -> keras.Model:
+    """uint8 [batch, image_size, image_size, 1] -> logits float32 [batch, 7]."""
+    stage_sizes, bottleneck = ARCHITECTURES[depth]
+    images = keras.Input((image_size, image_size, 1), dtype="uint8")
+    x = layers.ReLU()(conv_norm(layers.Rescaling(1 / 255)(images), width, stem_kernel, stem_stride))
     if stem_pool:
         x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(x))
-    for stage, num_blocks in enumerate((3, 4, 6, 3)):
-        for block in range(num_blocks):
-            x = bottleneck(x, 64 * 2**stage, 2 if stage and not block else 1)
+    for stage, num_blocks in enumerate(stage_sizes[:stages]):
+        for number in range(num_blocks):
+            x = block(x, width * 2**stage, 2 if stage and not number else 1, bottleneck=bottleneck)
     x = layers.GlobalAveragePooling2D(dtype="float32")(x)
     return keras.Model(images, layers.Dense(len(CLASS_NAMES), dtype="float32")(x))
 
@@ -50,11 +54,11 @@ def resnet50(*, stem_kernel: int, stem_stride: int, stem_pool: bool) -> keras.Mo
 def make(spec: dict) -> tuple[Callable[[], None], int]:
     """Returns a function that does the work once and waits for it, and the network's number of parameters.
 
-    spec: {task: 'step' or 'inference', batch, stem: stem_kernel, stem_stride and stem_pool, dtype, xla}.
+    spec: {task: 'step' or 'inference', batch, image_size, net: of NETS, dtype, xla}.
     """
     keras.config.set_dtype_policy("mixed_bfloat16" if spec["dtype"] == "bfloat16" else "float32")
-    model = resnet50(**spec["stem"])
-    images, labels = map(tf.constant, make_batch(spec["batch"]))
+    model = resnet(spec["image_size"], **spec["net"])
+    images, labels = map(tf.constant, make_batch(spec["batch"], spec["image_size"]))
     model.compile(
         keras.optimizers.Adam(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

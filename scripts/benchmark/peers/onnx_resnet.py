@@ -14,7 +14,7 @@ PACKAGES = ("onnxruntime", "onnx", "onnxscript", "torch")
 def make(spec: dict) -> tuple[Callable[[], None], int]:
     """Returns a function that infers once and fetches the logits, and the network's number of parameters.
 
-    spec: {batch, stem: stem_kernel, stem_stride and stem_pool}.
+    spec: {batch, image_size, net: of NETS}.
     """
     network, images, _, num_parameters = make_network(spec)
     program = torch.onnx.export(network.eval(), (images,), dynamo=True)

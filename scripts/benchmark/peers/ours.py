@@ -11,7 +11,7 @@ import numpy as np
 
 from configs import resnet50
 from fer_jax import parallel
-from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Split
+from fer_jax.data.dataset import CLASS_NAMES, Split
 from fer_jax.inference.classifier import Preprocessing, make_model, make_predict, make_prepare
 from fer_jax.loop.program import Program, make_training
 from fer_jax.models import resnet
@@ -26,8 +26,8 @@ CONFIG = resnet50.get_config()
 def make(spec: dict) -> tuple[Callable[[], None], int]:
     """Returns a function that does the work once and waits for it, and the network's number of parameters.
 
-    spec: {task: 'step', 'inference', 'augment', 'pipeline' or 'calls', batch, model: overrides of config.model, for
-    'pipeline' indices_only, for 'calls' loader, steps and steps_per_call}.
+    spec: {task: 'step', 'inference', 'augment', 'pipeline' or 'calls', batch, image_size, model: overrides
+    of config.model, for 'pipeline' indices_only, for 'calls' loader, steps and steps_per_call}.
     """
     tasks = {"step": _step, "inference": _inference, "augment": _augment, "pipeline": _pipeline, "calls": _calls}
     return tasks[spec["task"]](spec)
@@ -47,9 +47,10 @@ def _one_device() -> jax.sharding.Mesh:
 
 def make_step(spec: dict, mesh: jax.sharding.Mesh):
     """As `make`, over all devices of a mesh; spec["batch"] is this process's part of the batch."""
-    train_call, create = make_training(CONFIG, make_network(spec), mesh, steps_per_epoch=448, image_shape=IMAGE_SHAPE)
+    shape = (spec["image_size"], spec["image_size"], 1)
+    train_call, create = make_training(CONFIG, make_network(spec), mesh, steps_per_epoch=448, image_shape=shape)
     train_state = parallel.replicate(create(), mesh)
-    images, labels = make_batch(spec["batch"])
+    images, labels = make_batch(spec["batch"], spec["image_size"])
     batch = {"image": images, "label": labels, "index": np.arange(len(labels))}
     batches = {key: value[None] for key, value in batch.items()}
     batches = parallel.shard_batch(batches, mesh, "shard_map", batch_axis=1)
@@ -64,16 +65,16 @@ def make_step(spec: dict, mesh: jax.sharding.Mesh):
 
 def _inference(spec: dict):
     model = make_network(spec)
-    images, _ = make_batch(spec["batch"])
-    variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)), train=False))()
+    images, _ = make_batch(spec["batch"], spec["image_size"])
+    variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, *images.shape[1:])), train=False))()
     variables = jax.jit(make_prepare(model))(variables)
-    logits = jax.jit(make_predict(model, Preprocessing(IMAGE_SHAPE)))
+    logits = jax.jit(make_predict(model, Preprocessing(images.shape[1:])))
     return lambda: np.asarray(logits(variables, images)), state.num_parameters(variables["params"])
 
 
 def _augment(spec: dict):
     config, keys = AugmentConfig(**CONFIG.augment), jax.random.split(jax.random.key(0), spec["batch"])
-    images = jnp.ones((spec["batch"], *IMAGE_SHAPE))
+    images = jnp.ones((spec["batch"], spec["image_size"], spec["image_size"], 1))
     alone = jax.jit(lambda keys, images: jax.vmap(augment, (0, 0, None))(keys, images, config))
     return lambda: jax.block_until_ready(alone(keys, images)), 0
 
