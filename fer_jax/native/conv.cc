@@ -68,8 +68,9 @@ struct Float32 {
   static constexpr int kPair = 1;  // elements of a word
   static Vector MultiplyAdd(Vector a, Vector b, Vector sum) { return FusedMultiplyAdd(a, b, sum); }
   static void Store(Element* to, Vector v) { StoreFloats(to, v); }
-  static float Word(const float* values, int64_t) { return values[0]; }
   static float Word(float a, float) { return a; }
+  static void StoreWords(float* to, const float* a, const float*) { StoreFloats(to, Load(a)); }
+  static void StorePairs(float* to, const float* from) { StoreFloats(to, Load(from)); }
 };
 
 #ifdef __AVX512BF16__
@@ -82,22 +83,20 @@ struct BFloat16 {
   static void Store(Element* to, Vector v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(v));
   }
-  // The word of values[0] and values[next], rounded to nearest, ties to even.
-  static float Word(const float* values, int64_t next) { return Join(Round(values[0]), Round(values[next])); }
-  static float Word(Element a, Element b) { return Join(a, b); }
-
- private:
-  static uint32_t Round(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    bool is_nan = (bits & 0x7fffffff) > 0x7f800000;  // rounding could make it infinite
-    return is_nan ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  }
-  static float Join(uint32_t low, uint32_t high) {
-    uint32_t bits = low | high << 16;
+  static float Word(Element a, Element b) {
+    uint32_t bits = a | static_cast<uint32_t>(b) << 16;
     float word;
     std::memcpy(&word, &bits, sizeof(word));
     return word;
+  }
+  // kLanes words of a's values and b's, and of the pairs that follow each other; rounded to nearest, ties to even.
+  static void StoreWords(float* to, const float* a, const float* b) {
+    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(Load(a)));
+    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(Load(b)));
+    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+  }
+  static void StorePairs(float* to, const float* from) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(Load(from + kLanes), Load(from)));
   }
 };
 #endif
@@ -176,32 +175,45 @@ struct Phase {
 // turned: whether in and out change places, as in dx.
 template <typename T>
 void Pack(const float* kernel, float* packed, int64_t ci, int64_t co, int64_t first, bool turned) {
-  int64_t in = turned ? co : ci, out = turned ? ci : co;
+  int64_t in = turned ? co : ci, out = turned ? ci : co, words = Blocks(in, T::kPair);
   int64_t columns = ColumnsAt(first, out), width = std::min(columns, out - first);
-  int64_t words = Blocks(in, T::kPair), whole = in / T::kPair;
-  // Between neighbouring columns, and between neighbouring channels of in.
-  int64_t right = turned ? co : 1, down = turned ? 1 : co;
-  const float* from = kernel + first * right;
-  if (width < columns || whole < words) std::fill(packed, packed + words * columns, 0.0f);
-  constexpr int64_t kTile = 16;  // read and written within L1, whichever of both is not in order
-  for (int64_t top = 0; top < whole; top += kTile) {
-    int64_t bottom = std::min(whole, top + kTile);
-    if (turned) {
-      for (int64_t j = 0; j < width; j++)
-        for (int64_t i = top; i < bottom; i++)
-          packed[i * columns + j] = T::Word(from + i * T::kPair * down + j * right, down);
-    } else {
-      for (int64_t i = top; i < bottom; i++)
-        for (int64_t j = 0; j < width; j++)
-          packed[i * columns + j] = T::Word(from + i * T::kPair * down + j * right, down);
+  if (!turned) {
+    for (int64_t i = 0; i < words; i++, packed += columns) {
+      // The last channel of an odd number makes pairs with zeros.
+      const float *low = kernel + i * T::kPair * co + first, *high = low + (T::kPair - 1) * co;
+      bool has_high = (i + 1) * T::kPair <= in;
+      for (int64_t j = 0; j < columns; j += kLanes) {
+        int64_t count = std::clamp<int64_t>(width - j, 0, kLanes);
+        if (count == kLanes && has_high) {
+          T::StoreWords(packed + j, low + j, high + j);
+        } else {
+          float ends[2][kLanes] = {};
+          std::copy_n(low + j, count, ends[0]);
+          if (has_high) std::copy_n(high + j, count, ends[1]);
+          T::StoreWords(packed + j, ends[0], ends[1]);
+        }
+      }
+    }
+    return;
+  }
+  constexpr int64_t kTile = 4 * kLanes;  // what is written out of order stays in L1
+  for (int64_t top = 0; top < words; top += kTile) {
+    int64_t count = std::min(kTile, words - top), values = std::min(in - top * T::kPair, count * T::kPair);
+    for (int64_t j = 0; j < columns; j++) {
+      alignas(64) float tile[kTile] = {};
+      const float* from = kernel + (first + j) * co + top * T::kPair;
+      if (j >= width) {
+        // stays zero
+      } else if (values == kTile * T::kPair) {
+        for (int64_t i = 0; i < kTile; i += kLanes) T::StorePairs(tile + i, from + i * T::kPair);
+      } else {
+        float ends[kTile * T::kPair] = {};
+        std::copy_n(from, values, ends);
+        for (int64_t i = 0; i < kTile; i += kLanes) T::StorePairs(tile + i, ends + i * T::kPair);
+      }
+      for (int64_t i = 0; i < count; i++) packed[(top + i) * columns + j] = tile[i];
     }
   }
-  const float zeros[2] = {};
-  if (whole < words)  // the last channel has no partner
-    for (int64_t j = 0; j < width; j++) {
-      float pair[2] = {from[whole * T::kPair * down + j * right], zeros[0]};
-      packed[whole * columns + j] = T::Word(pair, 1);
-    }
 }
 
 // Packs the kernels of all phases; `packed` has room for them.
