@@ -16,6 +16,7 @@ from ml_collections import config_dict
 from fer_jax import config as config_lib
 from fer_jax import parallel
 from fer_jax.errors import UserError
+from fer_jax.inference import weights
 from fer_jax.models import conv as conv_lib
 from fer_jax.models import resnet
 from fer_jax.native import build
@@ -72,16 +73,20 @@ class Classifier:
     def load(
         cls, source: str | os.PathLike | Workdir, checkpoint: str = "best", *, mesh: Mesh | None = None
     ) -> "Classifier":
-        """Loads the network of a run.
+        """Loads the network of a run or of a weights file.
 
         Args:
-          source: the workdir of a run.
-          checkpoint: 'best' (by validation accuracy), 'latest' or a step.
+          source: the workdir of a run, or a file that `save` wrote.
+          checkpoint: of a run: 'best' (by validation accuracy), 'latest' or a step.
           mesh: the devices that get the variables; all of them by default.
 
         Raises:
-          UserError: there is no such run or checkpoint, or the checkpoint is damaged.
+          UserError: there is no such run, checkpoint or file, or it is damaged.
         """
+        # On all devices from the start, so that evaluation needs no second copy.
+        sharding = NamedSharding(mesh or parallel.make_mesh(), PartitionSpec())
+        if not isinstance(source, Workdir) and (os.path.isfile(source) or str(source).endswith(weights.SUFFIX)):
+            return cls._load_file(source, sharding)
         workdir = source if isinstance(source, Workdir) else Workdir(source)
         with workdir.time_limit():
             config = config_lib.load(workdir.config)
@@ -93,14 +98,35 @@ class Classifier:
                 class_names = tuple(metadata["class_names"])
                 preprocessing = Preprocessing.from_metadata(metadata["preprocessing"])
                 model = make_model(config.model, num_classes=len(class_names))
-                # On all devices from the start, so that evaluation needs no second copy.
-                sharding = NamedSharding(mesh or parallel.make_mesh(), PartitionSpec())
                 abstract = abstract_variables(model, preprocessing.image_shape, sharding)
                 variables = checkpoints.restore_weights(step, abstract)
             except Damaged as error:
                 others = ", ".join(str(other) for other in checkpoints.steps if other != step) or "none"
                 raise UserError(f"{workdir.path}: {error}; other checkpoints: {others}") from None
         return cls(model, variables, class_names, preprocessing, config, step, metadata)
+
+    @classmethod
+    def _load_file(cls, path: str | os.PathLike, sharding: NamedSharding) -> "Classifier":
+        tensors, metadata = weights.read(path)
+        config = config_lib.from_stored(metadata["config"], source=str(path))
+        config_lib.check(config)
+        class_names = tuple(metadata["class_names"])
+        preprocessing = Preprocessing.from_metadata(metadata["preprocessing"])
+        model = make_model(config.model, num_classes=len(class_names))
+        abstract = abstract_variables(model, preprocessing.image_shape, sharding)
+        variables = weights.fill(abstract, tensors, source=path)
+        return cls(model, variables, class_names, preprocessing, config, metadata.pop("step"), metadata)
+
+    def save(self, path: str | os.PathLike, *, dtype: str = "float32") -> None:
+        """Writes the network to a weights file, which `load` reads on any machine; see `weights.write`.
+
+        dtype: of the kernels, 'float32' or 'float16', at half the size.
+        """
+        # Where the data lay on this machine is nobody else's business, nor is how far the training was.
+        kept = {key: value for key, value in self.metadata.items() if key not in ("progress", "dataset_path")}
+        config = self.config.to_dict()
+        config["dataset"] |= {"path": None, "cache_dir": None}
+        weights.write(path, self.variables, {**kept, "config": config, "step": self.step}, dtype=dtype)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Returns the logits, float32 [n, classes]; images: uint8 [n, height, width, channels], as trained on.
