@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fer_jax.native import norm as native
+
 
 class BatchNorm(nn.Module):
     """Normalises over the batch and the image, adds the shortcut, if any, and applies ReLU if `relu`.
@@ -25,6 +27,7 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       dtype: of the input and the output; statistics are computed in float32.
       axis_name: the mapped axis over which statistics are averaged too, or None.
+      native: whether the native code, which must have been loaded, sums over the pixels.
     """
 
     use_running_average: bool
@@ -32,6 +35,7 @@ class BatchNorm(nn.Module):
     epsilon: float
     dtype: Any
     axis_name: str | None = None
+    native: bool = False
     scale_init: Callable = nn.initializers.ones_init()
 
     @nn.compact
@@ -45,7 +49,7 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             return _apply(x, scale, bias, shortcut, mean.value, lax.rsqrt(var.value + self.epsilon), relu)
         axis_name = None if self.is_initializing() else self.axis_name
-        y, batch_mean, batch_var = _normalize(x, scale, bias, shortcut, relu, self.epsilon, axis_name)
+        y, batch_mean, batch_var = _normalize(x, scale, bias, shortcut, relu, self.epsilon, axis_name, self.native)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
@@ -62,21 +66,24 @@ def _apply(x, scale, bias, shortcut, mean, rstd, relu: bool):
     return (jnp.maximum(y, 0) if relu else y).astype(x.dtype)
 
 
-def _means(values: list, axis_name: str | None):
-    """Returns each value's mean over all but the channels and over the mapped axis, float32 [len(values), channels]."""
-    means = jnp.stack([jnp.mean(value, axis=range(value.ndim - 1)) for value in values])
-    return lax.pmean(means, axis_name) if axis_name else means
+def _means(*values):
+    """Returns each value's mean over all but the channels, float32 [len(values), channels]."""
+    return jnp.stack([jnp.mean(value, axis=range(value.ndim - 1)) for value in values])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _normalize(x, scale, bias, shortcut, relu, epsilon, axis_name):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _normalize(x, scale, bias, shortcut, relu, epsilon, axis_name, is_native):
     """Returns y and the batch's mean and (biased) variance, which carry no gradient."""
-    return _forward(x, scale, bias, shortcut, relu, epsilon, axis_name)[0]
+    return _forward(x, scale, bias, shortcut, relu, epsilon, axis_name, is_native)[0]
 
 
-def _forward(x, scale, bias, shortcut, relu, epsilon, axis_name):
-    wide = x.astype(jnp.float32)
-    mean, mean_of_squares = _means([wide, wide * wide], axis_name)
+def _forward(x, scale, bias, shortcut, relu, epsilon, axis_name, is_native):
+    if is_native:
+        moments = native.moments(x)
+    else:
+        wide = x.astype(jnp.float32)
+        moments = _means(wide, wide * wide)
+    mean, mean_of_squares = lax.pmean(moments, axis_name) if axis_name else moments
     # The difference of two rounded numbers may fall below zero.
     var = jnp.maximum(mean_of_squares - mean * mean, 0)
     rstd = lax.rsqrt(var + epsilon)
@@ -84,15 +91,18 @@ def _forward(x, scale, bias, shortcut, relu, epsilon, axis_name):
     return (y, mean, var), (x, scale, mean, rstd, y if relu else None, shortcut is not None)
 
 
-def _backward(relu, epsilon, axis_name, residuals, cotangents):
+def _backward(relu, epsilon, axis_name, is_native, residuals, cotangents):
     x, scale, mean, rstd, y, has_shortcut = residuals
     dy, _, _ = cotangents
+    # The parameters' gradients are summed over this device alone, since the step adds up the devices' gradients. The
+    # input's gradient goes through the statistics, which are those of all devices.
+    if is_native:
+        own = native.gradient_means(dy, x, mean, y) * jnp.stack([jnp.ones_like(rstd), rstd])
     if relu:
         dy = jnp.where(y > 0, dy, 0)
     wide, normalized = dy.astype(jnp.float32), (x.astype(jnp.float32) - mean) * rstd
-    # The parameters' gradients are summed over this device alone, since the step adds up the devices' gradients. The
-    # input's gradient goes through the statistics, which are those of all devices.
-    own = _means([wide, wide * normalized], None)
+    if not is_native:
+        own = _means(wide, wide * normalized)
     bias_mean, scale_mean = lax.pmean(own, axis_name) if axis_name else own
     dx = scale * rstd * (wide - bias_mean - normalized * scale_mean)
     dbias, dscale = own * (x.size // x.shape[-1])

@@ -114,7 +114,8 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images, *, train: bool):
         conv = functools.partial(_conv, dtype=self.dtype, conv_general_dilated=self.conv_fn)
-        if self.conv_fn is native_conv_general_dilated:
+        is_native = self.conv_fn is native_conv_general_dilated
+        if is_native:
             conv = functools.partial(conv, promote_dtype=keep_kernel)
         norm = functools.partial(
             BatchNorm,
@@ -123,6 +124,7 @@ class ResNet(nn.Module):
             epsilon=BATCH_NORM_EPSILON,
             dtype=self.dtype,
             axis_name=self.axis_name if train else None,
+            native=is_native,
         )
         x = images.astype(self.dtype)
         x = conv(self.width, self.stem_kernel, self.stem_stride, name="stem_conv")(x)

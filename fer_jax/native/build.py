@@ -1,4 +1,4 @@
-"""Compiles conv.cc for this machine, once for all runs of a user, and makes it known to XLA."""
+"""Compiles the C++ of this package for this machine, once for all runs of a user, and makes it known to XLA."""
 
 import contextlib
 import ctypes
@@ -16,7 +16,9 @@ import jax
 from fer_jax import machine
 from fer_jax.errors import UserError
 
-_SOURCE = pathlib.Path(__file__).with_name("conv.cc")
+_FOLDER = pathlib.Path(__file__).parent
+_SOURCES = (_FOLDER / "conv.cc", _FOLDER / "norm.cc")
+_FILES = (_FOLDER / "common.h", *_SOURCES)
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
 # What the library is compiled for: the first of these that the processor has all of, by the compiler's names. Not
@@ -27,7 +29,13 @@ _INSTRUCTIONS = (
     ("avx2", "fma"),
 )
 _NAMES_OF_LINUX = {"avx512bf16": "avx512_bf16"}
-_HANDLERS = ("fer_jax_conv", "fer_jax_conv_input_gradient", "fer_jax_conv_kernel_gradient")
+_HANDLERS = (
+    "fer_jax_conv",
+    "fer_jax_conv_input_gradient",
+    "fer_jax_conv_kernel_gradient",
+    "fer_jax_moments",
+    "fer_jax_gradient_sums",
+)
 # Of ResNet-50 at stem 3/2/none by products over patches; docs/performance.md has the measurement.
 _COST = "up to 1.6 times"
 
@@ -110,7 +118,8 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
     # Another compiler may round otherwise, and another JAX have other headers.
     version = _run([compiler, "--version"])
     flags = [*_FLAGS, *(f"-m{name}" for name in instructions())]
-    key = hashlib.sha256("\0".join([_SOURCE.read_text(), version, *flags, jax.__version__]).encode()).hexdigest()[:16]
+    texts = [path.read_text() for path in _FILES]
+    key = hashlib.sha256("\0".join([*texts, version, *flags, jax.__version__]).encode()).hexdigest()[:16]
     library, digest = cache / f"conv-{key}.so", cache / f"conv-{key}.sha256"
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -120,7 +129,7 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
                 with tempfile.TemporaryDirectory(dir=cache) as folder:
                     made = pathlib.Path(folder) / library.name
                     include = jax.ffi.include_dir()
-                    _run([compiler, *flags, f"-I{include}", os.fspath(_SOURCE), "-o", os.fspath(made)])
+                    _run([compiler, *flags, f"-I{include}", *map(os.fspath, _SOURCES), "-o", os.fspath(made)])
                     # The digest first: a library without its own is made again.
                     digest.write_text(_digest(made))
                     made.replace(library)

@@ -14,47 +14,17 @@
 // The results have the same bits on any number of threads: an output of forward and dx is summed by one thread in a fixed
 // order; a dW is summed either so, or in parts that belong to fixed slices of the batch and are added in their order.
 
-#include <immintrin.h>
-
-#include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <memory>
-#include <mutex>
-#include <vector>
-
-#include "xla/ffi/api/ffi.h"
+#include "common.h"
 
 namespace {
 
-namespace ffi = xla::ffi;
-
-// --- Vectors and words
-
 #ifdef __AVX512F__
-using Vector = __m512;
-constexpr int kLanes = 16, kVectors = 4;  // words of a vector, and vectors of a block's row
-constexpr int kGroup = 4;                 // rows of a block in dW; 4 fill the copies' vectors, 6 are no faster
-Vector Zero() { return _mm512_setzero_ps(); }
-Vector Load(const float* from) { return _mm512_loadu_ps(from); }
-Vector Broadcast(const float* from) { return _mm512_set1_ps(*from); }
-void StoreFloats(float* to, Vector v) { _mm512_storeu_ps(to, v); }
-Vector FusedMultiplyAdd(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
+constexpr int kVectors = 4;  // of a block's row
+constexpr int kGroup = 4;    // rows of a block in dW: four words are one vector of the copies; six are no faster
 #else
-using Vector = __m256;
-constexpr int kLanes = 8, kVectors = 2;
+constexpr int kVectors = 2;
 constexpr int kGroup = 6;
-Vector Zero() { return _mm256_setzero_ps(); }
-Vector Load(const float* from) { return _mm256_loadu_ps(from); }
-Vector Broadcast(const float* from) { return _mm256_broadcast_ss(from); }
-void StoreFloats(float* to, Vector v) { _mm256_storeu_ps(to, v); }
-Vector FusedMultiplyAdd(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
 #endif
-
 constexpr int kRows = 6;                     // of a block in forward and dx: pixels
 constexpr int kColumns = kLanes * kVectors;  // of a block
 constexpr int kMaxTaps = 49;                 // of a window of 7 x 7
@@ -63,49 +33,9 @@ constexpr int64_t kPlaces = 240;
 // Slices of the batch that have sums of their own in dW. Fixed, so that the order of addition is.
 constexpr int64_t kSlices = 16;
 
-struct Float32 {
-  using Element = float;
-  static constexpr int kPair = 1;  // elements of a word
-  static Vector MultiplyAdd(Vector a, Vector b, Vector sum) { return FusedMultiplyAdd(a, b, sum); }
-  static void Store(Element* to, Vector v) { StoreFloats(to, v); }
-  static float Word(float a, float) { return a; }
-  static void StoreWords(float* to, const float* a, const float*) { StoreFloats(to, Load(a)); }
-  static void StorePairs(float* to, const float* from) { StoreFloats(to, Load(from)); }
-};
-
-#ifdef __AVX512BF16__
-struct BFloat16 {
-  using Element = uint16_t;
-  static constexpr int kPair = 2;
-  static Vector MultiplyAdd(Vector a, Vector b, Vector sum) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-  }
-  static void Store(Element* to, Vector v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(v));
-  }
-  static float Word(Element a, Element b) {
-    uint32_t bits = a | static_cast<uint32_t>(b) << 16;
-    float word;
-    std::memcpy(&word, &bits, sizeof(word));
-    return word;
-  }
-  // kLanes words of a's values and b's, and of the pairs that follow each other; rounded to nearest, ties to even.
-  static void StoreWords(float* to, const float* a, const float* b) {
-    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(Load(a)));
-    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(Load(b)));
-    _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-  }
-  static void StorePairs(float* to, const float* from) {
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(Load(from + kLanes), Load(from)));
-  }
-};
-#endif
-
 struct Shape {  // y[n, oh, ow, co] of x[n, h, w, ci] and a window of k x k
   int64_t n, h, w, ci, oh, ow, co, k, stride, pad;
 };
-
-int64_t Blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
 // The columns of a block that begins at `first`, of `out` in all: half of kColumns where those hold what is left.
 int64_t ColumnsAt(int64_t first, int64_t out) {
@@ -116,50 +46,6 @@ int64_t ColumnsAt(int64_t first, int64_t out) {
 int64_t PaddedColumns(int64_t out) {
   int64_t last = (out - 1) / kColumns * kColumns;
   return last + ColumnsAt(last, out);
-}
-
-// Memory for a call, or a thread's part of one: aligned to vectors, not initialised.
-template <typename Element>
-struct Scratch {
-  explicit Scratch(size_t size)
-      : data(static_cast<Element*>(std::aligned_alloc(64, (size * sizeof(Element) + 63) / 64 * 64))) {}
-  ~Scratch() { std::free(data); }
-  Scratch(const Scratch&) = delete;
-  Element* data;
-};
-
-// --- Threads
-
-// Calls work(0) ... work(count - 1), each once, on this thread and those of XLA's pool; returns when all have returned.
-//
-// This thread is one of the pool's. If it waited for tasks that it only scheduled, and all others did the same, nothing
-// would ever run. So it takes part itself until nothing is left, and waits for calls only that have begun elsewhere. A
-// helper that comes late finds nothing to do; it shares the counters, which outlive this function.
-void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> work) {
-  struct Shared {
-    std::function<void(int64_t)> work;
-    int64_t count;
-    std::atomic<int64_t> next{0}, done{0};
-    std::mutex mutex;
-    std::condition_variable finished;
-    void Take() {
-      for (int64_t i = next++; i < count; i = next++) {
-        work(i);
-        if (++done == count) {
-          std::lock_guard<std::mutex> lock(mutex);
-          finished.notify_all();
-        }
-      }
-    }
-  };
-  auto shared = std::make_shared<Shared>();
-  shared->work = std::move(work);
-  shared->count = count;
-  int64_t helpers = std::min<int64_t>(count, pool.num_threads()) - 1;
-  for (int64_t i = 0; i < helpers; i++) pool.Schedule([shared] { shared->Take(); });
-  shared->Take();
-  std::unique_lock<std::mutex> lock(shared->mutex);
-  shared->finished.wait(lock, [&] { return shared->done == shared->count; });
 }
 
 // --- Forward and dx: a correlation
@@ -557,7 +443,16 @@ template <typename T>
 void KernelGradient(ffi::ThreadPool& pool, const typename T::Element* x, const typename T::Element* dy, float* dw,
                     Shape s) {
   using Element = typename T::Element;
-  if (s.k == 1 && s.stride == 1) s = {s.n, 1, s.h * s.w, s.ci, 1, s.oh * s.ow, s.co, 1, 1, 0};
+  bool is_turned = false;  // whether columns are input channels, and rows output channels
+  if (s.k == 1 && s.stride == 1) {
+    s = {s.n, 1, s.h * s.w, s.ci, 1, s.oh * s.ow, s.co, 1, 1, 0};
+    // Columns are copied by whole vectors, rows in groups: of what is used once, the wider one should be columns.
+    if (s.ci > s.co) {
+      is_turned = true;
+      std::swap(x, dy);
+      std::swap(s.ci, s.co);
+    }
+  }
   const Rows rows(s);
   const int64_t places = s.oh * s.ow, blocks = Blocks(s.co, kColumns), image = rows.ImageSize();
   const int64_t padded = PaddedColumns(s.co), units = Blocks(s.n, T::kPair);  // images, or pairs of them
@@ -584,6 +479,12 @@ void KernelGradient(ffi::ThreadPool& pool, const typename T::Element* x, const t
   };
   auto write = [&](const float* sums, int64_t first, int64_t last, int64_t column) {
     int64_t columns = ColumnsAt(column, s.co), width = std::min(columns, s.co - column);
+    if (is_turned) {
+      for (int64_t j = 0; j < width; j++)
+        for (int64_t r = first; r < last; r++)
+          if (rows.weights[r] >= 0) dw[(column + j) * s.ci + rows.weights[r]] = sums[(r - first) * columns + j];
+      return;
+    }
     for (int64_t r = first; r < last; r++, sums += columns)
       if (rows.weights[r] >= 0) std::memcpy(dw + rows.weights[r] * s.co + column, sums, width * sizeof(float));
   };
