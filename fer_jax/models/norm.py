@@ -79,6 +79,7 @@ def _normalize(x, scale, bias, shortcut, relu, epsilon, axis_name, is_native):
 
 def _forward(x, scale, bias, shortcut, relu, epsilon, axis_name, is_native):
     if is_native:
+        # XLA:CPU would write x to memory in float32 to sum it.
         moments = native.moments(x)
     else:
         wide = x.astype(jnp.float32)
@@ -97,6 +98,7 @@ def _backward(relu, epsilon, axis_name, is_native, residuals, cotangents):
     # The parameters' gradients are summed over this device alone, since the step adds up the devices' gradients. The
     # input's gradient goes through the statistics, which are those of all devices.
     if is_native:
+        # One factor rstd for all pixels of a channel.
         own = native.gradient_means(dy, x, mean, y) * jnp.stack([jnp.ones_like(rstd), rstd])
     if relu:
         dy = jnp.where(y > 0, dy, 0)

@@ -116,6 +116,7 @@ class ResNet(nn.Module):
         conv = functools.partial(_conv, dtype=self.dtype, conv_general_dilated=self.conv_fn)
         is_native = self.conv_fn is native_conv_general_dilated
         if is_native:
+            # The kernels reach the native convolution in float32.
             conv = functools.partial(conv, promote_dtype=keep_kernel)
         norm = functools.partial(
             BatchNorm,

@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 
@@ -20,7 +20,7 @@ _FOLDER = pathlib.Path(__file__).parent
 _SOURCES = (_FOLDER / "conv.cc", _FOLDER / "norm.cc")
 _FILES = (_FOLDER / "common.h", *_SOURCES)
 _COMPILERS = ("c++", "g++", "clang++")
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
+_FLAGS = ("-std=c++17", "-O3", "-w")
 # What the library is compiled for: the first of these that the processor has all of, by the compiler's names. Not
 # -march=native: one cache may serve machines of several kinds, and the library's name is made of what it is for.
 _INSTRUCTIONS = (
@@ -107,20 +107,16 @@ def _load_once() -> str | None:
 
 
 def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
-    """Returns the library for this source, compiler and flags in the cache, compiled if it isn't there or is damaged.
+    """Returns the library for these sources, compiler and flags in the cache, compiled if it isn't there or is damaged.
 
     cache: a folder; fer_jax/native in the user's cache if None. Raises Unavailable.
     """
     cache = machine.user_cache("native") if cache is None else cache
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None or shutil.which(compiler) is None:
-        raise Unavailable(f"no C++ compiler: none of {', '.join(_COMPILERS)} is there")
     # Another compiler may round otherwise, and another JAX have other headers.
-    version = _run([compiler, "--version"])
-    flags = [*_FLAGS, *(f"-m{name}" for name in instructions())]
-    texts = [path.read_text() for path in _FILES]
-    key = hashlib.sha256("\0".join([*texts, version, *flags, jax.__version__]).encode()).hexdigest()[:16]
-    library, digest = cache / f"conv-{key}.so", cache / f"conv-{key}.sha256"
+    version = _run([find_compiler(), "--version"])
+    parts = [*(path.read_text() for path in _FILES), version, *_flags(), jax.__version__]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    library, digest = cache / f"native-{key}.so", cache / f"native-{key}.sha256"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _only_one(cache):
@@ -128,14 +124,31 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
                 # Moved into place when it is whole: a process that is killed leaves no half library.
                 with tempfile.TemporaryDirectory(dir=cache) as folder:
                     made = pathlib.Path(folder) / library.name
-                    include = jax.ffi.include_dir()
-                    _run([compiler, *flags, f"-I{include}", *map(os.fspath, _SOURCES), "-o", os.fspath(made)])
+                    compile_sources(_SOURCES, made, "-shared", "-fPIC")
                     # The digest first: a library without its own is made again.
                     digest.write_text(_digest(made))
                     made.replace(library)
     except OSError as error:
         raise Unavailable(f"{error.filename or cache}: {error.strerror or error}") from error
     return library
+
+
+def compile_sources(sources: Iterable[pathlib.Path], made: str | os.PathLike, *extra: str) -> None:
+    """Compiles sources for this processor, as the library is, with more flags; raises Unavailable."""
+    headers = (f"-I{jax.ffi.include_dir()}", f"-I{_FOLDER}")
+    _run([find_compiler(), *_flags(), *extra, *headers, *map(os.fspath, sources), "-o", os.fspath(made)])
+
+
+def find_compiler() -> str:
+    """Returns the compiler, $CXX or the first of those that are usual; raises Unavailable."""
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None or shutil.which(compiler) is None:
+        raise Unavailable(f"no C++ compiler: none of {', '.join(_COMPILERS)} is there")
+    return compiler
+
+
+def _flags() -> list[str]:
+    return [*_FLAGS, *(f"-m{name}" for name in instructions()), *os.environ.get("CXXFLAGS", "").split()]
 
 
 def _is_sound(library: pathlib.Path, digest: pathlib.Path) -> bool:

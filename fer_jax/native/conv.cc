@@ -4,9 +4,9 @@
 // AVX2 and FMA, with AVX-512, and for bfloat16 with AVX512-BF16: build.py compiles for the one that is there.
 //
 // All three passes are made of blocks that live in the vector registers: rows x columns of sums, where the columns are
-// output channels. With AVX-512, 6 rows x 64 columns are 24 of the 32 registers; four more hold 64 columns of one operand
-// and one a value of the other, broadcast. With AVX2, 6 rows x 16 columns are 12 of the 16 registers. So few loads feed
-// many multiply-adds, which keeps the multipliers busy.
+// output channels. In forward and dx with AVX-512, 6 rows x 64 columns are 24 of the 32 registers; four more hold 64
+// columns of one operand and one a value of the other, broadcast. With AVX2, 6 rows x 16 columns are 12 of the 16. So few
+// loads feed many multiply-adds, which keeps the multipliers busy.
 //
 // What is loaded is a word of four bytes: one float32, or two bfloat16 values that the processor multiplies and adds as a
 // pair. The pairs are neighbouring channels in forward and dx, and two images at the same place in dW.
@@ -19,17 +19,19 @@
 namespace {
 
 #ifdef __AVX512F__
-constexpr int kVectors = 4;  // of a block's row
-constexpr int kGroup = 4;    // rows of a block in dW: four words are one vector of the copies; six are no faster
+constexpr int kVectors = 4;  // of a row of a block in forward and dx
+constexpr int kGroup = 8;    // rows of a block in dW: weights of as many input channels, which 8 divides most of the time
 #else
 constexpr int kVectors = 2;
 constexpr int kGroup = 6;
 #endif
-constexpr int kRows = 6;                     // of a block in forward and dx: pixels
-constexpr int kColumns = kLanes * kVectors;  // of a block
+constexpr int kRows = 6;                       // of a block in forward and dx: pixels
+constexpr int kColumns = kLanes * kVectors;    // of a block in forward and dx
+constexpr int kGradientColumns = kLanes * 2;   // of a block in dW
 constexpr int kMaxTaps = 49;                 // of a window of 7 x 7
 // Places (pixels of all images of a group) that are worked on together: their parts of both operands stay in L1 and L2.
 constexpr int64_t kPlaces = 240;
+constexpr int64_t kGradientPlaces = 120;  // the same of dW, for L1
 // Slices of the batch that have sums of their own in dW. Fixed, so that the order of addition is.
 constexpr int64_t kSlices = 16;
 
@@ -37,7 +39,9 @@ struct Shape {  // y[n, oh, ow, co] of x[n, h, w, ci] and a window of k x k
   int64_t n, h, w, ci, oh, ow, co, k, stride, pad;
 };
 
-// The columns of a block that begins at `first`, of `out` in all: half of kColumns where those hold what is left.
+// --- Forward and dx: a correlation
+
+// The columns of the block that begins at `first`, of `out` in all: half of kColumns where those hold what is left.
 int64_t ColumnsAt(int64_t first, int64_t out) {
   return kVectors == 4 && out - first <= kColumns / 2 ? kColumns / 2 : kColumns;
 }
@@ -47,8 +51,6 @@ int64_t PaddedColumns(int64_t out) {
   int64_t last = (out - 1) / kColumns * kColumns;
   return last + ColumnsAt(last, out);
 }
-
-// --- Forward and dx: a correlation
 
 // Which taps of a window reach the pixels (oh * step + a, ow * step + b) of the output, and from where.
 struct Phase {
@@ -107,7 +109,7 @@ template <typename T>
 void PackPhases(ffi::ThreadPool& pool, const float* w, float* packed, std::vector<Phase>& phases, const Shape& s,
                 bool turned) {
   int64_t in = turned ? s.co : s.ci, out = turned ? s.ci : s.co;
-  int64_t words = Blocks(in, T::kPair), padded = PaddedColumns(out), blocks = Blocks(out, kColumns);
+  int64_t words = Blocks(in, T::kPair);
   struct Task {
     int64_t tap, first;
     float* to;
@@ -116,12 +118,10 @@ void PackPhases(ffi::ThreadPool& pool, const float* w, float* packed, std::vecto
   for (Phase& phase : phases) {
     int64_t taps = phase.taps.size();
     phase.packed = packed;
-    for (int64_t b = 0; b < blocks; b++)
-      for (int64_t t = 0; t < taps; t++) {
-        int64_t first = b * kColumns, columns = ColumnsAt(first, out);
-        tasks.push_back({phase.taps[t], first, packed + (first * taps + t * columns) * words});
-      }
-    packed += taps * words * padded;
+    for (int64_t first = 0; first < out; first += kColumns)
+      for (int64_t t = 0; t < taps; t++)
+        tasks.push_back({phase.taps[t], first, packed + (first * taps + t * ColumnsAt(first, out)) * words});
+    packed += taps * words * PaddedColumns(out);
   }
   // Some 30,000 weights a task, so that starting one costs little.
   int64_t together = std::max<int64_t>(1, 32768 / (in * kColumns));
@@ -132,27 +132,27 @@ void PackPhases(ffi::ThreadPool& pool, const float* w, float* packed, std::vecto
   });
 }
 
-// One block: `rows` pixels times `vectors` of output channels, over all taps and input channels.
-template <typename T, int rows, int vectors>
+// One block: kRows pixels times `vectors` of output channels, of which `width` are written, over all taps and channels.
+template <typename T, int vectors>
 void Correlate(const typename T::Element* const* pixels, const int64_t* offsets, int64_t taps, int64_t words,
                const float* packed, typename T::Element* const* out, int64_t width) {
   constexpr int columns = vectors * kLanes;
   // All loops over rows and vectors are unrolled: else the compiler keeps the sums in memory, at a third of the speed.
-  Vector sums[rows][vectors];
+  Vector sums[kRows][vectors];
 #pragma GCC unroll 6
-  for (int r = 0; r < rows; r++)
+  for (int r = 0; r < kRows; r++)
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) sums[r][v] = Zero();
   for (int64_t t = 0; t < taps; t++) {
-    const float* from[rows];
+    const float* from[kRows];
 #pragma GCC unroll 6
-    for (int r = 0; r < rows; r++) from[r] = reinterpret_cast<const float*>(pixels[r] + offsets[t]);
+    for (int r = 0; r < kRows; r++) from[r] = reinterpret_cast<const float*>(pixels[r] + offsets[t]);
     for (int64_t i = 0; i < words; i++, packed += columns) {
       Vector kernel[vectors];
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; v++) kernel[v] = Load(packed + v * kLanes);
 #pragma GCC unroll 6
-      for (int r = 0; r < rows; r++) {
+      for (int r = 0; r < kRows; r++) {
         Vector value = Broadcast(from[r] + i);
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) sums[r][v] = T::MultiplyAdd(value, kernel[v], sums[r][v]);
@@ -160,7 +160,7 @@ void Correlate(const typename T::Element* const* pixels, const int64_t* offsets,
     }
   }
 #pragma GCC unroll 6
-  for (int r = 0; r < rows; r++) {
+  for (int r = 0; r < kRows; r++) {
     if (width == columns) {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; v++) T::Store(out[r] + v * kLanes, sums[r][v]);
@@ -170,19 +170,6 @@ void Correlate(const typename T::Element* const* pixels, const int64_t* offsets,
       for (int v = 0; v < vectors; v++) T::Store(all + v * kLanes, sums[r][v]);
       std::memcpy(out[r], all, width * sizeof(all[0]));
     }
-  }
-}
-
-template <typename T, int vectors>
-void CorrelateRows(int64_t rows, const typename T::Element* const* pixels, const int64_t* offsets, int64_t taps,
-                   int64_t words, const float* packed, typename T::Element* const* out, int64_t width) {
-  switch (rows) {
-    case 6: return Correlate<T, 6, vectors>(pixels, offsets, taps, words, packed, out, width);
-    case 5: return Correlate<T, 5, vectors>(pixels, offsets, taps, words, packed, out, width);
-    case 4: return Correlate<T, 4, vectors>(pixels, offsets, taps, words, packed, out, width);
-    case 3: return Correlate<T, 3, vectors>(pixels, offsets, taps, words, packed, out, width);
-    case 2: return Correlate<T, 2, vectors>(pixels, offsets, taps, words, packed, out, width);
-    case 1: return Correlate<T, 1, vectors>(pixels, offsets, taps, words, packed, out, width);
   }
 }
 
@@ -207,6 +194,12 @@ void PadImage(const Element* image, Element* padded, int64_t h, int64_t w, int64
     std::fill(to + (low + w) * depth, to + row, Element{0});
   }
   std::fill(padded + (low + h) * row, padded + (low + h + high) * row, Element{0});
+}
+
+template <typename Element>
+void Prefetch(const Element* from, int64_t count) {
+  const char *line = reinterpret_cast<const char*>(from), *end = reinterpret_cast<const char*>(from + count);
+  for (; line < end; line += 64) _mm_prefetch(line, _MM_HINT_T0);
 }
 
 // y[n, oh * step + a, ow * step + b] = sum over the taps of each phase (a, b) of x[n, oh * stride + dh, ow * stride + dw]
@@ -240,7 +233,8 @@ void CorrelateImages(ffi::ThreadPool& pool, const typename T::Element* x, typena
       for (int64_t t = 0; t < taps; t++) offsets[t] = ((phase.dh[t] + low) * width + phase.dw[t] + low) * depth;
       for (int64_t column = 0; column < out; column += kColumns) {
         const float* packed = phase.packed + column * taps * words;
-        bool is_half = ColumnsAt(column, out) < kColumns;
+        const int64_t written = std::min<int64_t>(kColumns, out - column);
+        auto correlate = ColumnsAt(column, out) < kColumns ? Correlate<T, (kVectors + 1) / 2> : Correlate<T, kVectors>;
         const Element* from[kRows];
         Element* to[kRows];
         // Pixels are pointers: the last of a row or an image and the next one's first share a block.
@@ -255,11 +249,13 @@ void CorrelateImages(ffi::ThreadPool& pool, const typename T::Element* x, typena
               if (++r == rows) r = 0, ++g;
             }
           }
-          // Six streams at once are too many for the processor to foresee.
+          // The last block is filled up with its last pixel, which is computed and written several times.
+          std::fill(from + count, from + kRows, from[count - 1]);
+          std::fill(to + count, to + kRows, to[count - 1]);
+          // The processor doesn't foresee that many streams of memory at once.
           if (!is_copied && column == 0 && pixel + 2 * kRows <= total && stride == 1)
-            for (const char* line = reinterpret_cast<const char*>(from[kRows - 1] + depth), *end = line + kRows * depth * sizeof(Element); line < end; line += 64) _mm_prefetch(line, _MM_HINT_T0);
-          auto correlate = is_half ? CorrelateRows<T, (kVectors + 1) / 2> : CorrelateRows<T, kVectors>;
-          correlate(count, from, offsets, taps, words, packed, to, std::min<int64_t>(kColumns, out - column));
+            Prefetch(from[kRows - 1] + depth, kRows * depth);
+          correlate(from, offsets, taps, words, packed, to, written);
         }
       }
     }
@@ -331,13 +327,17 @@ struct Rows {
     places = picked > 1 ? s.oh * s.ow : (s.h + 2 * s.pad) * width;
     together = std::min<int64_t>(kGroup, s.ci);
     groups = Blocks(s.ci, together);
-    count = groups * s.k * s.k * together;
-    for (int64_t r = 0; r < count; r++) {
+    int64_t own = groups * s.k * s.k * together;
+    count = Blocks(own, kGroup) * kGroup;
+    for (int64_t r = 0; r < own; r++) {
       int64_t group = r / (s.k * s.k * together), tap = r / together % (s.k * s.k), i = r % together;
       offsets.push_back((group * places + tap / s.k * width + tap % s.k) * together + i);
       int64_t channel = group * together + i;
       weights.push_back(channel < s.ci ? tap * s.ci + channel : -1);
     }
+    // The last block is filled up with rows that are computed for nothing.
+    offsets.resize(count, offsets[0]);
+    weights.resize(count, -1);
   }
   int64_t ImageSize() const { return groups * places * together; }
   // Copies an image, or the pairs of it and `other` where words are pairs.
@@ -351,7 +351,7 @@ struct Rows {
         float* place = to + ((shape.pad + h) * width + shape.pad + w) * together;
         int64_t c = 0;
         for (; together == kGroup && c + kGroup <= shape.ci; c += kGroup, place += places * kGroup)
-#pragma GCC unroll 6
+#pragma GCC unroll 8
           for (int64_t i = 0; i < kGroup; i++) place[i] = T::Word(a[c + i], b[c + i]);
         for (; c < shape.ci; c += together, place += places * together)
           for (int64_t i = 0; i < std::min(together, shape.ci - c); i++) place[i] = T::Word(a[c + i], b[c + i]);
@@ -362,79 +362,72 @@ struct Rows {
   int64_t height;            // rows that are copied
   int64_t width, places;     // of a copied image, with its margins
   int64_t together, groups;  // channels of a group, and how many groups there are
-  int64_t count;
+  int64_t count;             // of rows, a multiple of kGroup
   std::vector<int64_t> offsets;  // of each row, into a copied image
-  std::vector<int64_t> weights;  // the row of dw, [k, k, ci][co], that it is; -1 of a channel that pads
+  std::vector<int64_t> weights;  // the row of dw, [k, k, ci][co], that it is; -1 of one that pads
 };
 
-// One block: adds to sums[rows][columns] the products of images, at `offsets` from each place, and dy, [place][columns].
-// are_neighbours: whether the offsets are the first one's and those that follow it.
-template <typename T, int rows, int vectors, bool are_neighbours>
+// One block: adds to sums[kGroup][kGradientColumns] the products of images, at `offsets` from each place, and dy,
+// [place][kGradientColumns]; of their rows of places from `top` to `bottom` - 1. are_neighbours: whether the offsets are
+// the first one's and those that follow it.
+template <typename T, bool are_neighbours>
 void AddProducts(const Rows& all, const int64_t* offsets, float* sums, const float* image, const float* dy,
-                 int64_t images) {
-  constexpr int columns = vectors * kLanes;
-  const int64_t oh = all.shape.oh, ow = all.shape.ow, step = all.step * all.together;
+                 int64_t images, int64_t top, int64_t bottom) {
+  const int64_t ow = all.shape.ow, step = all.step * all.together;
   const int64_t row = step * all.width, size = all.ImageSize();
-  Vector acc[rows][vectors];
-#pragma GCC unroll 6
-  for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++) acc[r][v] = Load(sums + r * columns + v * kLanes);
+  Vector acc[kGroup][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < kGroup; r++) {
+    acc[r][0] = Load(sums + r * kGradientColumns);
+    acc[r][1] = Load(sums + r * kGradientColumns + kLanes);
+  }
   for (int64_t g = 0; g < images; g++)
-    for (int64_t h = 0; h < oh; h++) {
+    for (int64_t h = top; h < bottom; h++) {
       const float* from = image + g * size + h * row + (are_neighbours ? offsets[0] : 0);
-      for (int64_t c = 0; c < ow; c++, from += step, dy += columns) {
-        Vector gradient[vectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) gradient[v] = Load(dy + v * kLanes);
-#pragma GCC unroll 6
-        for (int r = 0; r < rows; r++) {
+      for (int64_t c = 0; c < ow; c++, from += step, dy += kGradientColumns) {
+        Vector low = Load(dy), high = Load(dy + kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kGroup; r++) {
           Vector value = Broadcast(from + (are_neighbours ? r : offsets[r]));
-#pragma GCC unroll 4
-          for (int v = 0; v < vectors; v++) acc[r][v] = T::MultiplyAdd(value, gradient[v], acc[r][v]);
+          acc[r][0] = T::MultiplyAdd(value, low, acc[r][0]);
+          acc[r][1] = T::MultiplyAdd(value, high, acc[r][1]);
         }
       }
     }
-#pragma GCC unroll 6
-  for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++) StoreFloats(sums + r * columns + v * kLanes, acc[r][v]);
-}
-
-// Adds the products of a group of images to sums, [rows first..last - 1][columns], for one block of columns.
-template <typename T, int vectors>
-void AddImages(const Rows& all, int64_t first, int64_t last, float* sums, const float* image, const float* dy,
-               int64_t images) {
-  for (int64_t r = first; r < last; r += kGroup, sums += kGroup * vectors * kLanes) {
-    const int64_t* offsets = &all.offsets[r];
-    int64_t rows = std::min<int64_t>(kGroup, last - r);
-    if (rows == kGroup && all.together == kGroup) {
-      AddProducts<T, kGroup, vectors, true>(all, offsets, sums, image, dy, images);
-      continue;
-    }
-    switch (rows) {
-      case 6: AddProducts<T, 6, vectors, false>(all, offsets, sums, image, dy, images); break;
-      case 5: AddProducts<T, 5, vectors, false>(all, offsets, sums, image, dy, images); break;
-      case 4: AddProducts<T, 4, vectors, false>(all, offsets, sums, image, dy, images); break;
-      case 3: AddProducts<T, 3, vectors, false>(all, offsets, sums, image, dy, images); break;
-      case 2: AddProducts<T, 2, vectors, false>(all, offsets, sums, image, dy, images); break;
-      case 1: AddProducts<T, 1, vectors, false>(all, offsets, sums, image, dy, images); break;
-    }
+#pragma GCC unroll 8
+  for (int r = 0; r < kGroup; r++) {
+    StoreFloats(sums + r * kGradientColumns, acc[r][0]);
+    StoreFloats(sums + r * kGradientColumns + kLanes, acc[r][1]);
   }
 }
 
-// Copies one block of columns of dy, [place][co], or the pairs of it and `other`, to words [place][columns].
+// Adds the products of a group of images to sums, [rows first..last - 1][kGradientColumns], for one block of columns.
+template <typename T>
+void AddImages(const Rows& all, int64_t first, int64_t last, float* sums, const float* image, const float* dy,
+               int64_t images) {
+  auto add = all.together == kGroup ? AddProducts<T, true> : AddProducts<T, false>;
+  // What is read again for each block of rows, dy and a group's part of the image, should stay in L1: a large image is
+  // taken band by band.
+  const int64_t oh = all.shape.oh, ow = all.shape.ow;
+  const int64_t band = images == 1 ? std::max<int64_t>(1, kGradientPlaces / ow) : oh;
+  for (int64_t top = 0; top < oh; top += band)
+    for (int64_t r = first; r < last; r += kGroup)
+      add(all, &all.offsets[r], sums + (r - first) * kGradientColumns, image, dy + top * ow * kGradientColumns, images,
+          top, std::min(oh, top + band));
+}
+
+// Copies one block of columns of dy, [place][co], or the pairs of it and `other`, to words [place][kGradientColumns].
 template <typename T>
 void CopyGradient(const typename T::Element* dy, const typename T::Element* other, float* to, int64_t places, int64_t co,
                   int64_t first) {
-  int64_t columns = ColumnsAt(first, co), width = std::min(columns, co - first);
-  for (int64_t place = 0; place < places; place++, to += columns) {
+  int64_t width = std::min<int64_t>(kGradientColumns, co - first);
+  for (int64_t place = 0; place < places; place++, to += kGradientColumns) {
     const auto *a = dy + place * co + first, *b = other + place * co + first;
-    if (width == kColumns) {
-      for (int64_t j = 0; j < kColumns; j++) to[j] = T::Word(a[j], b[j]);
+    if (width == kGradientColumns) {
+      for (int64_t j = 0; j < kGradientColumns; j++) to[j] = T::Word(a[j], b[j]);
     } else {
       for (int64_t j = 0; j < width; j++) to[j] = T::Word(a[j], b[j]);
-      std::fill(to + width, to + columns, 0.0f);
+      std::fill(to + width, to + kGradientColumns, 0.0f);
     }
   }
 }
@@ -454,9 +447,9 @@ void KernelGradient(ffi::ThreadPool& pool, const typename T::Element* x, const t
     }
   }
   const Rows rows(s);
-  const int64_t places = s.oh * s.ow, blocks = Blocks(s.co, kColumns), image = rows.ImageSize();
-  const int64_t padded = PaddedColumns(s.co), units = Blocks(s.n, T::kPair);  // images, or pairs of them
-  const int64_t together = std::max<int64_t>(1, kPlaces / places);
+  const int64_t places = s.oh * s.ow, blocks = Blocks(s.co, kGradientColumns), image = rows.ImageSize();
+  const int64_t padded = blocks * kGradientColumns, units = Blocks(s.n, T::kPair);  // images, or pairs of them
+  const int64_t together = std::max<int64_t>(1, kGradientPlaces / places);
   // The last image of an odd number makes a pair with zeros.
   const Scratch<Element> zeros(units * T::kPair > s.n ? std::max(s.h * s.w * s.ci, places * s.co) : 0);
   if (units * T::kPair > s.n) std::fill(zeros.data, zeros.data + std::max(s.h * s.w * s.ci, places * s.co), Element{0});
@@ -472,20 +465,15 @@ void KernelGradient(ffi::ThreadPool& pool, const typename T::Element* x, const t
     int64_t size = places * s.co;
     CopyGradient<T>(dy + unit * T::kPair * size, partner(dy, unit, size), to, places, s.co, first);
   };
-  auto add = [&](int64_t column, int64_t first, int64_t last, float* sums, const float* images, const float* gradient,
-                 int64_t count) {
-    auto add_images = ColumnsAt(column, s.co) < kColumns ? AddImages<T, (kVectors + 1) / 2> : AddImages<T, kVectors>;
-    add_images(rows, first, last, sums, images, gradient, count);
-  };
   auto write = [&](const float* sums, int64_t first, int64_t last, int64_t column) {
-    int64_t columns = ColumnsAt(column, s.co), width = std::min(columns, s.co - column);
+    int64_t width = std::min<int64_t>(kGradientColumns, s.co - column);
     if (is_turned) {
       for (int64_t j = 0; j < width; j++)
         for (int64_t r = first; r < last; r++)
-          if (rows.weights[r] >= 0) dw[(column + j) * s.ci + rows.weights[r]] = sums[(r - first) * columns + j];
+          if (rows.weights[r] >= 0) dw[(column + j) * s.ci + rows.weights[r]] = sums[(r - first) * kGradientColumns + j];
       return;
     }
-    for (int64_t r = first; r < last; r++, sums += columns)
+    for (int64_t r = first; r < last; r++, sums += kGradientColumns)
       if (rows.weights[r] >= 0) std::memcpy(dw + rows.weights[r] * s.co + column, sums, width * sizeof(float));
   };
 
@@ -494,18 +482,18 @@ void KernelGradient(ffi::ThreadPool& pool, const typename T::Element* x, const t
     Scratch<float> copied(units * image), gradient(padded * units * places);
     ParallelFor(pool, units, [&](int64_t unit) {
       copy_image(unit, copied.data + unit * image);
-      for (int64_t column = 0; column < s.co; column += kColumns)
-        copy_gradient(unit, gradient.data + (column * units + unit * ColumnsAt(column, s.co)) * places, column);
+      for (int64_t column = 0; column < s.co; column += kGradientColumns)
+        copy_gradient(unit, gradient.data + (column * units + unit * kGradientColumns) * places, column);
     });
     constexpr int64_t kRowsOfTask = 24 * kGroup;
     int64_t parts = Blocks(rows.count, kRowsOfTask);
     ParallelFor(pool, parts * blocks, [&](int64_t task) {
-      int64_t column = task / parts * kColumns, first = task % parts * kRowsOfTask;
-      int64_t last = std::min(rows.count, first + kRowsOfTask), columns = ColumnsAt(column, s.co);
-      alignas(64) float sums[kRowsOfTask * kColumns] = {};
+      int64_t column = task / parts * kGradientColumns, first = task % parts * kRowsOfTask;
+      int64_t last = std::min(rows.count, first + kRowsOfTask);
+      alignas(64) float sums[kRowsOfTask * kGradientColumns] = {};
       for (int64_t unit = 0; unit < units; unit += together)
-        add(column, first, last, sums, copied.data + unit * image,
-            gradient.data + (column * units + unit * columns) * places, std::min(together, units - unit));
+        AddImages<T>(rows, first, last, sums, copied.data + unit * image,
+                     gradient.data + (column * units + unit * kGradientColumns) * places, std::min(together, units - unit));
       write(sums, first, last, column);
     });
     return;
@@ -518,24 +506,23 @@ void KernelGradient(ffi::ThreadPool& pool, const typename T::Element* x, const t
     float* own = sums.data + slice * size;
     std::fill(own, own + size, 0.0f);
     int64_t last = (slice + 1) * units / slices;
-    Scratch<float> copied(together * image), gradient(together * places * kColumns);
+    Scratch<float> copied(together * image), gradient(together * places * kGradientColumns);
     for (int64_t unit = slice * units / slices; unit < last; unit += together) {
       int64_t count = std::min(together, last - unit);
       for (int64_t g = 0; g < count; g++) copy_image(unit + g, copied.data + g * image);
-      for (int64_t column = 0; column < s.co; column += kColumns) {
-        int64_t columns = ColumnsAt(column, s.co);
-        for (int64_t g = 0; g < count; g++) copy_gradient(unit + g, gradient.data + g * places * columns, column);
-        add(column, 0, rows.count, own + column * rows.count, copied.data, gradient.data, count);
+      for (int64_t column = 0; column < s.co; column += kGradientColumns) {
+        for (int64_t g = 0; g < count; g++) copy_gradient(unit + g, gradient.data + g * places * kGradientColumns, column);
+        AddImages<T>(rows, 0, rows.count, own + column * rows.count, copied.data, gradient.data, count);
       }
     }
   });
   const int64_t parts = Blocks(rows.count, kGroup * 8);
   ParallelFor(pool, blocks * parts, [&](int64_t task) {
-    int64_t column = task / parts * kColumns, columns = ColumnsAt(column, s.co);
+    int64_t column = task / parts * kGradientColumns;
     int64_t first = task % parts * kGroup * 8, last = std::min(rows.count, first + kGroup * 8);
-    float* total = sums.data + column * rows.count + first * columns;
+    float* total = sums.data + column * rows.count + first * kGradientColumns;
     for (int64_t slice = 1; slice < slices; slice++)
-      for (int64_t i = 0; i < (last - first) * columns; i++) total[i] += total[slice * size + i];
+      for (int64_t i = 0; i < (last - first) * kGradientColumns; i++) total[i] += total[slice * size + i];
     write(total, first, last, column);
   });
 }

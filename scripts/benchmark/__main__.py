@@ -1,13 +1,14 @@
 """Measures what the README claims: python -m scripts.benchmark PART [--help]
 
-step        a training step: forward, backward and Adam, against other libraries on the same network
+step        a training step: forward, backward and Adam, against other libraries on the same networks
 inference   images in, logits out, fetched to the host, against the same and ONNX Runtime
 augment     a training step against its augmentation alone
 pipeline    batches on the host, without a network
 calls       training steps one by one and several in a call, with the data set on the host and on the device
 end_to_end  an epoch of `python -m fer_jax.main` against the bare step of the same configuration
 startup     from the command to the first trained step, with nothing compiled before
-conv        each convolution of ResNet-50 alone, by every way of computing it
+conv        each convolution of these networks alone, by every way of computing it, against the processor's peak
+trace       where the time of a training step goes, by kind of operation
 csv         reading a FER-2013 csv, against pandas
 memory      the peak memory of an epoch of the command
 scaling     a step on many devices, predicted; --measure holds the prediction against two processes
@@ -181,7 +182,7 @@ PARTS = {
 
 
 # Modules of this package with a command line of their own.
-OTHERS = ("conv", "csv", "memory", "scaling")
+OTHERS = ("conv", "csv", "memory", "scaling", "trace")
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,15 @@
-"""Times each convolution of ResNet-50 alone, forward, dx and dW, by every way that there is of computing it."""
+"""Times the convolutions of the benchmark's networks alone, forward, dx and dW, by every way of computing them.
+
+Rates are of useful work; the native convolution's are also given as shares of the processor's peak, which is measured
+by multiply-adds in registers.
+"""
 
 import argparse
+import os
+import pathlib
 import statistics
+import subprocess
+import tempfile
 import time
 
 import jax
@@ -11,19 +19,25 @@ import numpy as np
 from fer_jax.errors import UserError
 from fer_jax.models import conv
 from fer_jax.native import build
+from scripts.benchmark.peers import NUM_THREADS
 
-# (image size, channels in, channels out, window, stride)
+# (image size, channels in, channels out, window, stride, batch)
 SHAPES = [
-    (48, 1, 64, 7, 2),
-    (24, 64, 64, 3, 1),
-    (12, 128, 128, 3, 1),
-    (6, 256, 256, 3, 1),
-    (3, 512, 512, 3, 1),
-    (24, 64, 256, 1, 1),
-    (24, 256, 64, 1, 1),
-    (6, 1024, 256, 1, 1),
-    (24, 128, 128, 3, 2),
-    (24, 256, 512, 1, 2),
+    (48, 1, 64, 7, 2, 64),
+    (48, 1, 64, 3, 1, 64),
+    (24, 64, 64, 3, 1, 64),
+    (12, 128, 128, 3, 1, 64),
+    (6, 256, 256, 3, 1, 64),
+    (3, 512, 512, 3, 1, 64),
+    (24, 64, 256, 1, 1, 64),
+    (24, 256, 64, 1, 1, 64),
+    (6, 1024, 256, 1, 1, 64),
+    (24, 128, 128, 3, 2, 64),
+    (24, 256, 512, 1, 2, 64),
+    (20, 64, 64, 3, 1, 128),
+    (10, 128, 128, 3, 1, 128),
+    (5, 256, 256, 3, 1, 128),
+    (20, 64, 128, 3, 2, 128),
 ]
 PASSES = ("forward", "dx", "dW")
 
@@ -43,7 +57,16 @@ def passes(name: str, window: int, stride: int) -> list:
     ]
 
 
-def measure(batch: int, dtype: str, rounds: int, shapes=tuple(SHAPES)) -> list[dict]:
+def peaks() -> dict[str, float]:
+    """Returns {dtype: the most GFLOP/s of multiply-adds on all threads}, for the dtypes of the native code."""
+    with tempfile.TemporaryDirectory() as folder:
+        program, source = os.path.join(folder, "peak"), pathlib.Path(__file__).with_name("peak.cc")
+        build.compile_sources([source], program, "-pthread")
+        printed = subprocess.run([program, str(NUM_THREADS)], capture_output=True, text=True, check=True).stdout
+    return {dtype: float(rate) for dtype, rate in map(str.split, printed.splitlines())}
+
+
+def measure(dtype: str, rounds: int, shapes=tuple(SHAPES)) -> list[dict]:
     """Returns, for each shape, {way: (GFLOP/s of forward, of dx, of dW)}: medians of `rounds` rounds in turn."""
     ways = ["matmul", "lax"]
     try:
@@ -52,7 +75,7 @@ def measure(batch: int, dtype: str, rounds: int, shapes=tuple(SHAPES)) -> list[d
     except UserError as error:
         print(error)
     results = []
-    for size, channels, out, window, stride in shapes:
+    for size, channels, out, window, stride, batch in shapes:
         generator = np.random.default_rng(0)
         x = jnp.asarray(generator.random((batch, size, size, channels)), dtype)
         kernel = jnp.asarray(generator.random((window, window, channels, out)), dtype)
@@ -67,26 +90,31 @@ def measure(batch: int, dtype: str, rounds: int, shapes=tuple(SHAPES)) -> list[d
                 if number:  # the first compiles
                     seconds[way, i].append(time.perf_counter() - start)
         rates = {way: [flops / statistics.median(seconds[way, i]) / 1e9 for i in range(len(PASSES))] for way in ways}
-        results.append({"shape": [size, channels, out, window, stride], "gflops": rates})
+        results.append({"shape": [size, channels, out, window, stride, batch], "gflops": rates})
     return results
 
 
-def table(results: list[dict]) -> str:
-    """Returns the results as a table in Markdown."""
+def table(results: list[dict], peak: float | None = None) -> str:
+    """Returns the results as a table in Markdown; peak: GFLOP/s of which the native rates are shares."""
     ways = list(results[0]["gflops"])
-    lines = [f"| image, channels, window, stride | {' | '.join(ways)} |", "|---|" + "---:|" * len(ways)]
+    shares = ["of the peak"] if peak else []
+    lines = [f"| image, channels, window, stride, batch | {' | '.join([ways[0], *shares, *ways[1:]])} |"]
+    lines.append("|---|" + "---:|" * (len(ways) + len(shares)))
     for result in results:
-        size, channels, out, window, stride = result["shape"]
-        rates = [" / ".join(f"{rate:.0f}" for rate in result["gflops"][way]) for way in ways]
-        lines.append(f"| {size} px, {channels} to {out}, {window}x{window}, {stride} | {' | '.join(rates)} |")
+        size, channels, out, window, stride, batch = result["shape"]
+        cells = [" / ".join(f"{rate:.0f}" for rate in result["gflops"][way]) for way in ways]
+        if peak:
+            cells.insert(1, " / ".join(f"{rate / peak:.0%}" for rate in result["gflops"][ways[0]]))
+        lines.append(f"| {size} px, {channels} to {out}, {window}x{window}, {stride}, {batch} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmark conv", description=__doc__)
-    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args(argv)
-    print("GFLOP/s of forward / dx / dW, medians in turn\n")
-    print(table(measure(arguments.batch, arguments.dtype, arguments.rounds)))
+    peak = peaks().get(arguments.dtype) if build.instructions() else None
+    print(f"{arguments.dtype}, GFLOP/s of forward / dx / dW, medians in turn; the peak: {peak or 'not known'}\n")
+    results = measure(arguments.dtype, arguments.rounds)
+    print(table(results, peak if "native" in results[0]["gflops"] else None))

@@ -3,12 +3,13 @@
 kills       kills a run again and again, and holds what becomes of it against an undisturbed one
 fuzz        reads thousands of broken files and folders
 soak        watches a long run of a tiny network
+sanitizers  runs the tests of the native code under AddressSanitizer and UndefinedBehaviorSanitizer
 """
 
 import importlib
 import sys
 
-PARTS = ("kills", "fuzz", "soak")
+PARTS = ("kills", "fuzz", "soak", "sanitizers")
 
 if __name__ == "__main__":
     if sys.argv[1:2] and sys.argv[1] in PARTS:

@@ -35,6 +35,7 @@ def options(data: pathlib.Path, workdir: pathlib.Path, prepared: pathlib.Path, e
         "dataset.cache_dir": prepared,
         "checkpoint.every_steps": 2,
         "log.every_steps": 1,
+        "model.conv": "auto",  # the one that trains
     }
     command = ["--config=configs/resnet50.py", f"--workdir={workdir}"]
     return command + [f"--config.{key}={value}" for key, value in values.items()]

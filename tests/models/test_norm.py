@@ -11,12 +11,24 @@ from jax.sharding import PartitionSpec
 
 from fer_jax import parallel
 from fer_jax.models import norm
+from fer_jax.native import build
 
 SHAPE = (8, 3, 2, 5)
 SETTINGS = {"momentum": 0.9, "epsilon": 1e-5, "dtype": jnp.float32}
 CASES = pytest.mark.parametrize(
     ("relu", "has_shortcut"), [(False, False), (True, False), (True, True)], ids=["plain", "relu", "shortcut and relu"]
 )
+
+
+@pytest.fixture(params=[False, True], ids=["xla", "native"])
+def native(request):
+    """Whether the native code sums over the pixels."""
+    if request.param:
+        try:
+            build.load()
+        except build.Unavailable as error:
+            pytest.skip(f"no native code here: {error}")
+    return request.param
 
 
 def make_case(has_shortcut: bool):
@@ -28,8 +40,8 @@ def make_case(has_shortcut: bool):
     return variables, x, shortcut if has_shortcut else None, dy
 
 
-def ours(params, stats, x, shortcut, *, relu: bool, train: bool = True, axis_name: str | None = None):
-    module = norm.BatchNorm(use_running_average=not train, axis_name=axis_name, **SETTINGS)
+def ours(params, stats, x, shortcut, *, relu: bool, train: bool = True, axis_name: str | None = None, native=False):
+    module = norm.BatchNorm(use_running_average=not train, axis_name=axis_name, native=native, **SETTINGS)
     variables = {"params": params, "batch_stats": stats}
     return module.apply(variables, x, relu=relu, shortcut=shortcut, mutable=["batch_stats"])
 
@@ -59,10 +71,10 @@ def assert_equal(result, expected):
 
 
 @CASES
-def test_values_statistics_and_gradients_are_those_of_flax(relu, has_shortcut):
+def test_values_statistics_and_gradients_are_those_of_flax(relu, has_shortcut, native):
     case = make_case(has_shortcut)
     expected = with_gradients(functools.partial(flax, relu=relu), *case)
-    assert_equal(with_gradients(functools.partial(ours, relu=relu), *case), expected)
+    assert_equal(with_gradients(functools.partial(ours, relu=relu, native=native), *case), expected)
 
 
 @CASES
@@ -73,12 +85,12 @@ def test_running_statistics_serve_evaluation(relu, has_shortcut):
 
 
 @CASES
-def test_eight_devices_with_synchronised_statistics_do_what_one_does(relu, has_shortcut):
+def test_eight_devices_with_synchronised_statistics_do_what_one_does(relu, has_shortcut, native):
     variables, x, shortcut, dy = make_case(has_shortcut)
     expected = with_gradients(functools.partial(flax, relu=relu), variables, x, shortcut, dy)
 
     def on_device(variables, x, shortcut, dy):
-        function = functools.partial(ours, relu=relu, axis_name=parallel.AXIS_NAME)
+        function = functools.partial(ours, relu=relu, axis_name=parallel.AXIS_NAME, native=native)
         y, mutated, dparams, dx, dshortcut = with_gradients(function, variables, x, shortcut, dy)
         return y, mutated, jax.lax.psum(dparams, parallel.AXIS_NAME), dx, dshortcut
 

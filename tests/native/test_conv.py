@@ -108,12 +108,13 @@ def test_kernels_are_rounded_to_nearest_even_and_what_is_not_finite_stays_so(dty
 PROGRAM = """
 import hashlib, sys
 import jax, jax.numpy as jnp, numpy as np
-from fer_jax.native import build, conv
+from fer_jax.native import build, conv, norm
 build.load()
 
 def passes(x, kernel, stride):
     y, vjp = jax.vjp(lambda x, kernel: conv.convolve(x, kernel, stride, 1), x, kernel)
-    return y, *vjp(jnp.sin(y).astype(y.dtype))
+    dy = jnp.sin(y).astype(y.dtype)
+    return y, *vjp(dy), norm.moments(y), norm.gradient_means(dy, y, jnp.ones(y.shape[-1]), y)
 
 def many(images, kernels):
     # Independent, so that XLA may run them all at once, on the threads that they want to share.

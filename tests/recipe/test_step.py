@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from fer_jax import parallel
 from fer_jax.models import conv
 from fer_jax.models.resnet import ResNet
+from fer_jax.native import build
 from fer_jax.recipe import optimizer, state
 from fer_jax.recipe.images import AugmentConfig, augment_batch, scale_pixels
 from fer_jax.recipe.step import make_train_step, repeat
@@ -150,15 +151,26 @@ def reference(batch: dict, *, label_smoothing: float = 0.0) -> dict:
     }
 
 
-def test_shard_map_and_pmap_take_the_same_steps():
-    for one, other in zip(three_steps(Setup()), three_steps(Setup(mapper="pmap")), strict=True):
-        assert_close(one, other, rtol=1e-6, atol=1e-7)
+@pytest.fixture(params=["lax", "native"])
+def conv_fn(request):
+    """Convolutions of both kinds, where the native ones can be had."""
+    if request.param == "native":
+        try:
+            build.load()
+        except build.Unavailable as error:
+            pytest.skip(f"no native convolution here: {error}")
+    return conv.resolve(request.param, "cpu")
+
+
+def test_shard_map_and_pmap_take_the_same_steps(conv_fn):
+    one, other = (three_steps(Setup(mapper=mapper, conv_fn=conv_fn)) for mapper in ("shard_map", "pmap"))
+    assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("num_devices", [2, 8])
-def test_with_synchronised_statistics_many_devices_do_what_one_does(num_devices):
-    many, sums_of_many = three_steps(Setup(num_devices=num_devices))
-    one, sums_of_one = three_steps(Setup(num_devices=1))
+def test_with_synchronised_statistics_many_devices_do_what_one_does(num_devices, conv_fn):
+    many, sums_of_many = three_steps(Setup(num_devices=num_devices, conv_fn=conv_fn))
+    one, sums_of_one = three_steps(Setup(num_devices=1, conv_fn=conv_fn))
     assert_close(sums_of_many, sums_of_one, rtol=1e-5)
     assert_close(many.batch_stats, one.batch_stats, rtol=1e-4, atol=1e-6)
     # Adam's first steps divide a gradient by its own size, round-off by round-off too: a step is of some 0.004.

@@ -11,7 +11,7 @@ import pytest
 from fer_jax.recipe import state
 from scripts.benchmark import __main__ as command
 from scripts.benchmark import comparison as comparison_lib
-from scripts.benchmark import conv, peers
+from scripts.benchmark import conv, peers, trace
 from scripts.benchmark.peers import ours
 from scripts.benchmark.peers.worker import Worker
 
@@ -138,7 +138,60 @@ def test_pytorchs_network_is_ours(net):
 
 
 def test_each_convolution_is_timed_by_every_way():
-    (result,) = conv.measure(2, "float32", rounds=1, shapes=((6, 8, 16, 3, 1),))
+    (result,) = conv.measure("float32", rounds=1, shapes=((6, 8, 16, 3, 1, 2),))
     assert {"matmul", "lax"} <= result["gflops"].keys()
     assert all(rate > 0 for rates in result["gflops"].values() for rate in rates)
-    assert conv.table([result]).splitlines()[-1].startswith("| 6 px, 8 to 16, 3x3, 1 | ")
+    assert conv.table([result]).splitlines()[-1].startswith("| 6 px, 8 to 16, 3x3, 1, 2 | ")
+
+
+def test_the_table_has_the_native_rates_as_shares_of_the_peak():
+    gflops = {"native": (50.0, 25.0, 10.0), "lax": (20.0, 20.0, 20.0)}
+    lines = conv.table([{"shape": [6, 8, 16, 3, 1, 2], "gflops": gflops}], peak=100.0).splitlines()
+    assert lines[0] == "| image, channels, window, stride, batch | native | of the peak | lax |"
+    assert lines[2] == "| 6 px, 8 to 16, 3x3, 1, 2 | 50 / 25 / 10 | 50% / 25% / 10% | 20 / 20 / 20 |"
+
+
+PROGRAM = """
+%fused_computation.7 (param: bf16[2]) -> f32[2] {
+  ROOT %add.3 = f32[2]{0} add(%a, %b), metadata={op_name="jit(step)/jvp(ResNet)/stage1_block1/BatchNorm_0/add"}
+}
+
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %ffi_call.1 = bf16[2]{0} custom-call(%x), custom_call_target="fer_jax_conv_input_gradient_bfloat16"
+  %fusion.2 = f32[2]{0} fusion(%ffi_call.1), kind=kLoop, calls=%fused_computation.7
+  %convolution.5 = f32[2]{0} convolution(%x), metadata={op_name="jit(step)/transpose(jvp(ResNet))/stem_conv/conv"}
+  ROOT %copy.1 = f32[2]{0} copy(%fusion.2)
+}
+"""
+
+
+def test_the_trace_is_summed_by_kind_of_operation():
+    names = trace.names_of_operations(PROGRAM)
+    assert [trace.kind_of(names[name]) for name in ("ffi_call.1", "fusion.2", "convolution.5", "copy.1")] == [
+        "convolution: dx",
+        "batch norm, ReLU, shortcut: applied",
+        "convolution: dW",
+        "other",
+    ]
+    events = [{"ph": "X", "dur": 4000.0, "args": {"hlo_op": "ffi_call.1"}}] * 3
+    events += [{"ph": "X", "dur": 1000.0, "args": {"hlo_op": "copy.1"}}, {"ph": "X", "dur": 9.0}, {"ph": "M"}]
+    assert trace.milliseconds_by_kind(events, names, steps=2) == {"convolution: dx": 6.0, "other": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("fer_jax_conv_kernel_gradient_float32", "convolution: dW"),
+        ("fer_jax_conv_float32", "convolution: forward"),
+        ("fer_jax_moments_float32", "batch norm: sums"),
+        ("jit(step)/jvp(ResNet)/stage1_block1/BatchNorm_0/max", "batch norm, ReLU, shortcut: applied"),
+        ("jit(step)/transpose(jvp(ResNet))/add", "batch norm, ReLU, shortcut: applied"),
+        ("jit(step)/jvp(ResNet)/max", "max pooling"),
+        ("jit(step)/transpose(jvp(ResNet))/stack", "max pooling"),
+        ("jit(repeated)/vmap()/mul", "augmentation"),
+        ("jit(repeated)/mul", "optimizer"),
+        ("jit(step)/jvp(ResNet)/head/dot_general", "other"),
+    ],
+)
+def test_operations_have_the_kind_that_their_names_say(name, kind):
+    assert trace.kind_of(name) == kind

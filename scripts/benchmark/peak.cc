@@ -1,0 +1,48 @@
+// Prints the most GFLOP/s that this processor's multiply-adds reach on so many threads, for each dtype of the native code:
+// sums in registers, nothing else.
+
+#include <chrono>
+#include <cstdio>
+#include <thread>
+
+#include "common.h"
+
+template <typename T>
+float Work(int64_t rounds) {
+  constexpr int kSums = 12;  // more than a multiply-add's cycles, fewer than AVX2's registers
+  Vector sums[kSums], one = Zero();
+  for (Vector& sum : sums) sum = Zero();
+  for (int64_t i = 0; i < rounds; i++) {
+#pragma GCC unroll 12
+    for (int s = 0; s < kSums; s++) sums[s] = T::MultiplyAdd(one, one, sums[s]);
+    asm volatile("" : "+x"(sums[0]), "+x"(one));  // else the compiler would see that nothing changes
+  }
+  alignas(64) float all[kLanes];
+  for (int s = 1; s < kSums; s++) sums[0] = Add(sums[0], sums[s]);
+  StoreFloats(all, sums[0]);
+  return all[0];
+}
+
+template <typename T>
+void Measure(const char* dtype, int threads) {
+  constexpr int64_t kRounds = 20000000, kFlopsOfRound = 12 * kLanes * T::kPair * 2;
+  double best = 0;
+  for (int repeat = 0; repeat < 5; repeat++) {
+    std::atomic<float> sink{0};
+    std::vector<std::thread> workers;
+    auto start = std::chrono::steady_clock::now();
+    for (int t = 0; t < threads; t++) workers.emplace_back([&] { sink = Work<T>(kRounds); });
+    for (std::thread& worker : workers) worker.join();
+    std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best = std::max(best, threads * kRounds * kFlopsOfRound / seconds.count() / 1e9);
+  }
+  std::printf("%s %.0f\n", dtype, best);
+}
+
+int main(int, char** arguments) {
+  int threads = std::atoi(arguments[1]);
+  Measure<Float32>("float32", threads);
+#ifdef __AVX512BF16__
+  Measure<BFloat16>("bfloat16", threads);
+#endif
+}
