@@ -53,7 +53,7 @@ def native_conv_general_dilated(lhs, rhs, window_strides: Sequence[int], padding
 def keep_kernel(x, kernel, bias, *, dtype):
     """A `promote_dtype` for `flax.linen.Conv` that leaves the kernel in float32.
 
-    The native convolution rounds it as it reads it, and its gradient isn't rounded at all.
+    The native convolution rounds it by itself, and does not round its gradient.
     """
     return x.astype(dtype), kernel, bias
 

@@ -57,7 +57,8 @@ struct Float32 {
   static Vector LoadElements(const Element* from) { return Load(from); }
   static void Store(Element* to, Vector v) { StoreFloats(to, v); }
   static float Word(float a, float) { return a; }
-  static void StoreWords(float* to, const float* a, const float*) { StoreFloats(to, Load(a)); }
+  // kLanes words of a's values and b's, and of the pairs that follow each other.
+  static void StoreWords(float* to, const Element* a, const Element*) { StoreFloats(to, Load(a)); }
   static void StorePairs(float* to, const float* from) { StoreFloats(to, Load(from)); }
 };
 
@@ -81,15 +82,12 @@ struct BFloat16 {
     std::memcpy(&word, &bits, sizeof(word));
     return word;
   }
-  // kLanes words of a's values and b's, and of the pairs that follow each other; rounded to nearest, ties to even.
-  static void StoreWords(float* to, const float* a, const float* b) {
-    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(Load(a)));
-    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(Load(b)));
+  static void StoreWords(float* to, const Element* a, const Element* b) {
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a)));
+    __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
     _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
-  static void StorePairs(float* to, const float* from) {
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(Load(from + kLanes), Load(from)));
-  }
+  static void StorePairs(float* to, const Element* from) { std::memcpy(to, from, kLanes * sizeof(float)); }
 };
 #endif
 

@@ -1,6 +1,6 @@
 // Convolutions of small images on CPU, called by XLA: forward, the gradient of the input (dx) and that of the kernel (dW).
 //
-// Images are NHWC, float32 or bfloat16; kernels HWIO with a square window, always float32, as is dW. For processors with
+// Images are NHWC and kernels HWIO with a square window, float32 or bfloat16; dW is always float32. For processors with
 // AVX2 and FMA, with AVX-512, and for bfloat16 with AVX512-BF16: build.py compiles for the one that is there.
 //
 // All three passes are made of blocks that live in the vector registers: rows x columns of sums, where the columns are
@@ -62,20 +62,20 @@ struct Phase {
 // Copies one tap's kernel, one block of columns of it, to words [words of in][columns], with zeros for what there isn't.
 // turned: whether in and out change places, as in dx.
 template <typename T>
-void Pack(const float* kernel, float* packed, int64_t ci, int64_t co, int64_t first, bool turned) {
+void Pack(const typename T::Element* kernel, float* packed, int64_t ci, int64_t co, int64_t first, bool turned) {
   int64_t in = turned ? co : ci, out = turned ? ci : co, words = Blocks(in, T::kPair);
   int64_t columns = ColumnsAt(first, out), width = std::min(columns, out - first);
   if (!turned) {
     for (int64_t i = 0; i < words; i++, packed += columns) {
       // The last channel of an odd number makes pairs with zeros.
-      const float *low = kernel + i * T::kPair * co + first, *high = low + (T::kPair - 1) * co;
+      const auto *low = kernel + i * T::kPair * co + first, *high = low + (T::kPair - 1) * co;
       bool has_high = (i + 1) * T::kPair <= in;
       for (int64_t j = 0; j < columns; j += kLanes) {
         int64_t count = std::clamp<int64_t>(width - j, 0, kLanes);
         if (count == kLanes && has_high) {
           T::StoreWords(packed + j, low + j, high + j);
         } else {
-          float ends[2][kLanes] = {};
+          typename T::Element ends[2][kLanes] = {};
           std::copy_n(low + j, count, ends[0]);
           if (has_high) std::copy_n(high + j, count, ends[1]);
           T::StoreWords(packed + j, ends[0], ends[1]);
@@ -89,13 +89,13 @@ void Pack(const float* kernel, float* packed, int64_t ci, int64_t co, int64_t fi
     int64_t count = std::min(kTile, words - top), values = std::min(in - top * T::kPair, count * T::kPair);
     for (int64_t j = 0; j < columns; j++) {
       alignas(64) float tile[kTile] = {};
-      const float* from = kernel + (first + j) * co + top * T::kPair;
+      const auto* from = kernel + (first + j) * co + top * T::kPair;
       if (j >= width) {
         // stays zero
       } else if (values == kTile * T::kPair) {
         for (int64_t i = 0; i < kTile; i += kLanes) T::StorePairs(tile + i, from + i * T::kPair);
       } else {
-        float ends[kTile * T::kPair] = {};
+        typename T::Element ends[kTile * T::kPair] = {};
         std::copy_n(from, values, ends);
         for (int64_t i = 0; i < kTile; i += kLanes) T::StorePairs(tile + i, ends + i * T::kPair);
       }
@@ -106,7 +106,7 @@ void Pack(const float* kernel, float* packed, int64_t ci, int64_t co, int64_t fi
 
 // Packs the kernels of all phases; `packed` has room for them.
 template <typename T>
-void PackPhases(ffi::ThreadPool& pool, const float* w, float* packed, std::vector<Phase>& phases, const Shape& s,
+void PackPhases(ffi::ThreadPool& pool, const typename T::Element* w, float* packed, std::vector<Phase>& phases, const Shape& s,
                 bool turned) {
   int64_t in = turned ? s.co : s.ci, out = turned ? s.ci : s.co;
   int64_t words = Blocks(in, T::kPair);
@@ -266,7 +266,8 @@ void CorrelateImages(ffi::ThreadPool& pool, const typename T::Element* x, typena
 Shape AsPixels(const Shape& s) { return {s.n * s.h * s.w, 1, 1, s.ci, 1, 1, s.co, 1, 1, 0}; }
 
 template <typename T>
-void Forward(ffi::ThreadPool& pool, const typename T::Element* x, const float* w, typename T::Element* y, Shape s) {
+void Forward(ffi::ThreadPool& pool, const typename T::Element* x, const typename T::Element* w,
+             typename T::Element* y, Shape s) {
   if (s.k == 1 && s.stride == 1) s = AsPixels(s);
   std::vector<Phase> phases = {Phase{0, 0}};
   for (int64_t t = 0; t < s.k * s.k; t++) {
@@ -282,8 +283,8 @@ void Forward(ffi::ThreadPool& pool, const typename T::Element* x, const float* w
 // dx: dy correlated with the turned kernel. With a stride, pixels of dx fall into stride x stride phases, each reached
 // by taps of its own, so that no zero is multiplied.
 template <typename T>
-void InputGradient(ffi::ThreadPool& pool, const typename T::Element* dy, const float* w, typename T::Element* dx,
-                   Shape s) {
+void InputGradient(ffi::ThreadPool& pool, const typename T::Element* dy, const typename T::Element* w,
+                   typename T::Element* dx, Shape s) {
   if (s.k == 1 && s.stride == 1) s = AsPixels(s);
   std::vector<Phase> phases;
   int64_t reach = 0;  // how far outside of dy a tap may ask
@@ -529,7 +530,7 @@ void KernelGradient(ffi::ThreadPool& pool, const typename T::Element* x, const t
 
 // --- What XLA calls
 
-using Kernel = ffi::Buffer<ffi::F32, 4>;
+using KernelGradients = ffi::Buffer<ffi::F32, 4>;
 template <ffi::DataType dtype>
 using Images = ffi::Buffer<dtype, 4>;
 
@@ -539,7 +540,7 @@ Shape ShapeOf(ffi::Span<const int64_t> x, ffi::Span<const int64_t> w, ffi::Span<
 }
 
 template <typename T, ffi::DataType dtype>
-ffi::Error CallForward(ffi::ThreadPool pool, Images<dtype> x, Kernel w, ffi::Result<Images<dtype>> y, int64_t stride,
+ffi::Error CallForward(ffi::ThreadPool pool, Images<dtype> x, Images<dtype> w, ffi::Result<Images<dtype>> y, int64_t stride,
                        int64_t pad) {
   Shape shape = ShapeOf(x.dimensions(), w.dimensions(), y->dimensions(), stride, pad);
   Forward<T>(pool, x.typed_data(), w.typed_data(), y->typed_data(), shape);
@@ -547,7 +548,7 @@ ffi::Error CallForward(ffi::ThreadPool pool, Images<dtype> x, Kernel w, ffi::Res
 }
 
 template <typename T, ffi::DataType dtype>
-ffi::Error CallInputGradient(ffi::ThreadPool pool, Images<dtype> dy, Kernel w, ffi::Result<Images<dtype>> dx,
+ffi::Error CallInputGradient(ffi::ThreadPool pool, Images<dtype> dy, Images<dtype> w, ffi::Result<Images<dtype>> dx,
                              int64_t stride, int64_t pad) {
   Shape shape = ShapeOf(dx->dimensions(), w.dimensions(), dy.dimensions(), stride, pad);
   InputGradient<T>(pool, dy.typed_data(), w.typed_data(), dx->typed_data(), shape);
@@ -555,7 +556,7 @@ ffi::Error CallInputGradient(ffi::ThreadPool pool, Images<dtype> dy, Kernel w, f
 }
 
 template <typename T, ffi::DataType dtype>
-ffi::Error CallKernelGradient(ffi::ThreadPool pool, Images<dtype> x, Images<dtype> dy, ffi::Result<Kernel> dw,
+ffi::Error CallKernelGradient(ffi::ThreadPool pool, Images<dtype> x, Images<dtype> dy, ffi::Result<KernelGradients> dw,
                               int64_t stride, int64_t pad) {
   Shape shape = ShapeOf(x.dimensions(), dw->dimensions(), dy.dimensions(), stride, pad);
   KernelGradient<T>(pool, x.typed_data(), dy.typed_data(), dw->typed_data(), shape);
@@ -575,9 +576,9 @@ ffi::Error CallKernelGradient(ffi::ThreadPool pool, Images<dtype> x, Images<dtyp
                                     .Attr<int64_t>("pad"))
 
 #define FER_JAX_HANDLERS(T, I, dtype, name)                                                            \
-  FER_JAX_HANDLER(fer_jax_conv_##name, (CallForward<T, dtype>), I, Kernel, I);                         \
-  FER_JAX_HANDLER(fer_jax_conv_input_gradient_##name, (CallInputGradient<T, dtype>), I, Kernel, I);    \
-  FER_JAX_HANDLER(fer_jax_conv_kernel_gradient_##name, (CallKernelGradient<T, dtype>), I, I, Kernel)
+  FER_JAX_HANDLER(fer_jax_conv_##name, (CallForward<T, dtype>), I, I, I);                              \
+  FER_JAX_HANDLER(fer_jax_conv_input_gradient_##name, (CallInputGradient<T, dtype>), I, I, I);         \
+  FER_JAX_HANDLER(fer_jax_conv_kernel_gradient_##name, (CallKernelGradient<T, dtype>), I, I, KernelGradients)
 
 FER_JAX_HANDLERS(Float32, Images<ffi::F32>, ffi::F32, float32);
 #ifdef __AVX512BF16__

@@ -25,9 +25,13 @@ def is_covered(x, kernel, strides, padding) -> bool:
 def convolve(x, kernel, stride: int, pad: int):
     """Returns the convolution, [batch, out_height, out_width, out] in x's dtype.
 
-    x: float32 or bfloat16 [batch, height, width, in]. kernel: float32 [size, size, in, out], rounded to x's dtype as it
-    is read; its gradient is float32, not rounded. stride, pad: of rows and columns.
+    x: float32 or bfloat16 [batch, height, width, in]. kernel: float32 [size, size, in, out], which is rounded to x's
+    dtype; its gradient is float32, not rounded. stride, pad: of rows and columns.
     """
+    return _convolve(x, kernel.astype(x.dtype), stride, pad)
+
+
+def _convolve(x, kernel, stride, pad):
     size, out = kernel.shape[0], kernel.shape[3]
     places = [(length + 2 * pad - size) // stride + 1 for length in x.shape[1:3]]
     y = jax.ShapeDtypeStruct((x.shape[0], *places, out), x.dtype)
@@ -35,7 +39,9 @@ def convolve(x, kernel, stride: int, pad: int):
 
 
 def _forward(x, kernel, stride, pad):
-    return convolve(x, kernel, stride, pad), (x, kernel)
+    # Rounded by XLA, once a step: rounded in the native code it would be copied first, since the step updates it in place.
+    rounded = kernel.astype(x.dtype)
+    return _convolve(x, rounded, stride, pad), (x, rounded)
 
 
 def _backward(stride, pad, residuals, dy):
