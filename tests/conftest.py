@@ -18,9 +18,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import hypothesis
+import pytest
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def native_dtype(request):
+    """Each dtype of the native code, which is loaded."""
+    from tests.support import native  # only where it is asked for: it imports JAX
+
+    native.load(request.param)
+    return request.param
 
 
 def pytest_collection_modifyitems(items):

@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fer_jax.native import pool as native_pool
 
-def max_pool(x):
+
+def max_pool(x, *, native: bool = False):
     """Returns the 3x3 max pooling of x with stride 2 and padding 1, at half the height and width, rounded up.
 
     x: [batch, height, width, channels], not negative, since the padding is zero. Where the values of a window tie, the
-    first one takes the gradient.
+    first one takes the gradient. native: whether by the native code, which must have been loaded.
     """
+    if native:
+        return native_pool.max_pool(x)
     # The maximum over a window is the maximum of its rows' maxima: six values are compared instead of nine.
     return _max_of_three(_max_of_three(x, 1), 2)
 

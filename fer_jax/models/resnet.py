@@ -131,7 +131,7 @@ class ResNet(nn.Module):
         x = conv(self.width, self.stem_kernel, self.stem_stride, name="stem_conv")(x)
         x = norm(name="stem_norm")(x, relu=True)
         if self.stem_pool:
-            x = max_pool(x)
+            x = max_pool(x, native=is_native)
         self.sow("intermediates", "stem", x)
         block_class = nn.remat(Block) if self.remat else Block
         for stage, num_blocks in enumerate(self.stage_sizes, 1):

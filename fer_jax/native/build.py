@@ -17,7 +17,7 @@ from fer_jax import machine
 from fer_jax.errors import UserError
 
 _FOLDER = pathlib.Path(__file__).parent
-_SOURCES = (_FOLDER / "conv.cc", _FOLDER / "norm.cc")
+_SOURCES = (_FOLDER / "conv.cc", _FOLDER / "norm.cc", _FOLDER / "pool.cc")
 _FILES = (_FOLDER / "common.h", *_SOURCES)
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-w")
@@ -35,6 +35,8 @@ _HANDLERS = (
     "fer_jax_conv_kernel_gradient",
     "fer_jax_moments",
     "fer_jax_gradient_sums",
+    "fer_jax_max_pool",
+    "fer_jax_max_pool_gradient",
 )
 # Of ResNet-50 at stem 3/2/none by products over patches; docs/performance.md has the measurement.
 _COST = "up to 1.6 times"

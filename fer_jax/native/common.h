@@ -33,9 +33,13 @@ Vector Broadcast(const float* from) { return _mm512_set1_ps(*from); }
 void StoreFloats(float* to, Vector v) { _mm512_storeu_ps(to, v); }
 Vector Add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
 Vector Subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
+Vector Max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 Vector FusedMultiplyAdd(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
 Vector WherePositive(Vector a, Vector b) {  // b where a > 0, else 0
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, Zero(), _CMP_GT_OQ), b);
+}
+Vector WhereEqual(Vector a, Vector b, Vector c) {  // c where a == b, else 0
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), c);
 }
 #else
 using Vector = __m256;
@@ -46,8 +50,10 @@ Vector Broadcast(const float* from) { return _mm256_broadcast_ss(from); }
 void StoreFloats(float* to, Vector v) { _mm256_storeu_ps(to, v); }
 Vector Add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
 Vector Subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
+Vector Max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 Vector FusedMultiplyAdd(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
 Vector WherePositive(Vector a, Vector b) { return _mm256_and_ps(_mm256_cmp_ps(a, Zero(), _CMP_GT_OQ), b); }
+Vector WhereEqual(Vector a, Vector b, Vector c) { return _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ), c); }
 #endif
 
 struct Float32 {

@@ -39,7 +39,7 @@ def _convolve(x, kernel, stride, pad):
 
 
 def _forward(x, kernel, stride, pad):
-    # Rounded by XLA, once a step: rounded in the native code it would be copied first, since the step updates it in place.
+    # Rounded by XLA: rounded in the native code it would be copied first, since the step updates it in place.
     rounded = kernel.astype(x.dtype)
     return _convolve(x, rounded, stride, pad), (x, rounded)
 

@@ -24,7 +24,7 @@ KINDS = [
     (r"fer_jax_conv|jvp.*(Conv|_conv)", "convolution: forward"),
     (r"fer_jax_moments|fer_jax_gradient_sums|(BatchNorm|_norm).*reduce_sum", "batch norm: sums"),
     (r"BatchNorm|_norm|jvp\(ResNet\)+/(.*/)?add$", "batch norm, ReLU, shortcut: applied"),
-    (r"jvp\(ResNet\)+/(max|jit|eq|pad|slice|stack|concatenate|and|not|broadcast)", "max pooling"),
+    (r"fer_jax_max_pool|jvp\(ResNet\)+/(max|jit|eq|pad|slice|stack|concatenate|and|not|broadcast)", "max pooling"),
     (r"vmap|augment|threefry|uniform", "augmentation"),
     (r"bias_correction|repeated\)/(mul|add|sqrt|div|integer_pow|sub)$", "optimizer"),
 ]

@@ -23,6 +23,7 @@ from fer_jax.workdir import guards
 from fer_jax.workdir.checkpoints import Checkpoints
 from fer_jax.workdir.paths import Workdir
 from tests.end_to_end.conftest import read_metrics
+from tests.support import native
 from tests.support.checkpoints import read_arrays
 
 # Questions whether to stop in a run of two epochs: five before steps, then one before each of three evaluation
@@ -315,10 +316,7 @@ def test_the_dtype_that_is_left_to_the_machine_is_stored_and_kept(make_config, r
 def test_a_run_by_native_convolutions_stops_and_resumes_exactly_and_goes_on_by_others(
     make_config, run, tmp_path, capsys
 ):
-    try:
-        build.load()
-    except build.Unavailable as error:
-        pytest.skip(f"no native convolution here: {error}")
+    native.load()
     config = make_config(**{"model.conv": "auto"})
     assert run(config, tmp_path / "whole") == 0
     assert "float32, native convolutions" in capsys.readouterr().out

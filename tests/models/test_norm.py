@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from fer_jax import parallel
 from fer_jax.models import norm
-from fer_jax.native import build
+from tests.support import native as native_code
 
 SHAPE = (8, 3, 2, 5)
 SETTINGS = {"momentum": 0.9, "epsilon": 1e-5, "dtype": jnp.float32}
@@ -24,10 +24,7 @@ CASES = pytest.mark.parametrize(
 def native(request):
     """Whether the native code sums over the pixels."""
     if request.param:
-        try:
-            build.load()
-        except build.Unavailable as error:
-            pytest.skip(f"no native code here: {error}")
+        native_code.load()
     return request.param
 
 

@@ -3,10 +3,12 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fer_jax.models.pool import max_pool
+from tests.support import native
 
 
 def numpy_max_pool(x):
@@ -30,16 +32,25 @@ def numpy_gradient(x, origin, dy):
     return dx
 
 
-@jax.jit
-def pool(x, dy):
-    y, gradient = jax.vjp(max_pool, x)
-    return y, *gradient(dy)
+@pytest.fixture(params=[False, True], ids=["xla", "native"])
+def pool(request):
+    """The pooled images and the gradient to them, for one to what comes out."""
+    if request.param:
+        native.load()
+
+    @jax.jit
+    def pool(x, dy):
+        y, gradient = jax.vjp(lambda x: max_pool(x, native=request.param), x)
+        return y, *gradient(dy)
+
+    return pool
 
 
-@pytest.mark.parametrize("size", [(6, 6), (5, 8)])
-def test_max_pool_and_its_gradient_equal_numpy(size):
+@pytest.mark.parametrize(("size", "channels"), [((6, 6), 3), ((5, 8), 3), ((5, 5), 40), ((1, 2), 16), ((1, 1), 1)])
+def test_max_pool_and_its_gradient_equal_numpy(pool, size, channels):
     rng = np.random.default_rng(0)
-    x = rng.permutation(np.arange(1.0, 1 + 2 * math.prod(size) * 3)).reshape(2, *size, 3).astype(np.float32)
+    x = rng.permutation(np.arange(1.0, 1 + 2 * math.prod(size) * channels)).reshape(2, *size, channels)
+    x = x.astype(np.float32)
     expected, origin = numpy_max_pool(x)
     dy = rng.integers(1, 9, expected.shape).astype(np.float32)
     y, dx = pool(x, dy)
@@ -48,8 +59,26 @@ def test_max_pool_and_its_gradient_equal_numpy(size):
 
 
 @pytest.mark.parametrize("size", [(6, 6), (5, 8)])
-def test_the_first_of_equal_pixels_takes_the_gradient_and_padding_takes_none(size):
+def test_the_first_of_equal_pixels_takes_the_gradient_and_padding_takes_none(pool, size):
     x = np.ones((2, *size, 3), np.float32)
     expected, origin = numpy_max_pool(x)
     dy = np.random.default_rng(0).integers(1, 9, expected.shape).astype(np.float32)
     np.testing.assert_array_equal(pool(x, dy)[1], numpy_gradient(x, origin, dy))
+
+
+def test_the_native_one_does_what_xlas_does_where_values_tie_and_are_zero(native_dtype):
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (3, 7, 10, 20)), native_dtype)
+    y, gradient = jax.vjp(max_pool, x)
+    native_y, native_gradient = jax.vjp(lambda x: max_pool(x, native=True), x)
+    assert (native_y.dtype, native_y.shape) == (y.dtype, y.shape)
+    np.testing.assert_array_equal(native_y.astype(jnp.float32), y.astype(jnp.float32))
+    dy = jnp.asarray(np.random.default_rng(1).integers(1, 9, y.shape), native_dtype)
+    for ours, theirs in zip(native_gradient(dy), gradient(dy), strict=True):
+        np.testing.assert_array_equal(ours.astype(jnp.float32), theirs.astype(jnp.float32))
+
+
+def test_the_native_one_passes_on_what_is_not_a_number(native_dtype):
+    x = jnp.ones((1, 6, 6, 2), native_dtype).at[0, 2, 2, 1].set(jnp.nan)
+    y = max_pool(x, native=True)
+    np.testing.assert_array_equal(jnp.isnan(y), jnp.isnan(max_pool(x)))
+    assert int(jnp.isnan(y).sum()) == 1

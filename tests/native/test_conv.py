@@ -12,17 +12,10 @@ import pytest
 from hypothesis import strategies as st
 
 from fer_jax.models import conv as conv_lib
-from fer_jax.native import build, conv
+from fer_jax.native import conv
+from tests.support import native
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library():
-    try:
-        build.load()
-    except build.Unavailable as error:
-        pytest.skip(f"no native convolution here: {error}")
 
 
 def reference(x, kernel, stride, pad):
@@ -60,14 +53,6 @@ def assert_equal_but_for_rounding(ours, theirs, dtype):
         np.testing.assert_allclose(values.astype(jnp.float32), exact, rtol=0, atol=bound * largest + 1e-6)
 
 
-# Skipped by name where the processor doesn't compute in it.
-@pytest.fixture(params=["float32", "bfloat16"])
-def dtype(request):
-    if request.param not in build.dtypes():
-        pytest.skip(f"this processor doesn't compute in {request.param}")
-    return request.param
-
-
 @hypothesis.settings(
     deadline=None,
     max_examples=40,
@@ -82,27 +67,27 @@ def dtype(request):
     stride=st.sampled_from([1, 2]),
     padded=st.booleans(),
 )
-def test_values_and_gradients_are_those_of_xla(dtype, batch, height, width, channels, size, stride, padded):
+def test_values_and_gradients_are_those_of_xla(native_dtype, batch, height, width, channels, size, stride, padded):
     pad = size // 2 if padded else 0
     hypothesis.assume(min(height, width) + 2 * pad >= size)
-    x, kernel = normal((batch, height, width, channels[0]), 0, dtype), normal((size, size, *channels), 1)
-    assert_equal_but_for_rounding(*ours_and_theirs(x, kernel, stride, pad), dtype)
+    x, kernel = normal((batch, height, width, channels[0]), 0, native_dtype), normal((size, size, *channels), 1)
+    assert_equal_but_for_rounding(*ours_and_theirs(x, kernel, stride, pad), native_dtype)
 
 
 @pytest.mark.parametrize(
     ("batch", "image", "channels", "size", "stride"),
     [(64, 24, (64, 64), 3, 1), (64, 6, (256, 256), 3, 1), (64, 12, (128, 256), 3, 2), (16, 48, (1, 64), 7, 2)],
 )
-def test_both_ways_of_summing_over_the_batch_are_right(dtype, batch, image, channels, size, stride):
-    x, kernel = normal((batch, image, image, channels[0]), 0, dtype), normal((size, size, *channels), 1)
-    assert_equal_but_for_rounding(*ours_and_theirs(x, kernel, stride, size // 2), dtype)
+def test_both_ways_of_summing_over_the_batch_are_right(native_dtype, batch, image, channels, size, stride):
+    x, kernel = normal((batch, image, image, channels[0]), 0, native_dtype), normal((size, size, *channels), 1)
+    assert_equal_but_for_rounding(*ours_and_theirs(x, kernel, stride, size // 2), native_dtype)
 
 
-def test_kernels_are_rounded_to_nearest_even_and_what_is_not_finite_stays_so(dtype):
+def test_kernels_are_rounded_to_nearest_even_and_what_is_not_finite_stays_so(native_dtype):
     values = np.float32([1.00390625, 1.01171875, 1.0039063, -3e38, 3.4e38, np.inf, -np.inf, np.nan, 0, 5])
     kernel = jnp.asarray(values).reshape(1, 1, 1, -1)
-    y = conv.convolve(jnp.ones((1, 1, 1, 1), dtype), kernel, 1, 0).ravel()
-    np.testing.assert_array_equal(y.astype(jnp.float32), jnp.asarray(values).astype(dtype).astype(jnp.float32))
+    y = conv.convolve(jnp.ones((1, 1, 1, 1), native_dtype), kernel, 1, 0).ravel()
+    np.testing.assert_array_equal(y.astype(jnp.float32), jnp.asarray(values).astype(native_dtype).astype(jnp.float32))
 
 
 PROGRAM = """
@@ -133,6 +118,7 @@ print(*digests)
 
 
 def test_the_bits_are_the_same_on_any_number_of_threads_and_under_load():
+    native.load()
     environment = os.environ | {"XLA_FLAGS": ""}
     loads = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
@@ -154,8 +140,8 @@ def test_the_bits_are_the_same_on_any_number_of_threads_and_under_load():
     assert len(digest.split()) == 1
 
 
-def test_devices_that_compute_at_once_compute_the_same(dtype):
-    x, kernel = normal((16, 10, 10, 16), 0, dtype), normal((3, 3, 16, 32), 1)
+def test_devices_that_compute_at_once_compute_the_same(native_dtype):
+    x, kernel = normal((16, 10, 10, 16), 0, native_dtype), normal((3, 3, 16, 32), 1)
     together = jax.pmap(lambda x: all_passes(conv.convolve, x, kernel, 1, 1))(x.reshape(8, 2, 10, 10, 16))
     for device in range(8):
         alone = all_passes(conv.convolve, x[2 * device :][:2], kernel, 1, 1)
@@ -164,6 +150,7 @@ def test_devices_that_compute_at_once_compute_the_same(dtype):
 
 
 def test_what_it_does_not_cover_is_left_to_matrix_products():
+    native.load()
     x, kernel = normal((2, 9, 9, 4), 0), normal((3, 3, 4, 8), 1)
     for change in ({"window_strides": (1, 2)}, {"padding": ((0, 1), (1, 1))}, {"dtype": jnp.float16}):
         dtype = change.pop("dtype", jnp.float32)

@@ -14,10 +14,10 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from fer_jax import parallel
 from fer_jax.models import conv
 from fer_jax.models.resnet import ResNet
-from fer_jax.native import build
 from fer_jax.recipe import optimizer, state
 from fer_jax.recipe.images import AugmentConfig, augment_batch, scale_pixels
 from fer_jax.recipe.step import make_train_step, repeat
+from tests.support import native
 
 NO_AUGMENTATION = AugmentConfig()
 AUGMENTATION = AugmentConfig(flip=0.5, rotation=10.0, zoom=0.1, shift=0.05)
@@ -155,10 +155,7 @@ def reference(batch: dict, *, label_smoothing: float = 0.0) -> dict:
 def conv_fn(request):
     """Convolutions of both kinds, where the native ones can be had."""
     if request.param == "native":
-        try:
-            build.load()
-        except build.Unavailable as error:
-            pytest.skip(f"no native convolution here: {error}")
+        native.load()
     return conv.resolve(request.param, "cpu")
 
 
