@@ -23,12 +23,11 @@ _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-w")
 # What the library is compiled for: the first of these that the processor has all of, by the compiler's names. Not
 # -march=native: one cache may serve machines of several kinds, and the library's name is made of what it is for.
-_INSTRUCTIONS = (
+INSTRUCTIONS = (
     ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16"),
     ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"),
     ("avx2", "fma"),
 )
-_NAMES_OF_LINUX = {"avx512bf16": "avx512_bf16"}
 _HANDLERS = (
     "fer_jax_conv",
     "fer_jax_conv_input_gradient",
@@ -75,8 +74,13 @@ def choose(conv: str, *, dtype: str, backend: str) -> tuple[str, str]:
 def instructions() -> tuple[str, ...]:
     """Returns the instruction sets that the library is compiled for on this processor, () where there can be none."""
     flags = machine.processor_flags()
-    has_all = (names for names in _INSTRUCTIONS if flags.issuperset(_NAMES_OF_LINUX.get(name, name) for name in names))
+    has_all = (names for names in INSTRUCTIONS if flags.issuperset(map(name_in_linux, names)))
     return next(has_all, ())
+
+
+def name_in_linux(name: str) -> str:
+    """Returns what /proc/cpuinfo calls what the compiler calls `name`."""
+    return {"avx512bf16": "avx512_bf16"}.get(name, name)
 
 
 def dtypes() -> tuple[str, ...]:

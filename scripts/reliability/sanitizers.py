@@ -13,7 +13,7 @@ import tempfile
 
 from fer_jax.native import build
 
-TESTS = ("tests/native/test_conv.py", "tests/native/test_norm.py")
+TESTS = ("tests/native/test_conv.py", "tests/native/test_norm.py", "tests/models/test_pool.py")
 # Name: (runtime, the body of a program that is wrong, what is said of it).
 SANITIZERS = {
     "address": (

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from fer_jax.models import conv as conv_lib
-from fer_jax.native import conv
+from fer_jax.native import build, conv
 from tests.support import native
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -93,7 +93,11 @@ def test_kernels_are_rounded_to_nearest_even_and_what_is_not_finite_stays_so(nat
 PROGRAM = """
 import hashlib, sys
 import jax, jax.numpy as jnp, numpy as np
+from fer_jax import machine
 from fer_jax.native import build, conv, norm
+repeats, dtypes, flags = int(sys.argv[1]), sys.argv[2].split(), set(sys.argv[3:])
+if flags:
+    machine.processor_flags = lambda: flags
 build.load()
 
 def passes(x, kernel, stride):
@@ -106,31 +110,36 @@ def many(images, kernels):
     return [passes(x, kernel, stride) for x in images for kernel in kernels for stride in (1, 2)]
 
 normal = np.random.default_rng(0).normal
-images = [jnp.asarray(normal(size=(n, 13, 13, 24)), dtype) for dtype in build.dtypes() for n in (1, 7, 33, 65)]
+images = [jnp.asarray(normal(size=(n, 13, 13, 24)), dtype) for dtype in dtypes for n in (1, 7, 33, 65)]
 kernels = [jnp.asarray(normal(size=(3, 3, 24, out)), jnp.float32) for out in (16, 40, 200)]
 many = jax.jit(many)
 digests = set()
-for _ in range(int(sys.argv[1])):
+for _ in range(repeats):
     leaves = jax.tree.leaves(many(images, kernels))
     digests.add(hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest())
 print(*digests)
 """
 
 
+def digests(repeats: int, *, threads: int, dtypes=("float32",), flags=()) -> str:
+    """What PROGRAM prints in a process of its own with so many threads of XLA's; flags: the processor's, if others."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(repeats), " ".join(dtypes), *flags],
+        env=os.environ | {"XLA_FLAGS": "", "NPROC": str(threads)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_the_bits_are_the_same_on_any_number_of_threads_and_under_load():
     native.load()
-    environment = os.environ | {"XLA_FLAGS": ""}
     loads = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
         found = {
-            subprocess.run(
-                [sys.executable, "-c", PROGRAM, str(repeats)],
-                env=environment | {"NPROC": str(threads)},  # XLA's number of threads
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=240,
-            ).stdout
+            digests(repeats, threads=threads, dtypes=build.dtypes())
             for threads, repeats in ((1, 2), (2, 20), (3, 5), (16, 5))
         }
     finally:
@@ -138,6 +147,13 @@ def test_the_bits_are_the_same_on_any_number_of_threads_and_under_load():
             load.kill()
     (digest,) = found
     assert len(digest.split()) == 1
+
+
+def test_every_instruction_set_that_this_processor_has_gives_the_same_bits_in_float32():
+    """So those are tested too that `auto` doesn't take here; and a run may go on on another processor."""
+    native.load()
+    names = [names for names in build.INSTRUCTIONS if set(names) <= set(build.instructions())]
+    assert len({digests(1, threads=2, flags=map(build.name_in_linux, flags)) for flags in names}) == 1
 
 
 def test_devices_that_compute_at_once_compute_the_same(native_dtype):
