@@ -10,14 +10,21 @@
 template <typename T>
 float Work(int64_t rounds) {
   constexpr int kSums = 12;  // more than a multiply-add's cycles, fewer than AVX2's registers
-  Vector sums[kSums], one = Zero();
-  for (Vector& sum : sums) sum = Zero();
+  Vector sums[kSums];
+  const float value = 1;
+#pragma GCC unroll 12
+  for (int s = 0; s < kSums; s++) {
+    sums[s] = Zero();
+    asm volatile("" : "+v"(sums[s]));  // else the compiler would see that all sums are equal
+  }
   for (int64_t i = 0; i < rounds; i++) {
+    Vector one = Broadcast(&value);
+    asm volatile("" : "+v"(one));  // else the compiler would see that every round does the same
 #pragma GCC unroll 12
     for (int s = 0; s < kSums; s++) sums[s] = T::MultiplyAdd(one, one, sums[s]);
-    asm volatile("" : "+x"(sums[0]), "+x"(one));  // else the compiler would see that nothing changes
   }
   alignas(64) float all[kLanes];
+#pragma GCC unroll 12
   for (int s = 1; s < kSums; s++) sums[0] = Add(sums[0], sums[s]);
   StoreFloats(all, sums[0]);
   return all[0];
