@@ -3,9 +3,9 @@
     python -m fer_jax.main --config=configs/resnet50.py
 
 Uses data/fer2013.csv or data/icml_face_data.csv where present, else the embedded data set;
-`--config.dataset.path=FILE_OR_FOLDER` names other data. On two CPU cores with bfloat16 arithmetic (Zen 5): on the embedded
-set @@FIRST@@ minutes, installation included, and a test accuracy of @@EMB1@@ %; on FER-2013 33 minutes and a PublicTest accuracy
-of 59.35 % (60.96 % with seed 1), a PrivateTest accuracy of 60.10 % (61.52 %).
+`--config.dataset.path=FILE_OR_FOLDER` names other data. On two CPU cores with bfloat16 arithmetic (Zen 5): on the
+embedded set 3 to 4 minutes, installation included, and a test accuracy of 96.00 %; on FER-2013 33 minutes, a PublicTest
+accuracy of 59.35 % (60.96 % with seed 1) and a PrivateTest accuracy of 60.10 % (61.52 %).
 
 These values make the experiment. All other options, and what each means: docs/options.md, or --config.help.
 """

@@ -37,8 +37,8 @@ _HANDLERS = (
     "fer_jax_max_pool",
     "fer_jax_max_pool_gradient",
 )
-# Of ResNet-50 at stem 3/2/none by products over patches; docs/performance.md has the measurement.
-_COST = "up to 1.6 times"
+# By products over patches, of three stages at 40 pixels; docs/performance.md has the measurement.
+_COST = "up to 1.7 times"
 
 
 class Unavailable(Exception):
