@@ -225,6 +225,7 @@ def measure(batch: int, rounds: int, model: dict) -> str:
                 "process_index": process_index,
                 "process_count": process_count,
                 "batch": batch,
+                "image_size": 48,
                 "rounds": rounds,
                 "model": model,
             }
