@@ -85,6 +85,7 @@ class Classifier:
         """
         # On all devices from the start, so that evaluation needs no second copy.
         sharding = NamedSharding(mesh or parallel.make_mesh(), PartitionSpec())
+        # By its name a file that isn't there is one too, and is told so rather than as a missing run.
         if not isinstance(source, Workdir) and (os.path.isfile(source) or str(source).endswith(weights.SUFFIX)):
             return cls._load_file(source, sharding)
         workdir = source if isinstance(source, Workdir) else Workdir(source)
@@ -95,27 +96,21 @@ class Classifier:
             step = checkpoints.find(checkpoint)
             try:
                 metadata = checkpoints.metadata(step)
-                class_names = tuple(metadata["class_names"])
-                preprocessing = Preprocessing.from_metadata(metadata["preprocessing"])
-                model = make_model(config.model, num_classes=len(class_names))
-                abstract = abstract_variables(model, preprocessing.image_shape, sharding)
+                described, abstract = _described(config, metadata, sharding)
                 variables = checkpoints.restore_weights(step, abstract)
             except Damaged as error:
                 others = ", ".join(str(other) for other in checkpoints.steps if other != step) or "none"
                 raise UserError(f"{workdir.path}: {error}; other checkpoints: {others}") from None
-        return cls(model, variables, class_names, preprocessing, config, step, metadata)
+        return cls(variables=variables, config=config, step=step, metadata=metadata, **described)
 
     @classmethod
     def _load_file(cls, path: str | os.PathLike, sharding: NamedSharding) -> "Classifier":
         tensors, metadata = weights.read(path)
         config = config_lib.from_stored(metadata["config"], source=str(path))
         config_lib.check(config)
-        class_names = tuple(metadata["class_names"])
-        preprocessing = Preprocessing.from_metadata(metadata["preprocessing"])
-        model = make_model(config.model, num_classes=len(class_names))
-        abstract = abstract_variables(model, preprocessing.image_shape, sharding)
+        described, abstract = _described(config, metadata, sharding)
         variables = weights.fill(abstract, tensors, source=path)
-        return cls(model, variables, class_names, preprocessing, config, metadata.pop("step"), metadata)
+        return cls(variables=variables, config=config, step=metadata.pop("step"), metadata=metadata, **described)
 
     def save(self, path: str | os.PathLike, *, dtype: str = "float32") -> None:
         """Writes the network to a weights file, which `load` reads on any machine; see `weights.write`.
@@ -161,6 +156,15 @@ class Classifier:
         # Once a classifier, not once a call.
         prepare = jax.jit(make_prepare(self.model))
         return jax.jit(make_predict(self.model, self.preprocessing)), prepare(self.variables)
+
+
+def _described(config: config_dict.ConfigDict, metadata: Mapping[str, Any], sharding: NamedSharding):
+    """Returns what a stored network's metadata say of it, as fields of a Classifier, and its abstract variables."""
+    class_names = tuple(metadata["class_names"])
+    preprocessing = Preprocessing.from_metadata(metadata["preprocessing"])
+    model = make_model(config.model, num_classes=len(class_names))
+    abstract = abstract_variables(model, preprocessing.image_shape, sharding)
+    return {"model": model, "class_names": class_names, "preprocessing": preprocessing}, abstract
 
 
 def make_model(model_config: Mapping[str, Any], *, num_classes: int) -> resnet.ResNet:

@@ -86,5 +86,6 @@ def fill(abstract: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, sour
         shape = tensors[name].shape
         if shape != like.shape:
             raise UserError(f"{source}: {name} is {list(shape)}, where its config asks {list(like.shape)}")
+        # float16 saves room in the file; parameters are float32.
         filled[name] = jax.device_put(tensors[name].astype(like.dtype), like.sharding)
     return traverse_util.unflatten_dict(filled, sep=".")

@@ -97,6 +97,23 @@ struct BFloat16 {
 };
 #endif
 
+// Loads or stores `width` elements as float32, at most kLanes; what is missing is zero.
+template <typename T>
+Vector LoadSome(const typename T::Element* from, int64_t width) {
+  if (width >= kLanes) return T::LoadElements(from);
+  typename T::Element end[kLanes] = {};
+  std::copy_n(from, width, end);
+  return T::LoadElements(end);
+}
+
+template <typename T>
+void StoreSome(typename T::Element* to, Vector values, int64_t width) {
+  if (width >= kLanes) return T::Store(to, values);
+  typename T::Element end[kLanes];
+  T::Store(end, values);
+  std::copy_n(end, width, to);
+}
+
 int64_t Blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
 // Memory for a call, or a thread's part of one: aligned to vectors, not initialised.

@@ -25,10 +25,10 @@ constexpr int kGroup = 8;    // rows of a block in dW: weights of as many input 
 constexpr int kVectors = 2;
 constexpr int kGroup = 6;
 #endif
-constexpr int kRows = 6;                       // of a block in forward and dx: pixels
-constexpr int kColumns = kLanes * kVectors;    // of a block in forward and dx
-constexpr int kGradientColumns = kLanes * 2;   // of a block in dW
-constexpr int kMaxTaps = 49;                 // of a window of 7 x 7
+constexpr int kRows = 6;                      // of a block in forward and dx: pixels
+constexpr int kColumns = kLanes * kVectors;   // of a block in forward and dx
+constexpr int kGradientColumns = kLanes * 2;  // of a block in dW
+constexpr int kMaxTaps = 49;                  // of a window of 7 x 7
 // Places (pixels of all images of a group) that are worked on together: their parts of both operands stay in L1 and L2.
 constexpr int64_t kPlaces = 240;
 constexpr int64_t kGradientPlaces = 120;  // the same of dW, for L1
@@ -106,8 +106,8 @@ void Pack(const typename T::Element* kernel, float* packed, int64_t ci, int64_t 
 
 // Packs the kernels of all phases; `packed` has room for them.
 template <typename T>
-void PackPhases(ffi::ThreadPool& pool, const typename T::Element* w, float* packed, std::vector<Phase>& phases, const Shape& s,
-                bool turned) {
+void PackPhases(ffi::ThreadPool& pool, const typename T::Element* w, float* packed, std::vector<Phase>& phases,
+                const Shape& s, bool turned) {
   int64_t in = turned ? s.co : s.ci, out = turned ? s.ci : s.co;
   int64_t words = Blocks(in, T::kPair);
   struct Task {

@@ -18,7 +18,6 @@ constexpr int64_t kRows = 16;    // pixels that are summed in registers before t
 template <typename T, int count, typename Add>
 void SumChannels(ffi::ThreadPool& pool, const typename T::Element* const (&operands)[count], int64_t rows,
                  int64_t channels, float* sums, Add add) {
-  using Element = typename T::Element;
   const int64_t padded = Blocks(channels, kLanes) * kLanes, slices = std::min(kSlices, Blocks(rows, kRows));
   Scratch<float> parts(slices * 2 * padded);
   ParallelFor(pool, slices, [&](int64_t slice) {
@@ -27,16 +26,10 @@ void SumChannels(ffi::ThreadPool& pool, const typename T::Element* const (&opera
     const int64_t last = (slice + 1) * rows / slices;
     for (int64_t r = slice * rows / slices; r < last; r += kRows)
       for (int64_t c = 0; c < padded; c += kLanes) {
-        const int64_t width = std::min<int64_t>(kLanes, channels - c);
         Vector first = Load(own + c), second = Load(own + padded + c);
         for (int64_t i = r; i < std::min(last, r + kRows); i++) {
           Vector values[count];
-          for (int o = 0; o < count; o++) {
-            const Element* from = operands[o] + i * channels + c;
-            Element end[kLanes] = {};
-            if (width < kLanes) from = std::copy_n(from, width, end) - width;
-            values[o] = T::LoadElements(from);
-          }
+          for (int o = 0; o < count; o++) values[o] = LoadSome<T>(operands[o] + i * channels + c, channels - c);
           add(values, c, first, second);
         }
         StoreFloats(own + c, first);
@@ -72,12 +65,10 @@ template <typename T, ffi::DataType dtype>
 ffi::Error CallGradientSums(ffi::ThreadPool pool, Array<dtype> dy, Array<dtype> x, Array<dtype> y, OneVector mean,
                             ffi::Result<Vectors> sums, int64_t relu) {
   const int64_t rows = x.dimensions()[0], channels = x.dimensions()[1];
-  Scratch<float> padded(channels + kLanes);
-  std::fill(std::copy_n(mean.typed_data(), channels, padded.data), padded.data + channels + kLanes, 0.0f);
-  const float* means = padded.data;
+  const float* means = mean.typed_data();
   auto sum = [&](Vector dy, Vector x, int64_t channel, Vector& total, Vector& products) {
     total = Add(total, dy);
-    products = FusedMultiplyAdd(dy, Subtract(x, Load(means + channel)), products);
+    products = FusedMultiplyAdd(dy, Subtract(x, LoadSome<Float32>(means + channel, channels - channel)), products);
   };
   if (relu) {
     SumChannels<T, 3>(pool, {dy.typed_data(), x.typed_data(), y.typed_data()}, rows, channels, sums->typed_data(),

@@ -18,23 +18,6 @@ void VisitWindow(const Pool& p, int64_t oh, int64_t ow, Visit visit) {
       visit(row, column, row >= 0 && row < p.h && column >= 0 && column < p.w);
 }
 
-// Loads or stores `width` elements, at most kLanes.
-template <typename T>
-Vector LoadSome(const typename T::Element* from, int64_t width) {
-  if (width >= kLanes) return T::LoadElements(from);
-  typename T::Element end[kLanes] = {};
-  std::copy_n(from, width, end);
-  return T::LoadElements(end);
-}
-
-template <typename T>
-void StoreSome(typename T::Element* to, Vector values, int64_t width) {
-  if (width >= kLanes) return T::Store(to, values);
-  typename T::Element end[kLanes];
-  T::Store(end, values);
-  std::copy_n(end, width, to);
-}
-
 template <typename T>
 void Forward(ffi::ThreadPool& pool, const typename T::Element* x, typename T::Element* y, const Pool& p) {
   ParallelFor(pool, p.n * p.oh, [&](int64_t task) {

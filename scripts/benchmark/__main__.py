@@ -38,14 +38,14 @@ from collections.abc import Iterator
 from fer_jax.system.memory import restart_tuned
 from scripts.benchmark import csv
 from scripts.benchmark.comparison import PAUSE_SECONDS, compare, measure_in_turn, summarize, table
-from scripts.benchmark.peers import DEFAULT_SIZE, NETS, PEERS, SIZES, make_specs
+from scripts.benchmark.peers import NETS, PEERS, SIZES, make_specs
 from scripts.benchmark.peers.worker import Worker
 
 
 def benchmark_network(arguments) -> Iterator[dict]:
     chosen = {"peers": arguments.peers, "dtypes": arguments.dtype, "peers_python": arguments.peers_python}
     for net in arguments.net:
-        image_size, own_batch = SIZES.get(net, DEFAULT_SIZE)
+        image_size, own_batch = SIZES[net]
         for batch in arguments.batch or [own_batch]:
             yield compare(
                 f"{arguments.part}, {net}, {image_size} px, batch {batch}",
@@ -57,7 +57,7 @@ def benchmark_network(arguments) -> Iterator[dict]:
 
 
 def our_step(batch: int, net: str) -> dict:
-    image_size, _ = SIZES.get(net, DEFAULT_SIZE)
+    image_size, _ = SIZES[net]
     specs = make_specs("step", peers=["ours"], dtypes=["bfloat16"], batch=batch, net=net, image_size=image_size)
     return specs["ours bfloat16"]
 

@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 
-from scripts.benchmark.peers import DEFAULT_SIZE, NETS, SIZES, make_specs
+from scripts.benchmark.peers import NETS, SIZES, make_specs
 
 STEPS = 5
 # The first that matches an operation's target or name says its kind.
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--peer", choices=["ours", "matmul", "flax"], default="ours")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     arguments = parser.parse_args(argv)
-    size, batch = SIZES.get(arguments.net, DEFAULT_SIZE)
+    size, batch = SIZES[arguments.net]
     chosen = {"peers": [arguments.peer], "dtypes": [arguments.dtype], "net": arguments.net}
     (spec,) = make_specs("step", batch=batch, image_size=size, **chosen).values()
     step, kinds = measure(spec)

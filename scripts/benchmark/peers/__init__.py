@@ -37,8 +37,11 @@ NETS = {
     }.items()
 }
 # (image size, batch) that a step of each net is measured at where nothing else is said.
-SIZES = {"resnet18-3/1/pool": (40, 128), "resnet18-3/2/none": (48, 128), "three-stages-3/1/pool": (40, 128)}
-DEFAULT_SIZE = (48, 64)
+SIZES = dict.fromkeys(NETS, (48, 64)) | {
+    "resnet18-3/1/pool": (40, 128),
+    "resnet18-3/2/none": (48, 128),
+    "three-stages-3/1/pool": (40, 128),
+}
 # Libraries count physical cores, or those of the whole machine; these are the ones this process may use.
 NUM_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
