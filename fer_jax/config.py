@@ -14,69 +14,15 @@ from etils import epath
 from ml_collections import config_dict
 
 from fer_jax.errors import UserError
-from fer_jax.options import OPTIONS, Option, describe_options, options_page
-
-__all__ = [
-    "OPTIONS",
-    "Option",
-    "check",
-    "check_keys",
-    "complete",
-    "describe_options",
-    "differences",
-    "expand_path",
-    "flatten",
-    "from_stored",
-    "load",
-    "make_config",
-    "options_page",
-    "refuse_differences",
-    "result_differences",
-    "save",
-    "shared_values",
-]
+from fer_jax.options.combinations import COMBINATIONS, PROCESS_KEYS
+from fer_jax.options.printed import options_page
+from fer_jax.options.table import OPTIONS
 
 # What options were called in version 0.1, whose runs are still read.
 _RENAMED = {
     "optimizer.label_smoothing": "loss.label_smoothing",
     "train.accumulate_steps": "train.grad_accum_steps",
 }
-
-_PROCESS_KEYS = ("parallel.coordinator", "parallel.num_processes", "parallel.process_id")
-
-# Options whose values must go together: the condition, and what it asks of the first, with the values filled in.
-_COMBINATIONS = [
-    (
-        ("optimizer.warmup_epochs", "num_epochs"),
-        lambda warmup, epochs: warmup < epochs,
-        "it must be less than config.num_epochs, {1}",
-    ),
-    (
-        ("batch_size", "train.grad_accum_steps"),
-        lambda batch_size, microbatches: batch_size % microbatches == 0,
-        "it must be a multiple of config.train.grad_accum_steps, {1}",
-    ),
-    (
-        ("dataset.path", "dataset.source"),
-        lambda path, source: path is None or source != "embedded",
-        "it must be left out where config.dataset.source is {1!r}, which reads no files",
-    ),
-    (
-        ("dataset.classes", "dataset.source"),
-        lambda classes, source: classes != "folders" or source != "embedded",
-        "it must be fer2013 where config.dataset.source is {1!r}, which has no folders",
-    ),
-    (
-        _PROCESS_KEYS,
-        lambda *values: None not in values or not any(value is not None for value in values),
-        "it and config.parallel.num_processes, {1}, and config.parallel.process_id, {2}, must be set together",
-    ),
-    (
-        ("parallel.process_id", "parallel.num_processes"),
-        lambda process, number: process is None or number is None or process < number,
-        "it must be less than config.parallel.num_processes, {1}",
-    ),
-]
 
 
 def make_config(**values: Any) -> config_dict.ConfigDict:
@@ -142,7 +88,7 @@ def check(config: Mapping[str, Any] | config_dict.ConfigDict) -> None:
     for key in wrong:
         option = OPTIONS[key]
         problems.append(f"config.{key} is {values[key]!r}; it must be {option.check.wanted} ({option.type.__name__})")
-    for keys, holds, wanted in _COMBINATIONS:
+    for keys, holds, wanted in COMBINATIONS:
         if values.keys() >= set(keys) and not set(keys) & set(wrong) and not holds(*map(values.get, keys)):
             problems.append(f"config.{keys[0]} is {values[keys[0]]}; {wanted.format(*map(values.get, keys))}")
     if problems:
@@ -179,7 +125,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
 
 def shared_values(config: config_dict.ConfigDict) -> dict[str, Any]:
     """Returns {'config.key': value} of the options that are the same in every process of a run."""
-    of_a_process = {"dataset.path", "dataset.cache_dir", "parallel.distributed", *_PROCESS_KEYS}
+    of_a_process = {"dataset.path", "dataset.cache_dir", "parallel.distributed", *PROCESS_KEYS}
     return {f"config.{key}": value for key, value in flatten(config) if key not in of_a_process}
 
 

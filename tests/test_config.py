@@ -13,23 +13,22 @@ from etils import epath
 from ml_collections import config_dict
 
 from fer_jax.config import (
-    OPTIONS,
     check,
     check_keys,
     complete,
-    describe_options,
     differences,
     expand_path,
     flatten,
     from_stored,
     load,
     make_config,
-    options_page,
     refuse_differences,
     result_differences,
     save,
 )
 from fer_jax.errors import UserError
+from fer_jax.options.printed import describe_options, options_page
+from fer_jax.options.table import OPTIONS
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "resnet50.py"

@@ -14,6 +14,7 @@ from ml_collections import config_dict, config_flags
 
 from fer_jax import config as config_lib
 from fer_jax.errors import UserError
+from fer_jax.options.printed import describe_options
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Beside the package in a clone, in it where it is installed.
@@ -46,7 +47,7 @@ def answer_help(arguments: list[str], flags: list[str]) -> None:
     """Prints what --help (of the flags listed), --config.help or --version ask for, and exits with status 0."""
     # Before the flags are parsed: there is no --config to ask yet, and absl would list a hundred flags of others.
     if "--config.help" in arguments:
-        print(config_lib.describe_options())
+        print(describe_options())
     elif {"--help", "-h", "-help", "--helpshort"} & set(arguments):
         print(_describe_flags(flags))
     elif "--version" in arguments:

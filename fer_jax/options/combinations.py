@@ -1,0 +1,37 @@
+"""Options whose values must go together."""
+
+PROCESS_KEYS = ("parallel.coordinator", "parallel.num_processes", "parallel.process_id")
+
+# Options whose values must go together: the condition, and what it asks of the first, with the values filled in.
+COMBINATIONS = [
+    (
+        ("optimizer.warmup_epochs", "num_epochs"),
+        lambda warmup, epochs: warmup < epochs,
+        "it must be less than config.num_epochs, {1}",
+    ),
+    (
+        ("batch_size", "train.grad_accum_steps"),
+        lambda batch_size, microbatches: batch_size % microbatches == 0,
+        "it must be a multiple of config.train.grad_accum_steps, {1}",
+    ),
+    (
+        ("dataset.path", "dataset.source"),
+        lambda path, source: path is None or source != "embedded",
+        "it must be left out where config.dataset.source is {1!r}, which reads no files",
+    ),
+    (
+        ("dataset.classes", "dataset.source"),
+        lambda classes, source: classes != "folders" or source != "embedded",
+        "it must be fer2013 where config.dataset.source is {1!r}, which has no folders",
+    ),
+    (
+        PROCESS_KEYS,
+        lambda *values: None not in values or not any(value is not None for value in values),
+        "it and config.parallel.num_processes, {1}, and config.parallel.process_id, {2}, must be set together",
+    ),
+    (
+        ("parallel.process_id", "parallel.num_processes"),
+        lambda process, number: process is None or number is None or process < number,
+        "it must be less than config.parallel.num_processes, {1}",
+    ),
+]

@@ -1,0 +1,205 @@
+"""The table of options: what a config may hold."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fer_jax.options.option import (
+    ADDRESS,
+    ANGLE,
+    AT_LEAST_ONE,
+    BELOW_ONE,
+    INDEX,
+    NOT_NEGATIVE,
+    ODD,
+    PATH,
+    POSITIVE,
+    PROBABILITY,
+    SEED,
+    SIZE,
+    SWITCH,
+    Option,
+    one_of,
+)
+
+
+def _by_schedule(values: Mapping[str, Any]) -> bool:
+    return values["optimizer.schedule"] != "constant"  # the others end at num_epochs
+
+
+# A row an option: nothing else has to know it but the code that uses it.
+# A default is what runs did before the option existed, so that an older run means the same with it.
+OPTIONS: dict[str, Option] = {
+    "seed": Option(0, int, SEED, "Seed of the initial weights, the order of the images and the augmentation."),
+    "num_epochs": Option(
+        25,
+        int,
+        AT_LEAST_ONE,
+        "Most epochs to train. Fixed only if optimizer.schedule is not constant.",
+        changes_results=_by_schedule,
+    ),
+    "batch_size": Option(64, int, AT_LEAST_ONE, "Images in a step, over all devices and processes."),
+    # The files may move: a run's dataset is compared by its fingerprint, which covers the hold-out too.
+    "dataset.source": Option(
+        "auto",
+        str,
+        one_of("auto", "fer2013", "embedded"),
+        "FER-2013's files, the embedded dataset or, with auto, the files if there are any.",
+        changes_results=False,
+    ),
+    "dataset.path": Option(
+        None,
+        str,
+        PATH,
+        "A FER-2013 csv (also .gz), a folder of such or of images. Unset: the usual files in data/.",
+        changes_results=False,
+        optional=True,
+    ),
+    "dataset.classes": Option(
+        "fer2013",
+        str,
+        one_of("fer2013", "folders"),
+        "The classes: FER-2013's seven or, with folders, the names of the class folders, sorted.",
+        changes_results=False,
+    ),
+    "dataset.image_size": Option(48, int, SIZE, "Height and width of the images in pixels.", changes_results=False),
+    "dataset.resize": Option(
+        False,
+        bool,
+        SWITCH,
+        "Whether images of other sizes and depths are brought to image_size, or refused.",
+        changes_results=False,
+    ),
+    "dataset.cache_dir": Option(
+        None,
+        str,
+        PATH,
+        "Folder in which files are prepared, once. Unset: fer_jax/prepared in the user's cache (XDG_CACHE_HOME).",
+        changes_results=False,
+        optional=True,
+    ),
+    "dataset.split_seed": Option(
+        0, int, SEED, "Seed of the hold-out, if the files have no validation images.", changes_results=False
+    ),
+    "dataset.loader": Option(
+        "tf.data",
+        str,
+        one_of("tf.data", "device"),
+        "tf.data sends images to the devices; device puts the dataset there once and sends indices.",
+        changes_results=False,
+    ),
+    "augment.flip": Option(0.5, float, PROBABILITY, "Probability of a horizontal flip."),
+    "augment.rotation": Option(10.0, float, ANGLE, "Largest rotation, in degrees, in either direction."),
+    "augment.zoom": Option(0.1, float, BELOW_ONE, "Largest zoom, in or out, as a fraction of the size."),
+    "augment.shift": Option(0.0, float, BELOW_ONE, "Largest shift, in either direction, as a fraction of the size."),
+    "model.depth": Option(50, int, one_of(10, 18, 34, 50, 101, 152), "Layers of the ResNet."),
+    "model.stages": Option(
+        4,
+        int,
+        one_of(1, 2, 3, 4),
+        "Stages that are built, the first ones; 3 of depth 18 and width 64 make a Wide-ResNet-16-4.",
+    ),
+    "model.width": Option(64, int, AT_LEAST_ONE, "Channels of the first stage."),
+    "model.stem_kernel": Option(7, int, ODD, "Kernel size of the first convolution."),
+    "model.stem_stride": Option(2, int, AT_LEAST_ONE, "Stride of the first convolution."),
+    "model.stem_pool": Option(True, bool, SWITCH, "Whether max pooling follows the first convolution."),
+    "model.zero_init": Option(False, bool, SWITCH, "Whether the last scale of each block starts at zero."),
+    "model.dtype": Option(
+        "auto",
+        str,
+        one_of("auto", "bfloat16", "float32"),
+        "Dtype of the computation; parameters are float32. auto: bfloat16 on devices that compute in it.",
+    ),
+    "model.sync_batch_norm": Option(
+        True, bool, SWITCH, "Whether batch statistics are those of the global batch, not of each device's part."
+    ),
+    "model.conv": Option(
+        "auto",
+        str,
+        one_of("auto", "native", "lax", "matmul"),
+        "How convolutions are computed; auto chooses by the device: native (our own, compiled here) where it can.",
+    ),
+    "model.remat": Option(
+        False, bool, SWITCH, "Whether blocks are computed again for their gradients, not kept.", changes_results=False
+    ),
+    "train.grad_accum_steps": Option(
+        1, int, AT_LEAST_ONE, "Microbatches that a device processes one after the other, with statistics of their own."
+    ),
+    "train.steps_per_call": Option(
+        1, int, AT_LEAST_ONE, "Steps that one call of the compiled program takes.", changes_results=False
+    ),
+    "train.skip_nonfinite": Option(
+        None,
+        int,
+        AT_LEAST_ONE,
+        "Most steps in a row to skip because loss or gradient is not finite. Unset: the first ends the run.",
+        optional=True,
+    ),
+    "optimizer.learning_rate": Option(0.001, float, POSITIVE, "Peak learning rate of Adam."),
+    "optimizer.schedule": Option(
+        "constant",
+        str,
+        one_of("constant", "cosine"),
+        "Learning rate after the warm-up; cosine falls to zero at num_epochs.",
+    ),
+    "optimizer.warmup_epochs": Option(0.0, float, NOT_NEGATIVE, "Epochs in which the learning rate rises from zero."),
+    "optimizer.weight_decay": Option(0.0, float, NOT_NEGATIVE, "Decoupled weight decay, of kernels only."),
+    "optimizer.clip_norm": Option(
+        None, float, POSITIVE, "Largest norm of the global gradient. Unset: no clipping.", optional=True
+    ),
+    "loss.label_smoothing": Option(0.0, float, BELOW_ONE, "Part of the target that is spread over all classes."),
+    "early_stopping.patience": Option(
+        10,
+        int,
+        AT_LEAST_ONE,
+        "Epochs in a row without a better validation accuracy that end a run.",
+        changes_results=False,
+    ),
+    "early_stopping.min_delta": Option(
+        0.0, float, NOT_NEGATIVE, "By how much a validation accuracy must be better for early stopping to wait on."
+    ),
+    "parallel.mapper": Option(
+        "shard_map", str, one_of("shard_map", "pmap"), "How a step is mapped over devices.", changes_results=False
+    ),
+    "parallel.distributed": Option(
+        None,
+        bool,
+        SWITCH,
+        "Whether there are other processes. Unset: if a launcher or parallel.coordinator says so.",
+        changes_results=False,
+        optional=True,
+    ),
+    "parallel.coordinator": Option(
+        None, str, ADDRESS, "Address of process 0, if no launcher tells it.", changes_results=False, optional=True
+    ),
+    "parallel.num_processes": Option(
+        None, int, AT_LEAST_ONE, "Number of processes, with coordinator.", changes_results=False, optional=True
+    ),
+    "parallel.process_id": Option(
+        None, int, INDEX, "Index of this process, with coordinator.", changes_results=False, optional=True
+    ),
+    "parallel.reduce_dtype": Option(
+        "float32", str, one_of("float32", "bfloat16"), "Dtype in which devices exchange gradients."
+    ),
+    "parallel.deterministic": Option(
+        False,
+        bool,
+        SWITCH,
+        "Whether a GPU is held to kernels that repeat to the last bit; slower.",
+        changes_results=False,
+    ),
+    "checkpoint.every_steps": Option(
+        None,
+        int,
+        AT_LEAST_ONE,
+        "Steps between checkpoints within an epoch. Unset: none but the one at its end.",
+        changes_results=False,
+        optional=True,
+    ),
+    "checkpoint.storage_timeout": Option(
+        600.0, float, POSITIVE, "Seconds to wait for a file system that doesn't answer.", changes_results=False
+    ),
+    "log.every_steps": Option(50, int, AT_LEAST_ONE, "Steps between training events.", changes_results=False),
+    "log.profile_steps": Option(
+        None, int, AT_LEAST_ONE, "Steps to trace into the workdir's profile/.", changes_results=False, optional=True
+    ),
+}
