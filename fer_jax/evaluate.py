@@ -17,17 +17,17 @@ from fer_jax.errors import UserError
 from fer_jax.inference import metrics
 from fer_jax.inference.classifier import (
     Classifier,
-    Preprocessing,
     describe_computation,
     make_predict,
     make_prepare,
 )
 from fer_jax.inference.evaluator import Evaluator
+from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.models.resnet import ResNet
 from fer_jax.system import processes
 from fer_jax.system.signals import StopRequest
 from fer_jax.system.terminal import Terminal
-from fer_jax.workdir import report
+from fer_jax.workdir import report, selection
 from fer_jax.workdir.paths import Workdir
 
 # What a few borderline images explain: logits that differ in their last bits, on another device or by another
@@ -91,6 +91,7 @@ def evaluate(
             workdir,
             dataset,
             splits=[split],
+            views=split_views(own if config is None else config),
             selected_on=f"not selected ({checkpoint})" if checkpoint != "best" else SELECTED_ON,
             strict=strict,
             stop=stop,
@@ -143,6 +144,8 @@ def report_checkpoint(
     dataset: Dataset,
     *,
     splits: list[str],
+    views: list[str],
+    selects_view: bool = False,
     selected_on: str,
     strict: bool,
     stop: StopRequest,
@@ -152,6 +155,9 @@ def report_checkpoint(
 
     Where the checkpoint's validation accuracy was logged on the same data, it is computed again and held against it.
     Reports on other data than the run's have their name and fingerprint in the files' names.
+
+    views: of `preprocessing.VIEWS`, reported beside the network's own. selects_view: whether the one with the greatest
+    validation accuracy becomes the network's own; `splits` then begin with validation.
     """
     # By name: an equal number of classes in another order would be evaluated without a complaint.
     if classifier.class_names != dataset.class_names:
@@ -159,23 +165,35 @@ def report_checkpoint(
             f"the run in {workdir.path} tells {', '.join(classifier.class_names)} apart, "
             f"{dataset.name} has {', '.join(dataset.class_names)}"
         )
-    evaluator = make_evaluator(classifier.config, classifier.model, classifier.preprocessing, stop)
+    trained_view = Preprocessing.from_metadata(classifier.metadata["preprocessing"]).view
+    views = list(dict.fromkeys([trained_view, classifier.preprocessing.view, *views]))
+    evaluator = make_evaluator(classifier.config, classifier.model, classifier.preprocessing, stop, views)
     metric_sums = {}
     logged = classifier.metadata["validation"]
     is_own = classifier.metadata["dataset_fingerprint"] == dataset.fingerprint
     if logged and is_own:
         metric_sums["validation"] = evaluator(classifier.variables, dataset.split("validation"))
-        _compare_with_training(classifier, metric_sums["validation"], strict, terminal)
+        _compare_with_training(classifier, metric_sums["validation"][trained_view], strict, terminal)
     else:
         terminal.say(f"Restored step {classifier.step}.")
+    if selects_view and len(views) > 1:
+        accuracies = {view: metrics.accuracy(sums) for view, sums in metric_sums["validation"].items()}
+        # The first of equal ones, which is the one that was trained with.
+        classifier = classifier.with_view(max(accuracies, key=accuracies.get))
+        if jax.process_index() == 0:
+            with workdir.time_limit():
+                selection.write_view(workdir, classifier.preprocessing.view, accuracies)
 
     for split in splits:
         # The validation split may have been evaluated for the comparison already.
         if split not in metric_sums:
             metric_sums[split] = evaluator(classifier.variables, dataset.split(split))
+        own_view = classifier.preprocessing.view
         evaluation = {
             "split": split,
-            **metrics.summarize(metric_sums[split], classifier.class_names),
+            **metrics.summarize(metric_sums[split][own_view], classifier.class_names),
+            "view": own_view,
+            "views": {view: metrics.summarize_shortly(sums) for view, sums in metric_sums[split].items()},
             "class_names": list(classifier.class_names),
             "checkpoint_step": classifier.step,
             "selected_on": selected_on,
@@ -193,12 +211,21 @@ def _as_file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name.partition(",")[0])
 
 
+def split_views(config: config_dict.ConfigDict) -> list[str]:
+    """Returns the views that a config's reports have beside the network's own."""
+    return config.evaluation.report_views.split(",") if config.evaluation.report_views else []
+
+
 def make_evaluator(
-    config: config_dict.ConfigDict, model: ResNet, preprocessing: Preprocessing, stop: StopRequest
+    config: config_dict.ConfigDict,
+    model: ResNet,
+    preprocessing: Preprocessing,
+    stop: StopRequest,
+    views: list[str] | None = None,
 ) -> Evaluator:
-    """Returns the evaluator of a run's network over all devices."""
+    """Returns the evaluator of a run's network over all devices; views: the network's own alone if None."""
     return Evaluator(
-        make_predict(model, preprocessing),
+        make_predict(model, preprocessing, views),
         parallel.make_mesh(),
         config.parallel.mapper,
         batch_size=config.batch_size,

@@ -14,7 +14,8 @@ from fer_jax.data.dataset import Dataset
 from fer_jax.data.load import load_dataset
 from fer_jax.errors import Diverged
 from fer_jax.inference import metrics
-from fer_jax.inference.classifier import Classifier, Preprocessing, describe_computation, make_model
+from fer_jax.inference.classifier import Classifier, describe_computation, make_model
+from fer_jax.inference.preprocessing import make_preprocessing
 from fer_jax.loop.meter import Meter, Profiler
 from fer_jax.loop.program import Program
 from fer_jax.loop.resumption import Saver, open_workdir, resolve_dtype, restore
@@ -28,6 +29,8 @@ from fer_jax.workdir import report
 from fer_jax.workdir.checkpoints import Checkpoints
 from fer_jax.workdir.events import MetricsWriter, read_events
 from fer_jax.workdir.paths import Workdir
+
+_OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
 
 
 def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -> None:
@@ -54,8 +57,8 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
         terminal.say(f"Data set: {dataset.describe()}")
         mesh = parallel.make_mesh()
         model = make_model(config.model, num_classes=len(dataset.class_names))
-        preprocessing = Preprocessing(dataset.image_shape)
-        program = Program(config, model, train_split, mesh)
+        preprocessing = make_preprocessing(config, dataset.image_shape)
+        program = Program(config, model, preprocessing, train_split, mesh)
         evaluator = evaluate.make_evaluator(config, model, preprocessing, stop)
 
         # --- Workdir: locked, and either empty or a run of this config.
@@ -154,15 +157,22 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
                 terminal.end_epoch()
 
                 trained = progress.mean()
-                variables = {"params": state.params, "batch_stats": state.batch_stats}
-                metric_sums = evaluator(variables, validation_split)
-                validation = {"loss": metrics.mean_loss(metric_sums), "accuracy": metrics.accuracy(metric_sums)}
-                is_best = progress.end_epoch(validation, patience=patience, min_delta=config.early_stopping.min_delta)
-                writer.write(step=step, epoch=epoch, kind="validation", **validation)
-                save(state, validation=validation, is_best=is_best)
+                validation = {}
+                # The average last: of two that are equally good it is the choice.
+                for kind, variables in (("validation", state.variables), ("validation_ema", state.ema)):
+                    if variables is not None:
+                        sums = evaluator(variables, validation_split)[preprocessing.view]
+                        validation[kind] = metrics.selection_metrics(sums)
+                        writer.write(step=step, epoch=epoch, kind=kind, **validation[kind])
+                chosen = _select(validation, config.early_stopping.metric)
+                is_best = progress.end_epoch(chosen, patience=patience, min_delta=config.early_stopping.min_delta)
+                save(state, validation=chosen, is_best=is_best)
+                listed = "  ".join(
+                    f"{kind.replace('_', ' ')} loss {found['loss']:.4f}  accuracy {found['accuracy']:.2%}"
+                    for kind, found in validation.items()
+                )
                 terminal.say(
-                    f"{title}  loss {trained['loss']:.4f}  accuracy {trained['accuracy']:.2%}  |  "
-                    f"validation loss {validation['loss']:.4f}  accuracy {validation['accuracy']:.2%}"
+                    f"{title}  loss {trained['loss']:.4f}  accuracy {trained['accuracy']:.2%}  |  {listed}"
                     f"{' (best)' if is_best else '       '}  |  "
                     f"{describe_speed(meter.speed())}, {time.perf_counter() - started:.0f} s"
                 )
@@ -188,6 +198,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
                     read_events(workdir),
                     dataset_name=dataset.name,
                     dataset_fingerprint=dataset.fingerprint,
+                    targets=_describe_targets(config),
                     folder=workdir.report,
                 )
         # Not left to the end of the stack: with an exception it would not wait for what is still being written.
@@ -196,7 +207,13 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
             raise interrupted
 
         # --- Report: the best checkpoint, evaluated on validation and test.
-        _report(workdir, dataset, checkpoints.best_step, stop, terminal)
+        _report(config, workdir, dataset, checkpoints.best_step, stop, terminal)
+
+
+def _select(validation: dict[str, dict], metric: str) -> dict:
+    """Returns the metrics of the better weights, with is_ema and the score that they are better by."""
+    kind = max(reversed(validation), key=lambda kind: validation[kind][metric])
+    return validation[kind] | {"score": validation[kind][metric], "is_ema": kind == "validation_ema"}
 
 
 def _announce(config: config_dict.ConfigDict, program: Program, mesh, workdir: Workdir, terminal: Terminal) -> None:
@@ -210,7 +227,8 @@ def _announce(config: config_dict.ConfigDict, program: Program, mesh, workdir: W
         f"Network:  ResNet-{config.model.depth}, {num_parameters(program.abstract_state.params):,} parameters, "
         f"{program.flops / 1e9:.3g} GFLOP to train on an image, {config.model.dtype}, {conv} convolutions\n"
         f"Training: up to {config.num_epochs} epochs of {program.steps_per_epoch} steps of {config.batch_size} "
-        f"images, Adam at {config.optimizer.learning_rate} ({config.optimizer.schedule}), seed {config.seed}\n"
+        f"images, {_OPTIMIZERS[config.optimizer.name]} at "
+        f"{config.optimizer.learning_rate} ({config.optimizer.schedule}), seed {config.seed}\n"
         f"Workdir:  {workdir.path}"
     )
 
@@ -241,7 +259,22 @@ def _with_advice(error: Diverged, step: int, kept: int | None, config: config_di
     )
 
 
-def _report(workdir: Workdir, dataset: Dataset, best_step: int, stop: StopRequest, terminal: Terminal) -> None:
+def _describe_targets(config: config_dict.ConfigDict) -> str:
+    """Returns what the training loss is against, for who compares it with the validation loss."""
+    parts = [f"smoothed by {config.loss.label_smoothing}"] if config.loss.label_smoothing else []
+    parts += ["mixed"] if config.mix.mixup or config.mix.cutmix else []
+    parts += ["weighted by class"] if config.loss.class_weights != "none" else []
+    return ", ".join(["labels", *parts])
+
+
+def _report(
+    config: config_dict.ConfigDict,
+    workdir: Workdir,
+    dataset: Dataset,
+    best_step: int,
+    stop: StopRequest,
+    terminal: Terminal,
+) -> None:
     """Evaluates the best checkpoint on validation and test, unless its reports are there already."""
     splits = [split for split in ("validation", "test") if split in dataset.splits]
     if all(report.reported_step(workdir.report, split) == best_step for split in splits):
@@ -252,6 +285,8 @@ def _report(workdir: Workdir, dataset: Dataset, best_step: int, stop: StopReques
         workdir,
         dataset,
         splits=splits,
+        views=evaluate.split_views(config),
+        selects_view=True,
         selected_on=evaluate.SELECTED_ON,
         strict=False,
         stop=stop,

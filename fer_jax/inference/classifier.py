@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,40 +17,17 @@ from fer_jax import config as config_lib
 from fer_jax import parallel
 from fer_jax.errors import UserError
 from fer_jax.inference import weights
+from fer_jax.inference.preprocessing import Preprocessing, predict_views
 from fer_jax.models import conv as conv_lib
 from fer_jax.models import resnet
 from fer_jax.native import build
-from fer_jax.recipe.images import scale_pixels
 from fer_jax.system import accelerators
+from fer_jax.workdir import selection
 from fer_jax.workdir.checkpoints import Checkpoints, Damaged
 from fer_jax.workdir.paths import Workdir
 
 # Images classified in one call at most; smaller numbers are padded to a power of two, so that few shapes are compiled.
 _BATCH_SIZE = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """What is done to an image before the network; a value that is stored with the weights and can be applied.
-
-    image_shape: (height, width, channels). divisor: what the uint8 pixel values are divided by.
-    """
-
-    image_shape: tuple[int, int, int]
-    divisor: float = 255.0
-
-    def __call__(self, images):
-        """Returns the network's input, float32; images: uint8 [batch, *image_shape]."""
-        return scale_pixels(images, self.divisor)
-
-    def to_metadata(self) -> dict:
-        return {"image_shape": list(self.image_shape), "divisor": self.divisor}
-
-    @classmethod
-    def from_metadata(cls, stored: Mapping[str, Any]) -> "Preprocessing":
-        # Version 0.1.0 stored the words 'uint8 / 255' in place of the divisor.
-        divisor = 255.0 if stored.get("pixels") == "uint8 / 255" else float(stored["divisor"])
-        return cls(tuple(stored["image_shape"]), divisor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +74,14 @@ class Classifier:
             try:
                 metadata = checkpoints.metadata(step)
                 described, abstract = _described(config, metadata, sharding)
-                variables = checkpoints.restore_weights(step, abstract)
+                variables = checkpoints.restore_weights(step, abstract, is_ema=uses_ema(config, metadata))
             except Damaged as error:
                 others = ", ".join(str(other) for other in checkpoints.steps if other != step) or "none"
                 raise UserError(f"{workdir.path}: {error}; other checkpoints: {others}") from None
-        return cls(variables=variables, config=config, step=step, metadata=metadata, **described)
+        classifier = cls(variables=variables, config=config, step=step, metadata=metadata, **described)
+        with workdir.time_limit():
+            view = selection.read_view(workdir)
+        return classifier if view is None else classifier.with_view(view)
 
     @classmethod
     def _load_file(cls, path: str | os.PathLike, sharding: NamedSharding) -> "Classifier":
@@ -111,6 +91,10 @@ class Classifier:
         described, abstract = _described(config, metadata, sharding)
         variables = weights.fill(abstract, tensors, source=path)
         return cls(variables=variables, config=config, step=metadata.pop("step"), metadata=metadata, **described)
+
+    def with_view(self, view: str) -> "Classifier":
+        """Returns the same network, shown another of `preprocessing.VIEWS`."""
+        return dataclasses.replace(self, preprocessing=dataclasses.replace(self.preprocessing, view=view))
 
     def save(self, path: str | os.PathLike, *, dtype: str = "float32") -> None:
         """Writes the network to a weights file, which `load` reads on any machine; see `weights.write`.
@@ -155,7 +139,8 @@ class Classifier:
     def _compiled(self) -> tuple[Callable, Mapping]:
         # Once a classifier, not once a call.
         prepare = jax.jit(make_prepare(self.model))
-        return jax.jit(make_predict(self.model, self.preprocessing)), prepare(self.variables)
+        predict, view = make_predict(self.model, self.preprocessing), self.preprocessing.view
+        return jax.jit(lambda variables, images: predict(variables, images)[view]), prepare(self.variables)
 
 
 def _described(config: config_dict.ConfigDict, metadata: Mapping[str, Any], sharding: NamedSharding):
@@ -175,9 +160,22 @@ def make_model(model_config: Mapping[str, Any], *, num_classes: int) -> resnet.R
     return resnet.make(model_config, num_classes=num_classes, axis_name=parallel.AXIS_NAME, backend=backend)
 
 
-def make_predict(model: resnet.ResNet, preprocessing: Preprocessing) -> Callable:
-    """Returns `predict(variables, uint8 images) -> logits`, with running batch statistics."""
-    return lambda variables, images: model.apply(variables, preprocessing(images), train=False)
+def make_predict(model: resnet.ResNet, preprocessing: Preprocessing, views: Sequence[str] | None = None) -> Callable:
+    """Returns `predict(variables, uint8 images) -> {view: logits}`, with running batch statistics.
+
+    views: of `preprocessing.VIEWS`; the network's own if None.
+    """
+
+    def predict(variables, images):
+        network = functools.partial(model.apply, variables, train=False)
+        return predict_views(network, images, views or [preprocessing.view], preprocessing)
+
+    return predict
+
+
+def uses_ema(config: config_dict.ConfigDict, metadata: Mapping[str, Any]) -> bool:
+    """Returns whether a checkpoint's weights are the moving average: where that was the better one, or not measured."""
+    return (metadata["validation"] or {}).get("is_ema", config.ema.half_life is not None)
 
 
 def make_prepare(model: resnet.ResNet) -> Callable:

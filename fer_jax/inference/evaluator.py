@@ -15,16 +15,22 @@ from fer_jax.system.signals import StopRequest
 
 
 def make_eval_step(predict: Callable, *, axis_name: str) -> Callable:
-    """Returns `eval_step(variables, data, batch) -> metric_sums` over the global batch (`metrics.evaluation_sums`).
+    """Returns `eval_step(variables, data, batch) -> {view: metric_sums}` over the global batch.
 
-    predict: (variables, uint8 images [batch, height, width, channels]) -> logits, float32 [batch, classes].
+    The metric sums are those of `metrics.evaluation_sums`.
+
+    predict: (variables, uint8 images [batch, height, width, channels]) -> {view: logits, float32 [batch, classes]}.
     data: the arrays of a whole split, into which the batch's index points, or {} where the batch brings its own.
     """
 
     def eval_step(variables, data, batch):
         batch = fetch(data, batch)
-        logits = predict(variables, batch["image"])
-        return lax.psum(metrics.evaluation_sums(logits, batch["label"], batch["mask"]), axis_name)
+        masks = {key: batch[key] for key in ("mask", "is_copy") if key in batch}
+        metric_sums = {
+            view: metrics.evaluation_sums(logits, batch["label"], **masks)
+            for view, logits in predict(variables, batch["image"]).items()
+        }
+        return lax.psum(metric_sums, axis_name)
 
     return eval_step
 
@@ -61,7 +67,7 @@ class Evaluator:
         self._prepare = jax.jit(prepare)
 
     def __call__(self, variables, split: Split) -> dict:
-        """Returns the metric sums of a split, as numpy arrays; raises Stopped where a signal came."""
+        """Returns {view: metric sums} of a split, as numpy arrays; raises Stopped where a signal came."""
         from fer_jax.data import pipeline  # imports TensorFlow, which takes seconds
 
         batches = pipeline.eval_batches(
@@ -96,5 +102,5 @@ def _add(total: dict | None, metric_sums: dict | None) -> dict | None:
     if metric_sums is None:
         return total
     # Losses in float64 and counts in int64, so that no split is too large to be summed exactly enough.
-    sums = {key: np.asarray(x, np.float64 if key == "loss" else np.int64) for key, x in metric_sums.items()}
-    return sums if total is None else {key: total[key] + sums[key] for key in sums}
+    sums = jax.tree.map(lambda x: np.asarray(x, np.float64 if x.dtype == np.float32 else np.int64), metric_sums)
+    return sums if total is None else jax.tree.map(np.add, total, sums)

@@ -12,30 +12,42 @@ from ml_collections import config_dict
 from fer_jax import parallel
 from fer_jax.data.dataset import Split
 from fer_jax.errors import UserError
+from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.models import flops
 from fer_jax.models.resnet import ResNet
 from fer_jax.recipe import optimizer, state
 from fer_jax.recipe.images import AugmentConfig
+from fer_jax.recipe.loss import balanced_weights
+from fer_jax.recipe.mixing import MixConfig
 from fer_jax.recipe.step import make_train_step, repeat
 
 
 def make_training(
     config: config_dict.ConfigDict,
     model: ResNet,
+    preprocessing: Preprocessing,
     mesh: Mesh,
     *,
     steps_per_epoch: int,
-    image_shape: tuple[int, int, int],
+    class_weights: np.ndarray | None = None,
 ) -> tuple[Callable, Callable[[], state.TrainState]]:
     """Returns the training call over `mesh` (see `recipe.step.repeat`), and a function that makes the first state."""
     schedule = optimizer.make_schedule(config.optimizer, steps_per_epoch=steps_per_epoch, num_epochs=config.num_epochs)
     transformation = optimizer.make_optimizer(config.optimizer, schedule)
+    augment_config = AugmentConfig(**config.augment)
+    ema_decay = state.ema_decay(config.ema.half_life, steps_per_epoch)
     train_step = make_train_step(
         model,
         transformation,
         schedule=schedule,
-        augment_config=AugmentConfig(**config.augment),
+        preprocess=preprocessing,
+        augment_config=augment_config,
+        mix_config=MixConfig(**config.mix),
+        steps_per_epoch=steps_per_epoch,
+        num_epochs=config.num_epochs,
         label_smoothing=config.loss.label_smoothing,
+        class_weights=class_weights,
+        ema_decay=ema_decay,
         seed=config.seed,
         axis_name=parallel.AXIS_NAME,
         grad_accum_steps=config.train.grad_accum_steps,
@@ -43,7 +55,14 @@ def make_training(
         skip_nonfinite=config.train.skip_nonfinite is not None,
     )
     # Only the first run of a workdir needs it; a resumed one restores.
-    create = functools.partial(state.create, model, transformation, seed=config.seed, image_shape=image_shape)
+    create = functools.partial(
+        state.create,
+        model,
+        transformation,
+        seed=config.seed,
+        image_shape=augment_config.output_shape(preprocessing.image_shape),
+        has_ema=ema_decay is not None,
+    )
     return parallel.map_step(repeat(train_step), mesh, config.parallel.mapper, batch_axis=1, donate=True), create
 
 
@@ -54,14 +73,22 @@ class Program:
     where the batch size is no multiple of the devices or `split` has fewer images than one batch.
     """
 
-    def __init__(self, config: config_dict.ConfigDict, model: ResNet, split: Split, mesh: Mesh):
+    def __init__(
+        self, config: config_dict.ConfigDict, model: ResNet, preprocessing: Preprocessing, split: Split, mesh: Mesh
+    ):
         _check_batch_size(config, split, mesh)
         self._config, self._split, self._mesh = config, split, mesh
-        image_shape = split.images.shape[1:]
         self.steps_per_epoch = split.steps_per_epoch(config.batch_size)
-        self.flops = flops.training_flops(model, image_shape)
+        self.flops = flops.training_flops(model, AugmentConfig(**config.augment).output_shape(split.images.shape[1:]))
         self._mapped, self._create = make_training(
-            config, model, mesh, steps_per_epoch=self.steps_per_epoch, image_shape=image_shape
+            config,
+            model,
+            preprocessing,
+            mesh,
+            steps_per_epoch=self.steps_per_epoch,
+            class_weights=(
+                balanced_weights(split.labels, model.num_classes) if config.loss.class_weights == "balanced" else None
+            ),
         )
         # 66 MB of images: small enough for every device, and then a step needs its indices only.
         self._data = parallel.replicate(split.arrays(), mesh) if config.dataset.loader == "device" else {}

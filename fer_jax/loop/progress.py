@@ -12,9 +12,9 @@ from fer_jax.errors import Diverged
 class Progress:
     """The state of the loop; it is stored in every checkpoint, so that a resumed run continues exactly.
 
-    loss, correct, count: summed over the current epoch so far. epochs: trained and evaluated. patience_accuracy: the
-    accuracy that the patience counts from. skipped, skipped_in_a_row: steps left out because their loss or gradient
-    was not finite.
+    loss, correct, count: summed over the current epoch so far. epochs: trained and evaluated. best_accuracy: by the
+    metric that the run selects by. patience_accuracy: the accuracy that the patience counts from. skipped,
+    skipped_in_a_row: steps left out because their loss or gradient was not finite.
     """
 
     loss: float = 0.0
@@ -59,7 +59,9 @@ class Progress:
         return self.epochs >= num_epochs or self.epochs_without_improvement >= patience
 
     def end_epoch(self, evaluation: dict, *, patience: int, min_delta: float) -> bool:
-        """Takes in an epoch's validation metrics and returns whether its accuracy is the best so far.
+        """Takes in an epoch's validation metrics, loss and score, and returns whether its score is the best so far.
+
+        The score is the accuracy that the run selects by.
 
         Best is strictly greater. `min_delta` belongs to the patience only: should_stop is set after `patience` epochs
         in a row that were not better by more than `min_delta` than the one the patience counts from. Raises Diverged
@@ -67,7 +69,7 @@ class Progress:
         """
         if not math.isfinite(evaluation["loss"]):
             raise Diverged("the validation loss is not finite")
-        accuracy = evaluation["accuracy"]
+        accuracy = evaluation["score"]
         self.epochs += 1
         self.loss, self.correct, self.count = 0.0, 0, 0
 

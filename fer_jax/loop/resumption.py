@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from fer_jax import config as config_lib
 from fer_jax.errors import Diverged, UserError
-from fer_jax.inference.classifier import Preprocessing
+from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.loop.program import Program
 from fer_jax.loop.progress import Progress
 from fer_jax.recipe.state import TrainState

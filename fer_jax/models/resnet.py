@@ -26,7 +26,6 @@ ARCHITECTURES = {
     152: ((3, 8, 36, 3), True),
 }
 
-BATCH_NORM_MOMENTUM = 0.9  # the share of the running statistics that a step keeps; PyTorch calls this 0.1
 BATCH_NORM_EPSILON = 1e-5  # added to the variance
 
 
@@ -44,6 +43,35 @@ def _conv(features: int, kernel: int, stride: int = 1, *, name: str | None = Non
     )
 
 
+class SqueezeExcitation(nn.Module):
+    """Scales each channel by a factor in [0, 1], made of all channels' means (Hu et al. 2018, ratio 16).
+
+    https://arxiv.org/abs/1709.01507. Maps [batch, height, width, channels] to the same.
+    """
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        means = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        hidden = nn.relu(nn.Dense(max(8, channels // 16), dtype=jnp.float32, name="squeeze")(means))
+        factors = nn.sigmoid(nn.Dense(channels, dtype=jnp.float32, name="excite")(hidden))
+        return x * factors[:, None, None, :].astype(x.dtype)
+
+
+def _drop(keys, x, rate: float, shape: tuple[int, ...]):
+    """Returns x, [batch, ...], with parts set to zero at `rate`, and what is left scaled by 1 / (1 - rate).
+
+    keys: a key for each example. shape: of an example's parts, which x's own broadcasts to.
+    """
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
+def _fold_in(keys, number: int):
+    # A block's draws are its own.
+    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
 class Block(nn.Module):
     """A residual block: [batch, height, width, in] -> [batch, height / stride, width / stride, out].
 
@@ -53,6 +81,9 @@ class Block(nn.Module):
         drops three of four pixels unseen.
       conv, norm: make the layers.
       zero_init: whether the last scale starts at zero, so that the block starts as its shortcut.
+      squeeze_excitation: whether the block's own branch ends in it.
+      drop_rate: probability that an image takes the shortcut alone (stochastic depth, Huang et al. 2016,
+        https://arxiv.org/abs/1603.09382).
     """
 
     width: int
@@ -61,9 +92,11 @@ class Block(nn.Module):
     conv: Callable
     norm: Callable
     zero_init: bool
+    squeeze_excitation: bool = False
+    drop_rate: float = 0.0
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, keys=None):
         features = 4 * self.width if self.bottleneck else self.width
         y = x
         if self.bottleneck:
@@ -75,7 +108,15 @@ class Block(nn.Module):
             shortcut = self.conv(features, 1, self.stride, name="shortcut_conv")(x)
             shortcut = self.norm(name="shortcut_norm")(shortcut, relu=False)
         last_scale = nn.initializers.zeros_init() if self.zero_init else nn.initializers.ones_init()
-        return self.norm(scale_init=last_scale)(y, relu=True, shortcut=shortcut)
+        norm = self.norm(scale_init=last_scale)
+        if not self.squeeze_excitation and not self.drop_rate:
+            return norm(y, relu=True, shortcut=shortcut)
+        y = norm(y, relu=False)
+        if self.squeeze_excitation:
+            y = SqueezeExcitation(name="squeeze_excitation")(y)
+        if self.drop_rate and keys is not None:
+            y = _drop(keys, y, self.drop_rate, (1, 1, 1))
+        return nn.relu(y + shortcut)
 
 
 class ResNet(nn.Module):
@@ -96,6 +137,10 @@ class ResNet(nn.Module):
         activations. That lowers a process's peak memory only where those activations make the peak: on CPU with batch
         64 they don't (docs/performance.md).
       conv_fn: how a convolution is computed (see `models.conv`).
+      batch_norm_momentum: the share of the running statistics that a step keeps; PyTorch's is 1 less this.
+      squeeze_excitation: whether each block has it.
+      stochastic_depth: `drop_rate` of the last block; that of the others grows from 0 by equal steps.
+      dropout: the rate at which the head's inputs are dropped in training.
     """
 
     stage_sizes: Sequence[int]
@@ -110,9 +155,19 @@ class ResNet(nn.Module):
     axis_name: str | None = None
     remat: bool = False
     conv_fn: Callable = lax.conv_general_dilated
+    batch_norm_momentum: float = 0.9
+    squeeze_excitation: bool = False
+    stochastic_depth: float = 0.0
+    dropout: float = 0.0
+
+    @property
+    def is_random(self) -> bool:
+        """Whether training draws from `keys`."""
+        return bool(self.stochastic_depth or self.dropout)
 
     @nn.compact
-    def __call__(self, images, *, train: bool):
+    def __call__(self, images, *, train: bool, keys=None):
+        """Returns the logits; keys: a key for each image, for what is drawn in training, which None leaves out."""
         conv = functools.partial(_conv, dtype=self.dtype, conv_general_dilated=self.conv_fn)
         is_native = self.conv_fn is native_conv_general_dilated
         if is_native:
@@ -121,7 +176,7 @@ class ResNet(nn.Module):
         norm = functools.partial(
             BatchNorm,
             use_running_average=not train,
-            momentum=BATCH_NORM_MOMENTUM,
+            momentum=self.batch_norm_momentum,
             epsilon=BATCH_NORM_EPSILON,
             dtype=self.dtype,
             axis_name=self.axis_name if train else None,
@@ -134,6 +189,7 @@ class ResNet(nn.Module):
             x = max_pool(x, native=is_native)
         self.sow("intermediates", "stem", x)
         block_class = nn.remat(Block) if self.remat else Block
+        number, last = 0, max(1, sum(self.stage_sizes) - 1)
         for stage, num_blocks in enumerate(self.stage_sizes, 1):
             for block in range(num_blocks):
                 x = block_class(
@@ -143,11 +199,16 @@ class ResNet(nn.Module):
                     conv=conv,
                     norm=norm,
                     zero_init=self.zero_init,
+                    squeeze_excitation=self.squeeze_excitation,
+                    drop_rate=self.stochastic_depth * number / last,
                     name=f"stage{stage}_block{block + 1}",
-                )(x)
+                )(x, _fold_in(keys, number))
+                number += 1
             self.sow("intermediates", f"stage{stage}", x)
         # In float32: a mean over many bfloat16 values would lose their last bits.
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        if self.dropout and keys is not None:
+            x = _drop(_fold_in(keys, number), x, self.dropout, x.shape[1:])
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
 
@@ -170,6 +231,10 @@ def make(model_config: Mapping[str, Any], *, num_classes: int, axis_name: str | 
         axis_name=axis_name if model_config["sync_batch_norm"] else None,
         remat=model_config["remat"],
         conv_fn=resolve(model_config["conv"], backend),
+        batch_norm_momentum=model_config["batch_norm_momentum"],
+        squeeze_excitation=model_config["squeeze_excitation"],
+        stochastic_depth=model_config["stochastic_depth"],
+        dropout=model_config["dropout"],
     )
 
 

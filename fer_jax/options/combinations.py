@@ -15,6 +15,31 @@ COMBINATIONS = [
         "it must be a multiple of config.train.grad_accum_steps, {1}",
     ),
     (
+        ("augment.crop", "dataset.image_size"),
+        lambda crop, size: crop is None or crop <= size,
+        "it must be at most config.dataset.image_size, {1}",
+    ),
+    (
+        ("evaluation.view", "augment.crop"),
+        lambda view, crop: crop is not None or "crop" not in view,
+        "it shows crops, whose size config.augment.crop says, and that is not set",
+    ),
+    (
+        ("evaluation.report_views", "augment.crop"),
+        lambda views, crop: views is None or crop is not None or "crop" not in views,
+        "it shows crops, whose size config.augment.crop says, and that is not set",
+    ),
+    (
+        ("augment.flip", "augment.alternating_flip"),
+        lambda flip, is_alternating: flip == 0.5 or not is_alternating,
+        "it must be 0.5 with config.augment.alternating_flip, which flips half of the images",
+    ),
+    (
+        ("mix.off_epochs", "num_epochs"),
+        lambda off, epochs: off <= epochs,
+        "it must be at most config.num_epochs, {1}",
+    ),
+    (
         ("dataset.path", "dataset.source"),
         lambda path, source: path is None or source != "embedded",
         "it must be left out where config.dataset.source is {1!r}, which reads no files",

@@ -18,13 +18,18 @@ from fer_jax.options.option import (
     SIZE,
     SWITCH,
     Option,
+    matches,
     one_of,
 )
 
 
 def _by_schedule(values: Mapping[str, Any]) -> bool:
-    return values["optimizer.schedule"] != "constant"  # the others end at num_epochs
+    # The other schedules end at num_epochs, and mixing ends before it.
+    return values["optimizer.schedule"] != "constant" or values["mix.off_epochs"] > 0
 
+
+# What each shows: inference/preprocessing.py.
+_VIEWS = ("whole", "whole_mirrored", "centre_crop", "ten_crops")
 
 # A row an option: nothing else has to know it but the code that uses it.
 # A default is what runs did before the option existed, so that an older run means the same with it.
@@ -34,7 +39,7 @@ OPTIONS: dict[str, Option] = {
         25,
         int,
         AT_LEAST_ONE,
-        "Most epochs to train. Fixed only if optimizer.schedule is not constant.",
+        "Most epochs to train. Fixed only if optimizer.schedule is not constant, or mix.off_epochs is set.",
         changes_results=_by_schedule,
     ),
     "batch_size": Option(64, int, AT_LEAST_ONE, "Images in a step, over all devices and processes."),
@@ -88,9 +93,31 @@ OPTIONS: dict[str, Option] = {
         changes_results=False,
     ),
     "augment.flip": Option(0.5, float, PROBABILITY, "Probability of a horizontal flip."),
+    "augment.alternating_flip": Option(
+        False, bool, SWITCH, "Whether each image is flipped in every other epoch, not with a probability."
+    ),
     "augment.rotation": Option(10.0, float, ANGLE, "Largest rotation, in degrees, in either direction."),
     "augment.zoom": Option(0.1, float, BELOW_ONE, "Largest zoom, in or out, as a fraction of the size."),
     "augment.shift": Option(0.0, float, BELOW_ONE, "Largest shift, in either direction, as a fraction of the size."),
+    "augment.crop": Option(
+        None,
+        int,
+        SIZE,
+        "Height and width of the part that is trained on, at a place that is drawn. Unset: the whole image.",
+        optional=True,
+    ),
+    "augment.erasing": Option(
+        0.0, float, PROBABILITY, "Probability that a rectangle, 2 to 20 % of the image, takes its mean value."
+    ),
+    "mix.mixup": Option(0.0, float, NOT_NEGATIVE, "Alpha of mixup, of images and targets. 0: none."),
+    "mix.cutmix": Option(
+        0.0, float, NOT_NEGATIVE, "Alpha of cutmix. 0: none. With mixup, each takes half of the mixed steps."
+    ),
+    "mix.probability": Option(1.0, float, PROBABILITY, "Probability that a step is mixed."),
+    "mix.off_epochs": Option(0, int, INDEX, "Last epochs that are not mixed."),
+    "preprocessing.standardize": Option(
+        False, bool, SWITCH, "Whether each image's mean is subtracted and its standard deviation divided by."
+    ),
     "model.depth": Option(50, int, one_of(10, 18, 34, 50, 101, 152), "Layers of the ResNet."),
     "model.stages": Option(
         4,
@@ -103,6 +130,16 @@ OPTIONS: dict[str, Option] = {
     "model.stem_stride": Option(2, int, AT_LEAST_ONE, "Stride of the first convolution."),
     "model.stem_pool": Option(True, bool, SWITCH, "Whether max pooling follows the first convolution."),
     "model.zero_init": Option(False, bool, SWITCH, "Whether the last scale of each block starts at zero."),
+    "model.batch_norm_momentum": Option(
+        0.9, float, BELOW_ONE, "Share of the running batch statistics that a step keeps."
+    ),
+    "model.squeeze_excitation": Option(
+        False, bool, SWITCH, "Whether blocks scale their channels by all channels' means."
+    ),
+    "model.stochastic_depth": Option(
+        0.0, float, BELOW_ONE, "Rate at which images skip the last block in training; it grows from 0 at the first."
+    ),
+    "model.dropout": Option(0.0, float, BELOW_ONE, "Rate at which the inputs of the head are dropped in training."),
     "model.dtype": Option(
         "auto",
         str,
@@ -134,19 +171,62 @@ OPTIONS: dict[str, Option] = {
         "Most steps in a row to skip because loss or gradient is not finite. Unset: the first ends the run.",
         optional=True,
     ),
-    "optimizer.learning_rate": Option(0.001, float, POSITIVE, "Peak learning rate of Adam."),
+    "optimizer.name": Option(
+        "adam",
+        str,
+        one_of("adam", "sgd"),
+        "Adam (AdamW with weight_decay), or SGD with Nesterov momentum 0.9.",
+    ),
+    "optimizer.learning_rate": Option(0.001, float, POSITIVE, "Peak learning rate."),
     "optimizer.schedule": Option(
         "constant",
         str,
-        one_of("constant", "cosine"),
-        "Learning rate after the warm-up; cosine falls to zero at num_epochs.",
+        one_of("constant", "cosine", "linear"),
+        "Learning rate after the warm-up; cosine and linear (with the warm-up: one-cycle) fall to zero at num_epochs.",
     ),
     "optimizer.warmup_epochs": Option(0.0, float, NOT_NEGATIVE, "Epochs in which the learning rate rises from zero."),
-    "optimizer.weight_decay": Option(0.0, float, NOT_NEGATIVE, "Decoupled weight decay, of kernels only."),
+    "optimizer.weight_decay": Option(
+        0.0, float, NOT_NEGATIVE, "Of kernels only: decoupled with adam, L2 in the gradient with sgd."
+    ),
     "optimizer.clip_norm": Option(
         None, float, POSITIVE, "Largest norm of the global gradient. Unset: no clipping.", optional=True
     ),
     "loss.label_smoothing": Option(0.0, float, BELOW_ONE, "Part of the target that is spread over all classes."),
+    "loss.class_weights": Option(
+        "none", str, one_of("none", "balanced"), "Whether each class has the same weight in the loss, or each image."
+    ),
+    "ema.half_life": Option(
+        None,
+        float,
+        POSITIVE,
+        "Half life, in epochs, of a moving average of the weights, which is evaluated beside them. Unset: none.",
+        optional=True,
+    ),
+    "evaluation.view": Option(
+        "auto",
+        str,
+        one_of("auto", *_VIEWS),
+        "What the network is shown of an image after each epoch. auto: the centre crop with augment.crop, else all.",
+    ),
+    "evaluation.report_views": Option(
+        None,
+        str,
+        matches(
+            rf"({'|'.join(_VIEWS)})(,({'|'.join(_VIEWS)}))*",
+            f"of {', '.join(_VIEWS)}, with commas between them",
+            ("whole,whole_mirrored",),
+            ("", "whole,", "half"),
+        ),
+        "Views that the report has too; the best on validation becomes the network's own.",
+        changes_results=False,
+        optional=True,
+    ),
+    "early_stopping.metric": Option(
+        "accuracy",
+        str,
+        one_of("accuracy", "accuracy_without_copies"),
+        "What the best epoch is the best by: of all validation images, or of those that are not in train too.",
+    ),
     "early_stopping.patience": Option(
         10,
         int,

@@ -5,21 +5,38 @@ import dataclasses
 import dm_pix
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from fer_jax.recipe.keys import Stream, example_keys
+
+# Added to an image's standard deviation: an image of one grey value becomes zeros.
+_EPSILON = 1e-3
+# The share of the image that random erasing covers, and the sides' ratio (Zhong et al. 2020, with a smaller area).
+_ERASED_AREA = (0.02, 0.2)
+_ERASED_RATIO = (0.3, 3.3)
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """How far an image may be changed; zeros leave images as they are.
+    """How far an image may be changed; the defaults leave images as they are.
 
-    flip: probability of a horizontal flip. rotation: degrees, at most, either way. zoom: in or out, at most; shift:
-    along each axis, at most, either way; both as a fraction of the image's size.
+    flip: probability of a horizontal flip. alternating_flip: whether an image flips every other epoch instead (Jordan
+    2024, https://arxiv.org/abs/2404.00498, section 3.6). rotation: degrees, at most, either way. zoom: in or out, at
+    most; shift: along each axis, at most, either way; both as a fraction of the size. crop: height and width of the
+    part that is kept, at a place that is drawn; None for the whole image. erasing: probability that a rectangle takes
+    the image's mean value (Zhong et al. 2020, https://arxiv.org/abs/1708.04896).
     """
 
     flip: float = 0.0
+    alternating_flip: bool = False
     rotation: float = 0.0
     zoom: float = 0.0
     shift: float = 0.0
+    crop: int | None = None
+    erasing: float = 0.0
+
+    def output_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Returns the (height, width, channels) of an augmented image."""
+        return (self.crop, self.crop, image_shape[2]) if self.crop else image_shape
 
 
 def scale_pixels(images, divisor: float = 255.0):
@@ -27,40 +44,69 @@ def scale_pixels(images, divisor: float = 255.0):
     return images.astype(jnp.float32) / divisor
 
 
-def augment_batch(images, *, seed: int, step, config: AugmentConfig, axis_name: str):
+def standardize(images):
+    """Returns float32 images [batch, height, width, channels], each less its mean and over its standard deviation."""
+    axes = (1, 2, 3)
+    return (images - images.mean(axes, keepdims=True)) / (images.std(axes, keepdims=True) + _EPSILON)
+
+
+def alternating_flips(index, epoch, *, seed: int):
+    """Returns whether each image is flipped in this epoch, bool [batch]: in every other one.
+
+    index: int32 [batch], the image's number in its split, which draws whether it begins flipped. epoch: int32 [].
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.key(seed), Stream.FIRST_FLIP), index)
+    return jax.vmap(jax.random.bernoulli)(keys) ^ (epoch % 2 == 1)
+
+
+def augment_batch(images, *, seed: int, step, config: AugmentConfig, axis_name: str, flips=None):
     """Augments a device's images, float32 [batch, height, width, channels], each with its own key.
 
-    The key is made of seed, step and the image's position in the global batch, so that an image is treated alike on any
-    number of devices. step: int32 []. axis_name: the mapped axis over which the global batch is spread.
+    step: int32 []. axis_name: the mapped axis over which the global batch is spread. flips: bool [batch], in place of
+    draws with the probability `config.flip`.
     """
-    # Key 0 of the seed draws the weights (recipe/state.py).
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
-    positions = lax.axis_index(axis_name) * len(images) + jnp.arange(len(images))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
-    return jax.vmap(augment, (0, 0, None))(keys, images, config)
+    keys = example_keys(seed, Stream.AUGMENTATION, step, len(images), axis_name)
+    if flips is None:
+        return jax.vmap(augment, (0, 0, None))(keys, images, config)
+    return jax.vmap(augment, (0, 0, None, 0))(keys, images, config, flips)
 
 
-def augment(key, image, config: AugmentConfig):
-    """Flips, rotates, zooms and shifts one image about its centre in a single bilinear resampling.
+def augment(key, image, config: AugmentConfig, flip=None):
+    """Flips, rotates, zooms, shifts and crops one image in a single bilinear resampling, and erases a part of it.
 
     Args:
       key: a typed PRNG key.
       image: float32 [height, width, channels].
+      flip: bool [], or None to draw it.
 
     Returns:
-      float32 [height, width, channels]. What lies outside the image takes the value of the nearest pixel of its border,
-      so that no edge appears which isn't in the data.
+      float32 [height, width, channels], or [crop, crop, channels]. It is turned and zoomed about its own centre. What
+      lies outside the image takes the value of the nearest pixel of its border, so that no edge appears which isn't in
+      the data.
     """
     # Coordinates are products of small matrices, which accelerators would round to a tenth of a pixel.
     with jax.default_matmul_precision("float32"):
-        matrix, offset = _sample_affine(key, image.shape, config)
-        return dm_pix.affine_transform(image, matrix, offset=offset, order=1, mode="nearest")
+        shape = config.output_shape(image.shape)
+        matrix, offset = _sample_affine(key, shape, config, flip)
+        if config.crop is None:
+            image = dm_pix.affine_transform(image, matrix, offset=offset, order=1, mode="nearest")
+        else:
+            room = jnp.array([*image.shape[:2], 1]) - jnp.array([*shape[:2], 1])
+            # The first four keys are split off in `_sample_affine`; whole pixels, which blur nothing.
+            corner = jax.random.randint(jax.random.fold_in(key, 4), (3,), 0, room + 1)
+            # dm_pix.affine_transform would make an image of the input's size.
+            grid = jnp.stack(jnp.meshgrid(*map(jnp.arange, shape), indexing="ij"), axis=-1)
+            coordinates = grid @ matrix.T + (offset + corner)
+            image = dm_pix.flat_nd_linear_interpolate(image, jnp.moveaxis(coordinates, -1, 0))
+    return _erase(jax.random.fold_in(key, 5), image, config.erasing) if config.erasing else image
 
 
-def _sample_affine(key, shape, config: AugmentConfig):
+def _sample_affine(key, shape, config: AugmentConfig, flip=None):
     """Draws the map from output to input pixels: matrix [3, 3] and offset [3], over (row, column, channel)."""
     flip_key, rotation_key, zoom_key, shift_key = jax.random.split(key, 4)
-    flip = jnp.where(jax.random.bernoulli(flip_key, config.flip), -1.0, 1.0)
+    if flip is None:
+        flip = jax.random.bernoulli(flip_key, config.flip)
+    flip = jnp.where(flip, -1.0, 1.0)
     angle = jnp.deg2rad(jax.random.uniform(rotation_key, minval=-config.rotation, maxval=config.rotation))
     # The map goes from output to input, so zooming in divides.
     scale = 1.0 / (1.0 + jax.random.uniform(zoom_key, minval=-config.zoom, maxval=config.zoom))
@@ -72,3 +118,19 @@ def _sample_affine(key, shape, config: AugmentConfig):
     # The third coordinate is the channel, which stays where it is.
     centre = jnp.append((size - 1) / 2, 0.0)
     return matrix, centre - matrix @ (centre + jnp.append(shift, 0.0))
+
+
+def _erase(key, image, probability: float):
+    """Returns the image with a rectangle set to its mean value, with `probability`."""
+    happens, area, ratio, place = jax.random.split(key, 4)
+    size = jnp.array(image.shape[:2], jnp.float32)
+    area = jax.random.uniform(area, minval=_ERASED_AREA[0], maxval=_ERASED_AREA[1]) * size.prod()
+    log_ratio = jax.random.uniform(ratio, minval=jnp.log(_ERASED_RATIO[0]), maxval=jnp.log(_ERASED_RATIO[1]))
+    sides = jnp.minimum(jnp.sqrt(area * jnp.exp(jnp.array([log_ratio, -log_ratio]))), size)
+    first = jax.random.uniform(place, (2,)) * (size - sides)
+    rows, columns = (
+        (jnp.arange(length) >= first[axis]) & (jnp.arange(length) < first[axis] + sides[axis])
+        for axis, length in enumerate(image.shape[:2])
+    )
+    erased = rows[:, None, None] & columns[None, :, None] & jax.random.bernoulli(happens, probability)
+    return jnp.where(erased, image.mean(), image)

@@ -8,30 +8,53 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fer_jax.recipe.keys import Stream
+
 
 class TrainState(flax.struct.PyTreeNode):
     """Everything a training step changes.
 
-    step: int32 [], steps taken so far. params, batch_stats: float32, as the model makes them.
+    step: int32 [], steps taken so far. params, batch_stats: float32, as the model makes them. ema: {'params',
+    'batch_stats'}, their moving average over the steps, or None.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    ema: Any = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables of the network as trained last."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create(model: nn.Module, optimizer: optax.GradientTransformation, *, seed: int, image_shape) -> TrainState:
-    """Returns the state before the first step, with weights drawn from `seed`."""
-    # Weights and augmentation draw from different keys of the same seed: 0 here, 1 in images.py.
-    key = jax.random.fold_in(jax.random.key(seed), 0)
+def create(
+    model: nn.Module, optimizer: optax.GradientTransformation, *, seed: int, image_shape, has_ema: bool = False
+) -> TrainState:
+    """Returns the state before the first step, with weights drawn from `seed`; image_shape: of the model's input."""
+    key = jax.random.fold_in(jax.random.key(seed), Stream.WEIGHTS)
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
+        ema={key: variables[key] for key in ("params", "batch_stats")} if has_ema else None,
     )
+
+
+def ema_decay(half_life: float | None, steps_per_epoch: int) -> float | None:
+    """Returns the share of a moving average that a step keeps; half_life: in epochs, None for no average."""
+    return None if half_life is None else 0.5 ** (1 / (half_life * steps_per_epoch))
+
+
+def move_average(ema, variables, *, decay: float, step):
+    """Returns the moving average after a step; step: int32 [], of the step that was taken."""
+    # At first the average is of as many steps as there are, not of the random weights.
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda average, value: average + (1 - decay) * (value - average), ema, variables)
 
 
 def num_parameters(params) -> int:

@@ -1,9 +1,10 @@
 """One training step: a pure function of a state and a batch, written for one device.
 
-A batch is {image: uint8 [batch, height, width, channels], label: int32 [batch], index: int32 [batch]}. `data` is
-{image, label} of a whole split, into which the batch's index points, or {} where it brings its own. Where the step is
-mapped over devices, `axis_name` names the mapped axis, the batch is the device's part of the global one, and everything
-returned is the same on every device.
+A batch is {image: uint8 [batch, height, width, channels], label: int32 [batch], index: int32 [batch]} and may have
+target: float32 [batch, classes], a distribution in place of the label. `data` has these arrays of a whole split, into
+which the batch's index points, or is {} where it brings its own. Where the step is mapped over devices, `axis_name`
+names the mapped axis, the batch is the device's part of the global one, and everything returned is the same on every
+device.
 """
 
 import functools
@@ -15,10 +16,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fer_jax.recipe.images import AugmentConfig, augment_batch, scale_pixels
-from fer_jax.recipe.loss import cross_entropy, make_targets
+from fer_jax.recipe.images import AugmentConfig, alternating_flips, augment_batch
+from fer_jax.recipe.keys import Stream, example_keys
+from fer_jax.recipe.loss import cross_entropy, make_targets, weigh
+from fer_jax.recipe.mixing import NO_MIXING, MixConfig, mix_batch
 from fer_jax.recipe.optimizer import skip_update
-from fer_jax.recipe.state import TrainState
+from fer_jax.recipe.state import TrainState, move_average
 
 
 def fetch(data: dict, batch: dict) -> dict:
@@ -31,8 +34,14 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     schedule: optax.Schedule,
+    preprocess: Callable,
     augment_config: AugmentConfig,
+    mix_config: MixConfig = NO_MIXING,
+    steps_per_epoch: int = 1,
+    num_epochs: int = 1,
     label_smoothing: float,
+    class_weights=None,
+    ema_decay: float | None = None,
     seed: int,
     axis_name: str,
     grad_accum_steps: int = 1,
@@ -43,6 +52,10 @@ def make_train_step(
 
     Args:
       optimizer: its learning rate is that of `schedule`.
+      preprocess: uint8 images -> float32 images, before they are augmented.
+      steps_per_epoch, num_epochs: for what depends on the epoch, alternating flips and the end of mixing.
+      class_weights: float32 [classes], or None; see `recipe.loss`.
+      ema_decay: of the state's moving average; None where it has none.
       grad_accum_steps: number of microbatches that each device processes one after the other; each has its own batch
         statistics, as if it were another device's.
       reduce_dtype: dtype of the gradient all-reduce.
@@ -50,35 +63,62 @@ def make_train_step(
         example, and metric_sums also has skipped, int32 0 or 1.
 
     metric_sums are loss (float32), correct and count (int32), summed over the global batch, and the step's
-    learning_rate; each is a scalar.
+    learning_rate; each is a scalar. The loss is against the targets, smoothed, weighted or mixed; what is correct is by
+    the labels.
     """
 
-    def loss_fn(params, batch_stats, images, labels, num_examples):
+    def loss_fn(params, batch_stats, examples, num_examples):
+        labels = examples["label"]
         logits, mutated = model.apply(
-            {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+            {"params": params, "batch_stats": batch_stats},
+            examples["image"],
+            train=True,
+            keys=examples.get("key"),
+            mutable=["batch_stats"],
         )
-        targets = make_targets(labels, logits.shape[-1], label_smoothing=label_smoothing)
+        targets = make_targets(
+            labels, logits.shape[-1], label_smoothing=label_smoothing, targets=examples.get("target")
+        )
+        losses = weigh(cross_entropy(logits, targets), labels, class_weights)
         # The condition always holds. Without a select here XLA:CPU combines the gradient's products and sums in another
         # way, and with label smoothing a run would differ from version 0.1 in the last bits.
-        loss = jnp.sum(jnp.where(labels >= 0, cross_entropy(logits, targets), 0.0))
+        loss = jnp.sum(jnp.where(labels >= 0, losses, 0.0))
         correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)
         # A device's loss, and a microbatch's, is its share of the global mean, so the shares' gradients add up.
         return loss / num_examples, (loss, correct, mutated["batch_stats"])
 
-    def train_step(state: TrainState, data, batch):
-        batch = fetch(data, batch)
+    def make_examples(batch, step):
+        """Returns what the network sees of a device's batch: image, label and, where they differ from it, target."""
+        epoch = step // steps_per_epoch
+        flips = alternating_flips(batch["index"], epoch, seed=seed) if augment_config.alternating_flip else None
         images = augment_batch(
-            scale_pixels(batch["image"]), seed=seed, step=state.step, config=augment_config, axis_name=axis_name
+            preprocess(batch["image"]), seed=seed, step=step, config=augment_config, axis_name=axis_name, flips=flips
         )
+        examples = {"image": images} | {key: batch[key] for key in ("label", "target") if key in batch}
+        if mix_config.is_on:
+            targets = batch.get("target", jax.nn.one_hot(batch["label"], model.num_classes))
+            examples["image"], examples["target"] = mix_batch(
+                images,
+                targets,
+                seed=seed,
+                step=step,
+                last_step=(num_epochs - mix_config.off_epochs) * steps_per_epoch,
+                config=mix_config,
+                axis_name=axis_name,
+            )
+        if model.is_random:
+            examples["key"] = example_keys(seed, Stream.NETWORK, step, len(images), axis_name)
+        return examples
+
+    def train_step(state: TrainState, data, batch):
+        examples = make_examples(fetch(data, batch), state.step)
         # The global batch's, so that the mean is the same on any number of devices.
-        num_examples = lax.psum(jnp.int32(len(images)), axis_name)
+        num_examples = lax.psum(jnp.int32(len(examples["label"])), axis_name)
 
-        def gradient(images, labels):
-            return jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, images, labels, num_examples)
+        def gradient(examples):
+            return jax.grad(loss_fn, has_aux=True)(state.params, state.batch_stats, examples, num_examples)
 
-        grads, (loss, correct, batch_stats) = _sum_over_microbatches(
-            gradient, (images, batch["label"]), grad_accum_steps
-        )
+        grads, (loss, correct, batch_stats) = _sum_over_microbatches(gradient, examples, grad_accum_steps)
         # Running statistics are averaged, whereas gradients add up.
         batch_stats = jax.tree.map(lambda total: total / grad_accum_steps, batch_stats)
         grads = _all_reduce(grads, axis_name, reduce_dtype)
@@ -92,6 +132,9 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
+        if ema_decay is not None:
+            ema = move_average(state.ema, new_state.variables, decay=ema_decay, step=state.step)
+            new_state = new_state.replace(ema=ema)
         metric_sums = {"loss": lax.psum(loss, axis_name), "correct": lax.psum(correct, axis_name)}
         metric_sums["count"] = num_examples
         if skip_nonfinite:
@@ -129,19 +172,20 @@ def _unless_nonfinite(is_finite, new_state: TrainState, state: TrainState, metri
         params=choose(new_state.params, state.params),
         batch_stats=choose(new_state.batch_stats, state.batch_stats),
         opt_state=skip_update(is_finite, new_state.opt_state, state.opt_state),
+        ema=choose(new_state.ema, state.ema),
     )
     return chosen, metric_sums
 
 
-def _sum_over_microbatches(function: Callable, examples: tuple, num_microbatches: int):
+def _sum_over_microbatches(function: Callable, examples: dict, num_microbatches: int):
     """Returns the sum of what `function` returns for each contiguous part of the examples, one part at a time."""
     if num_microbatches == 1:
-        return function(*examples)
+        return function(examples)
     parts = jax.tree.map(lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), examples)
     # A scan needs a first total; the shapes are those of one microbatch's result.
-    shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], parts))
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(*part)), None), zeros, parts)
+    total, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, function(part)), None), zeros, parts)
     return total
 
 

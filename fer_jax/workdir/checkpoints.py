@@ -1,8 +1,9 @@
 """Orbax checkpoints: the newest two and the best of a run, each with checksums of what it holds.
 
-A checkpoint of step N, checkpoints/N/, has three items: weights (params and batch_stats), training (optimizer state and
-step) and record, a JSON: its format, checksums of all three, the step of the best checkpoint so far, and the metadata
-that evaluation and resumption need beside the weights (under the key `run`).
+A checkpoint of step N, checkpoints/N/, has three or four items: weights (params and batch_stats), ema (the same, their
+moving average, where the run has one), training (optimizer state and step) and record, a JSON: its format, checksums of
+the others, the step of the best checkpoint so far, and the metadata that evaluation and resumption need beside the
+weights (under the key `run`).
 """
 
 import json
@@ -64,6 +65,7 @@ class Checkpoints:
                     ),
                     item_handlers={
                         "weights": ocp.StandardCheckpointHandler(),
+                        "ema": ocp.StandardCheckpointHandler(),
                         "training": ocp.StandardCheckpointHandler(),
                         "record": ocp.JsonCheckpointHandler(),
                     },
@@ -122,18 +124,16 @@ class Checkpoints:
         step = int(state.step)
         if is_best:
             self._best.step = step
-        weights = {"params": state.params, "batch_stats": state.batch_stats}
-        training = {"step": state.step, "opt_state": state.opt_state}
+        trees = _items_of(state)
         record = {
             "format": FORMAT,
             "step": step,
             "best_step": self._best.step,
-            "checksums": {"weights": _checksum(weights), "training": _checksum(training)},
+            "checksums": {item: _checksum(tree) for item, tree in trees.items()},
             "run": dict(metadata),
         }
         items = ocp.args.Composite(
-            weights=ocp.args.StandardSave(weights),
-            training=ocp.args.StandardSave(training),
+            **{item: ocp.args.StandardSave(tree) for item, tree in trees.items()},
             record=ocp.args.JsonSave(record | {"checksum": _checksum_of_json(record)}),
         )
         with self._workdir.time_limit():
@@ -194,12 +194,12 @@ class Checkpoints:
                 if not candidates:
                     return best
                 try:
-                    candidates[best] = self._record(best)["run"]["validation"]["accuracy"]
+                    candidates[best] = _score(self._record(best)["run"]["validation"])
                 except (Damaged, KeyError, TypeError):
                     return best
                 break
             if validation:
-                candidates[step] = validation["accuracy"]
+                candidates[step] = _score(validation)
         return max(sorted(candidates), key=candidates.get, default=None)  # the first of equal ones, as in training
 
     def _require_writable(self) -> None:
@@ -225,19 +225,19 @@ class Checkpoints:
         """Returns what is stored beside the weights; raises Damaged, or UserError where the format is a newer one."""
         return self._record(step)["run"]
 
-    def restore_weights(self, step: int, abstract: dict) -> dict:
-        """Returns {'params', 'batch_stats'}, with the shapes and shardings of `abstract`; raises Damaged."""
-        return self._restore(step, weights=abstract)["weights"]
+    def restore_weights(self, step: int, abstract: dict, *, is_ema: bool = False) -> dict:
+        """Returns {'params', 'batch_stats'}, with the shapes and shardings of `abstract`; raises Damaged.
+
+        is_ema: whether their moving average, which the run must have had.
+        """
+        item = "ema" if is_ema else "weights"
+        return self._restore(step, **{item: abstract})[item]
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Returns the state of a step, with the shapes and shardings of `like`; raises Damaged."""
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        restored = self._restore(
-            step,
-            weights={"params": abstract.params, "batch_stats": abstract.batch_stats},
-            training={"step": abstract.step, "opt_state": abstract.opt_state},
-        )
-        return TrainState(**restored["weights"], **restored["training"])
+        restored = self._restore(step, **_items_of(abstract))
+        return TrainState(**restored["weights"], **restored["training"], ema=restored.get("ema"))
 
     def set_aside(self, step: int) -> epath.Path:
         """Moves a damaged checkpoint out of the way of the next ones; returns where it is then."""
@@ -271,7 +271,7 @@ class Checkpoints:
         checksums = self._record(step)["checksums"]
         restored = self._read(step, **{item: ocp.args.StandardRestore(tree) for item, tree in abstract.items()})
         for item, tree in restored.items():
-            if _checksum(tree) != checksums[item]:
+            if _checksum(tree) != checksums.get(item):
                 raise Damaged(f"the checkpoint of step {step} has {item} that are not what was saved")
         return restored
 
@@ -286,6 +286,17 @@ class Checkpoints:
                 if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
                     raise  # another process is gone, which is no reason to set a checkpoint aside
                 raise Damaged(f"the checkpoint of step {step} can't be read ({failures.one_line(error)})") from error
+
+
+def _items_of(state: TrainState) -> dict[str, dict]:
+    """Returns the trees of a state by the item that holds each."""
+    items = {"weights": state.variables, "training": {"step": state.step, "opt_state": state.opt_state}}
+    return items if state.ema is None else items | {"ema": state.ema}
+
+
+def _score(validation: dict) -> float:
+    # What the run selects by, which was the accuracy before there was a choice.
+    return validation.get("score", validation["accuracy"])
 
 
 def _checksum(tree) -> int:

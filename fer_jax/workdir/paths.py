@@ -47,6 +47,10 @@ class Workdir:
         return self.path / "report"
 
     @property
+    def selection(self) -> epath.Path:
+        return self.path / "selection.json"
+
+    @property
     def profile(self) -> epath.Path:
         return self.path / "profile"
 

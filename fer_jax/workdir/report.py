@@ -24,22 +24,33 @@ def history(events: Iterable[dict]) -> pd.DataFrame:
         if event["kind"] == "train":
             row |= {f"train_{key}": event.get(key, missing) for key in ("loss", "accuracy")}
             row |= {key: event.get(key, missing) for key in ("learning_rate", "images_per_second")}
-        else:
+        else:  # validation, or validation_ema
             row |= {"step": event["step"]} | {
-                f"validation_{key}": event.get(key, missing) for key in ("loss", "accuracy")
+                f"{event['kind']}_{key}": event.get(key, missing) for key in ("loss", "accuracy")
             }
     finished = {epoch: row for epoch, row in sorted(rows.items()) if "validation_accuracy" in row}
     columns = ["step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
+    # Only the runs that have a moving average of the weights.
+    if any("validation_ema_accuracy" in row for row in finished.values()):
+        columns += ["validation_ema_loss", "validation_ema_accuracy"]
     columns += ["learning_rate", "images_per_second"]
     return pd.DataFrame.from_dict(finished, orient="index", columns=columns).rename_axis("epoch").reset_index()
 
 
-def write_history(events: Iterable[dict], *, dataset_name: str, dataset_fingerprint: str, folder: epath.Path) -> None:
+def write_history(
+    events: Iterable[dict],
+    *,
+    dataset_name: str,
+    dataset_fingerprint: str,
+    folder: epath.Path,
+    targets: str = "labels",
+) -> None:
     """Writes history.csv and curves.png, which marks the first epoch of the greatest validation accuracy.
 
     Args:
       events: the events of metrics.jsonl.
       dataset_name, dataset_fingerprint: columns of history.csv, and the title of curves.png.
+      targets: what the training loss is against; the validation loss is against the labels.
       folder: where both go; created if it is missing.
     """
     folder.mkdir(exist_ok=True)
@@ -49,21 +60,27 @@ def write_history(events: Iterable[dict], *, dataset_name: str, dataset_fingerpr
     if table["validation_accuracy"].isna().all():
         return
     # The first of equal ones: the checkpoint that training keeps as the best is strictly better than those before it.
-    best = table.loc[table["validation_accuracy"].idxmax()]
+    accuracies = table.filter(regex=r"^validation\w*_accuracy$").max(axis="columns")
+    best_epoch, best_accuracy = table["epoch"][accuracies.idxmax()], accuracies.max()
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, figure_of, scale in zip(axes, ("accuracy", "loss"), (100, 1), strict=True):
-        for split, color in (("train", "tab:gray"), ("validation", "tab:blue")):
-            values = table[f"{split}_{figure_of}"] * scale
-            axis.plot(table["epoch"], values, color=color, marker="o", markersize=3, label=split)
-        axis.axvline(best["epoch"], color="tab:orange", linestyle=":", label=f"best: epoch {best['epoch']:.0f}")
+        for split, color, label in (
+            ("train", "tab:gray", f"train (against {targets})"),
+            ("validation", "tab:blue", "validation (against labels)"),
+            ("validation_ema", "tab:green", "the same, averaged weights"),
+        ):
+            if f"{split}_{figure_of}" in table:
+                values = table[f"{split}_{figure_of}"] * scale
+                axis.plot(table["epoch"], values, color=color, marker="o", markersize=3, label=label)
+        axis.axvline(best_epoch, color="tab:orange", linestyle=":", label=f"best: epoch {best_epoch:.0f}")
         axis.set(xlabel="epoch", ylabel="accuracy (%)" if figure_of == "accuracy" else "cross-entropy (nats)")
         axis.set_xlim(0.5, max(table["epoch"].max(), 2) + 0.5)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    axes[1].legend()
     title = f"{dataset_name} ({dataset_fingerprint})"
-    figure.suptitle(f"{title}: best validation accuracy {best['validation_accuracy']:.2%}", fontsize=11)
+    figure.suptitle(f"{title}: best validation accuracy {best_accuracy:.2%}", fontsize=11)
     _save(figure, folder / "curves.png", dpi=120)
 
 
@@ -124,6 +141,19 @@ def table(evaluation: dict) -> str:
         f"  balanced accuracy  {evaluation['balanced_accuracy']:.2%}",
         f"  macro F1           {evaluation['macro_f1']:.4f}",
         f"  loss               {evaluation['loss']:.4f}",
+    ]
+    if others := evaluation.get("without_copies"):
+        copies = evaluation["num_examples"] - others["num_examples"]
+        lines.append(f"  accuracy           {_accuracy(others)} without the {copies:,} that are in train too")
+    views = evaluation.get("views", {})
+    if len(views) > 1:
+        lines += ["", f"  {'view':<17}{'accuracy':>10}{'loss':>10}"]
+        lines += [
+            f"  {view:<17}{found['accuracy']:>10.2%}{found['loss']:>10.4f}"
+            + (" (the network's own, of which the rest is)" if view == evaluation["view"] else "")
+            for view, found in views.items()
+        ]
+    lines += [
         "",
         f"  {'class':<{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'images':>9}",
     ]

@@ -1,0 +1,115 @@
+"""What is done to an image before a trained network, and the views of it that the network is shown."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fer_jax.recipe.images import scale_pixels, standardize
+
+
+class View(NamedTuple):
+    """is_cropped: whether crops are shown, of the size that the network was trained on. count: how many pictures."""
+
+    is_cropped: bool
+    count: int
+
+
+# Views of more than one picture are the mean of their probabilities. The pictures are, in this order: the image and its
+# mirror image; the centre crop and its mirror image, and the four corners' and theirs (Krizhevsky et al. 2012).
+VIEWS = {
+    "whole": View(False, 1),
+    "whole_mirrored": View(False, 2),
+    "centre_crop": View(True, 1),
+    "ten_crops": View(True, 10),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before the network; a value that is stored with the weights and can be applied.
+
+    image_shape: (height, width, channels). divisor: what the uint8 pixel values are divided by. standardize: whether
+    each image's mean is subtracted, and the rest divided by its standard deviation. crop: the size of crops, or None.
+    view: of VIEWS, the one that is shown unless another is asked for.
+    """
+
+    image_shape: tuple[int, int, int]
+    divisor: float = 255.0
+    standardize: bool = False
+    crop: int | None = None
+    view: str = "whole"
+
+    def __call__(self, images):
+        """Returns the images, float32, of which views are made; images: uint8 [batch, *image_shape]."""
+        images = scale_pixels(images, self.divisor)
+        return standardize(images) if self.standardize else images
+
+    @property
+    def possible_views(self) -> list[str]:
+        """The views that can be shown: with crops only if there is a size for them."""
+        return [name for name, view in VIEWS.items() if self.crop or not view.is_cropped]
+
+    def to_metadata(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"image_shape": list(self.image_shape)}
+
+    @classmethod
+    def from_metadata(cls, stored: Mapping[str, Any]) -> "Preprocessing":
+        stored = dict(stored)
+        # Version 0.1.0 stored the words 'uint8 / 255' in place of the divisor.
+        if stored.pop("pixels", None) == "uint8 / 255":
+            stored["divisor"] = 255.0
+        return cls(**stored | {"image_shape": tuple(stored["image_shape"])})
+
+
+def make_preprocessing(config: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Preprocessing:
+    """Returns the preprocessing that a config asks for, of images of this shape."""
+    crop, view = config["augment"]["crop"], config["evaluation"]["view"]
+    if view == "auto":
+        view = "centre_crop" if crop else "whole"
+    return Preprocessing(image_shape, standardize=config["preprocessing"]["standardize"], crop=crop, view=view)
+
+
+def predict_views(
+    network: Callable, images, names: Sequence[str], preprocessing: Preprocessing
+) -> dict[str, jax.Array]:
+    """Returns the logits of each view, float32 [batch, classes].
+
+    Args:
+      network: float32 images [n, height, width, channels] -> logits [n, classes].
+      images: uint8 [batch, *image_shape].
+      names: of VIEWS.
+    """
+    images = preprocessing(images)
+    logits = {}
+    for is_cropped in (False, True):
+        wanted = {name: VIEWS[name].count for name in names if VIEWS[name].is_cropped == is_cropped}
+        if not wanted:
+            continue
+        # All pictures of a size go through the network at once; each view is the first few of them.
+        pictures = _pictures(images, preprocessing.crop if is_cropped else None, max(wanted.values()))
+        each = network(pictures.reshape(-1, *pictures.shape[2:])).reshape(len(pictures), len(images), -1)
+        logits |= {name: _combine(each[:count]) for name, count in wanted.items()}
+    return {name: logits[name] for name in names}
+
+
+def _pictures(images, crop: int | None, count: int):
+    """Returns the first `count` pictures of each image, float32 [count, batch, height, width, channels]."""
+    height, width = images.shape[1:3]
+    if crop is None:
+        parts = [images]
+    else:
+        bottom, right = height - crop, width - crop
+        corners = [(bottom // 2, right // 2), (0, 0), (0, right), (bottom, 0), (bottom, right)]
+        parts = [images[:, top : top + crop, left : left + crop] for top, left in corners[: -(-count // 2)]]
+    both = [picture for part in parts for picture in (part, part[:, :, ::-1])]
+    return jnp.stack(both[:count])
+
+
+def _combine(logits):
+    """Returns the logarithm of the mean probabilities over the views [views, batch, classes]; of one, the logits."""
+    if len(logits) == 1:
+        return logits[0]
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))

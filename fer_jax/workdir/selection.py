@@ -1,0 +1,30 @@
+"""selection.json: what was chosen on validation after the training of a run, beside its best checkpoint.
+
+{"view": the view that the network is shown, "validation_accuracy": {view: accuracy}}.
+"""
+
+import json
+
+from fer_jax.errors import UserError
+from fer_jax.workdir.paths import Workdir
+
+
+def read_view(workdir: Workdir) -> str | None:
+    """Returns the view that was chosen, or None where none was; raises UserError where the file is damaged."""
+    try:
+        return str(json.loads(workdir.selection.read_text())["view"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        # Not passed over: with another view the network's accuracy is another one.
+        raise UserError(
+            f"{workdir.selection} can't be read ({error}); without that file the view of training is taken"
+        ) from None
+
+
+def write_view(workdir: Workdir, view: str, accuracies: dict[str, float]) -> None:
+    """Writes the view that was chosen and each view's validation accuracy, whole or not at all."""
+    # Renamed into place, so that a crash never leaves half of it.
+    partial = workdir.selection.with_suffix(".partial")
+    partial.write_text(json.dumps({"view": view, "validation_accuracy": accuracies}, indent=2) + "\n")
+    partial.replace(workdir.selection)
