@@ -1,0 +1,44 @@
+"""Three stages of two basic blocks, 64, 128 and 256 channels (a Wide-ResNet-16-4), for two CPU cores.
+
+    python -m fer_jax.main --config=configs/wrn16_4.py --data=fer2013.csv
+
+SGD with Nesterov momentum and a cosine, on random crops of 40 pixels, with label smoothing and a moving average of the
+weights (docs/results.md has what each is worth).
+"""
+
+from ml_collections import config_dict
+
+from fer_jax.config import make_config
+
+
+def get_config() -> config_dict.ConfigDict:
+    num_epochs = 40
+    return make_config(
+        seed=0,
+        num_epochs=num_epochs,
+        batch_size=128,
+        preprocessing={"standardize": True},
+        augment={"flip": 0.5, "rotation": 10.0, "zoom": 0.1, "crop": 40},
+        model={
+            "depth": 18,
+            "stages": 3,
+            "width": 64,
+            "stem_kernel": 3,
+            "stem_stride": 1,
+            "stem_pool": True,
+            "zero_init": True,
+        },
+        optimizer={
+            "name": "sgd",
+            "learning_rate": 0.1,
+            "schedule": "cosine",
+            "warmup_epochs": 2.0,
+            "weight_decay": 5e-4,
+        },
+        loss={"label_smoothing": 0.1},
+        ema={"half_life": 1.0},
+        evaluation={"report_views": "centre_crop,whole,whole_mirrored,ten_crops"},
+        # The rate falls to zero at the end, so the last epochs are the best ones.
+        early_stopping={"patience": num_epochs},
+        train={"steps_per_call": 8},
+    )
