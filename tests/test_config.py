@@ -76,9 +76,17 @@ CHANGE_RESULTS = {
     "seed",
     "batch_size",
     "augment.flip",
+    "augment.alternating_flip",
     "augment.rotation",
     "augment.zoom",
     "augment.shift",
+    "augment.crop",
+    "augment.erasing",
+    "mix.mixup",
+    "mix.cutmix",
+    "mix.probability",
+    "mix.off_epochs",
+    "preprocessing.standardize",
     "model.depth",
     "model.stages",
     "model.width",
@@ -86,17 +94,26 @@ CHANGE_RESULTS = {
     "model.stem_stride",
     "model.stem_pool",
     "model.zero_init",
+    "model.batch_norm_momentum",
+    "model.squeeze_excitation",
+    "model.stochastic_depth",
+    "model.dropout",
     "model.dtype",
     "model.sync_batch_norm",
     "model.conv",
     "train.grad_accum_steps",
     "train.skip_nonfinite",
+    "optimizer.name",
     "optimizer.learning_rate",
     "optimizer.schedule",
     "optimizer.warmup_epochs",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
     "loss.label_smoothing",
+    "loss.class_weights",
+    "ema.half_life",
+    "evaluation.view",
+    "early_stopping.metric",
     "early_stopping.min_delta",
     "parallel.reduce_dtype",
 }
@@ -175,7 +192,7 @@ def test_values_at_the_bounds_pass(key, value):
 def test_an_error_says_what_would_be_right():
     with pytest.raises(UserError, match=r"one of 10, 18, 34, 50, 101, 152 \(int\)"):
         check(changed("model.depth", 51))
-    with pytest.raises(UserError, match=r"one of constant, cosine \(str\)"):
+    with pytest.raises(UserError, match=r"one of constant, cosine, linear \(str\)"):
         check(changed("optimizer.schedule", "linear"))
     with pytest.raises(UserError, match=r"from 0 to 2147483647 \(int\)"):
         check(changed("seed", 2**32))
@@ -488,6 +505,7 @@ def test_configs_resnet50_is_the_baseline_method():
     config = baseline()
     assert (config.batch_size, config.num_epochs) == (64, 25)
     assert config.optimizer.to_dict() == {
+        "name": "adam",
         "learning_rate": 0.001,
         "schedule": "constant",
         "warmup_epochs": 0.0,

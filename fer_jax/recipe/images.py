@@ -27,12 +27,12 @@ class AugmentConfig:
     """
 
     flip: float = 0.0
-    alternating_flip: bool = False
     rotation: float = 0.0
     zoom: float = 0.0
     shift: float = 0.0
     crop: int | None = None
     erasing: float = 0.0
+    alternating_flip: bool = False
 
     def output_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Returns the (height, width, channels) of an augmented image."""

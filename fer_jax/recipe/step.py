@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fer_jax.recipe.images import AugmentConfig, alternating_flips, augment_batch
+from fer_jax.recipe.images import AugmentConfig, alternating_flips, augment_batch, scale_pixels
 from fer_jax.recipe.keys import Stream, example_keys
 from fer_jax.recipe.loss import cross_entropy, make_targets, weigh
 from fer_jax.recipe.mixing import NO_MIXING, MixConfig, mix_batch
@@ -34,7 +34,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     schedule: optax.Schedule,
-    preprocess: Callable,
+    preprocess: Callable = scale_pixels,
     augment_config: AugmentConfig,
     mix_config: MixConfig = NO_MIXING,
     steps_per_epoch: int = 1,

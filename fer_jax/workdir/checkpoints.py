@@ -1,9 +1,8 @@
 """Orbax checkpoints: the newest two and the best of a run, each with checksums of what it holds.
 
-A checkpoint of step N, checkpoints/N/, has three or four items: weights (params and batch_stats), ema (the same, their
-moving average, where the run has one), training (optimizer state and step) and record, a JSON: its format, checksums of
-the others, the step of the best checkpoint so far, and the metadata that evaluation and resumption need beside the
-weights (under the key `run`).
+A checkpoint of step N, checkpoints/N/, has the items weights (params and batch_stats), ema (their moving average, where
+the run has one), training (optimizer state and step) and record, a JSON: its format, checksums of the others, the step
+of the best checkpoint so far, and the metadata that evaluation and resumption need beside the weights (the key `run`).
 """
 
 import json
@@ -112,13 +111,8 @@ class Checkpoints:
     def save(self, state: TrainState, metadata: Mapping[str, Any], *, is_best: bool) -> None:
         """Starts an asynchronous save of `state`; the arrays are copied first, so the caller may donate them at once.
 
-        Args:
-          state: the state, replicated on every device.
-          metadata: JSON-serialisable values, stored with the weights.
-          is_best: whether this is the best checkpoint so far.
-
-        Raises:
-          StorageError: this save, or the previous one in the background, failed.
+        state: replicated on every device. metadata: JSON-serialisable, stored with the weights. is_best: whether this
+        is the best checkpoint so far. Raises StorageError where this save, or the one before in the background, failed.
         """
         self._require_writable()
         step = int(state.step)
@@ -194,12 +188,14 @@ class Checkpoints:
                 if not candidates:
                     return best
                 try:
-                    candidates[best] = _score(self._record(best)["run"]["validation"])
+                    validation = self._record(best)["run"]["validation"]
+                    candidates[best] = validation.get("score", validation["accuracy"])
                 except (Damaged, KeyError, TypeError):
                     return best
                 break
             if validation:
-                candidates[step] = _score(validation)
+                # The score is what the run selects by; before there was a choice it was the accuracy.
+                candidates[step] = validation.get("score", validation["accuracy"])
         return max(sorted(candidates), key=candidates.get, default=None)  # the first of equal ones, as in training
 
     def _require_writable(self) -> None:
@@ -226,10 +222,7 @@ class Checkpoints:
         return self._record(step)["run"]
 
     def restore_weights(self, step: int, abstract: dict, *, is_ema: bool = False) -> dict:
-        """Returns {'params', 'batch_stats'}, with the shapes and shardings of `abstract`; raises Damaged.
-
-        is_ema: whether their moving average, which the run must have had.
-        """
+        """Returns {'params', 'batch_stats'}, or their moving average, like `abstract`; raises Damaged."""
         item = "ema" if is_ema else "weights"
         return self._restore(step, **{item: abstract})[item]
 
@@ -292,11 +285,6 @@ def _items_of(state: TrainState) -> dict[str, dict]:
     """Returns the trees of a state by the item that holds each."""
     items = {"weights": state.variables, "training": {"step": state.step, "opt_state": state.opt_state}}
     return items if state.ema is None else items | {"ema": state.ema}
-
-
-def _score(validation: dict) -> float:
-    # What the run selects by, which was the accuracy before there was a choice.
-    return validation.get("score", validation["accuracy"])
 
 
 def _checksum(tree) -> int:

@@ -78,7 +78,7 @@ def write_history(
         axis.set_xlim(0.5, max(table["epoch"].max(), 2) + 0.5)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-    axes[1].legend()
+    axes[0].legend()
     title = f"{dataset_name} ({dataset_fingerprint})"
     figure.suptitle(f"{title}: best validation accuracy {best_accuracy:.2%}", fontsize=11)
     _save(figure, folder / "curves.png", dpi=120)

@@ -11,8 +11,9 @@ import pytest
 
 from fer_jax import parallel
 from fer_jax.data.dataset import IMAGE_SHAPE
-from fer_jax.inference.classifier import Preprocessing, make_predict
+from fer_jax.inference.classifier import make_predict
 from fer_jax.inference.evaluator import make_eval_step
+from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.models.resnet import ResNet
 from fer_jax.recipe import optimizer, state
 from fer_jax.recipe.images import AugmentConfig
@@ -29,7 +30,7 @@ def schedule(step):
     return 0.001
 
 
-OPTIMIZER = optimizer.make_optimizer({"clip_norm": None, "weight_decay": 0.0}, schedule)
+OPTIMIZER = optimizer.make_optimizer({"name": "adam", "clip_norm": None, "weight_decay": 0.0}, schedule)
 
 
 @functools.cache

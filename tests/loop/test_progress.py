@@ -11,7 +11,7 @@ def run_epochs(accuracies, *, patience=3, min_delta=0.0) -> tuple[Progress, list
     """Ends an epoch for each accuracy until told to stop; returns which were the best so far."""
     progress, is_best = Progress(), []
     for accuracy in accuracies:
-        is_best.append(progress.end_epoch({"loss": 1.0, "accuracy": accuracy}, patience=patience, min_delta=min_delta))
+        is_best.append(progress.end_epoch({"loss": 1.0, "score": accuracy}, patience=patience, min_delta=min_delta))
         if progress.should_stop:
             break
     return progress, is_best
@@ -74,7 +74,7 @@ def test_small_steps_add_up_against_where_the_patience_counts_from():
 
 def test_a_progress_that_version_0_1_stored_goes_on_from_its_best_accuracy():
     progress = Progress(epochs=2, best_accuracy=0.5, best_epoch=1, epochs_without_improvement=1)
-    progress.end_epoch({"loss": 1.0, "accuracy": 0.5}, patience=2, min_delta=0.0)
+    progress.end_epoch({"loss": 1.0, "score": 0.5}, patience=2, min_delta=0.0)
     assert progress.should_stop
 
 
@@ -87,7 +87,7 @@ def test_continuing_from_a_stored_progress_stops_at_the_same_epoch():
         for accuracy in accuracies[cut:]:
             if progress.should_stop:
                 break
-            progress.end_epoch({"loss": 1.0, "accuracy": accuracy}, patience=3, min_delta=0.0)
+            progress.end_epoch({"loss": 1.0, "score": accuracy}, patience=3, min_delta=0.0)
         assert progress == whole
 
 
@@ -101,7 +101,7 @@ def test_means_are_over_examples_not_steps():
 def test_an_epochs_sums_start_at_nothing():
     progress = Progress()
     progress.add({"loss": 10.0, "correct": 6, "count": 8})
-    progress.end_epoch({"loss": 1.0, "accuracy": 0.5}, patience=3, min_delta=0.0)
+    progress.end_epoch({"loss": 1.0, "score": 0.5}, patience=3, min_delta=0.0)
     progress.add({"loss": 1.0, "correct": 1, "count": 2})
     assert progress.mean() == {"loss": 0.5, "accuracy": 0.5}
 
@@ -118,5 +118,5 @@ def test_a_training_loss_that_is_not_finite_is_divergence(loss):
 def test_a_validation_loss_that_is_not_finite_is_divergence(loss):
     progress = Progress()
     with pytest.raises(Diverged, match="validation loss"):
-        progress.end_epoch({"loss": loss, "accuracy": 0.9}, patience=3, min_delta=0.0)
+        progress.end_epoch({"loss": loss, "score": 0.9}, patience=3, min_delta=0.0)
     assert progress == Progress()

@@ -240,3 +240,86 @@ def test_another_seed_differs():
 def test_without_augmentation_a_step_only_scales_pixels():
     results = step_augmented(BATCH, step=7, config=AugmentConfig())
     np.testing.assert_allclose(results, BATCH / 255.0, rtol=1e-6)
+
+
+# Crops, erasing and alternating flips.
+
+
+def test_a_crop_without_anything_else_is_a_part_of_the_image():
+    config = AugmentConfig(crop=40)
+    image = random_image()[..., None]
+    crops = np.asarray(
+        jax.jit(jax.vmap(lambda key: augment(key, image, config)))(jax.random.split(jax.random.key(0), 300))
+    )
+    assert crops.shape == (300, 40, 40, 1)
+    places = set()
+    for crop in crops:
+        found = [
+            (top, left)
+            for top in range(9)
+            for left in range(9)
+            if np.array_equal(crop, image[top : top + 40, left : left + 40])
+        ]
+        assert len(found) == 1
+        places |= set(found)
+    # All 81 places are drawn, with probability 1 - 81 (80 / 81)^300, a good eighth of them missing at most.
+    assert len(places) > 70
+
+
+def test_a_crop_turns_and_zooms_about_its_own_centre():
+    # A blob in the middle of every crop stays there.
+    config = AugmentConfig(rotation=90.0, zoom=0.3, crop=47)
+    image = blob(CENTRE, CENTRE).astype(np.float32)[..., None]
+    keys = jax.random.split(jax.random.key(1), NUM_KEYS)
+    crops = np.asarray(jax.jit(jax.vmap(lambda key: augment(key, image, config)))(keys))[..., 0]
+    distances = np.abs(centre_of_mass(crops) - 23)
+    # The corner is at 0 or 1, the blob half a pixel from the crop's centre.
+    assert distances.max() < 0.95
+
+
+def test_a_crop_as_large_as_the_image_is_the_image():
+    image = random_image()[..., None]
+    np.testing.assert_array_equal(augment(jax.random.key(3), image, AugmentConfig(crop=48)), image)
+
+
+def test_erasing_sets_a_rectangle_to_the_mean():
+    config = AugmentConfig(erasing=0.5)
+    image = random_image()[..., None]
+    keys = jax.random.split(jax.random.key(0), 400)
+    erased = np.asarray(jax.jit(jax.vmap(lambda key: augment(key, image, config)))(keys))
+    areas = []
+    for result in erased[..., 0]:
+        rows, columns = np.nonzero(result != image[..., 0])
+        if len(rows):
+            assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+            np.testing.assert_allclose(result[rows, columns], image.mean(), rtol=1e-5)
+            areas.append(len(rows) / SIZE**2)
+    assert 160 < len(areas) < 240
+    assert min(areas) > 0.01
+    assert 0.15 < max(areas) < 0.23
+    assert np.mean(areas) == pytest.approx(0.11, abs=0.015)
+
+
+def test_an_image_flips_in_every_other_epoch_whatever_its_place():
+    index = np.arange(2000)
+    first, second, third = (np.asarray(images_lib.alternating_flips(index, epoch, seed=0)) for epoch in range(3))
+    np.testing.assert_array_equal(first, ~second)
+    np.testing.assert_array_equal(first, third)
+    assert 900 < first.sum() < 1100
+    np.testing.assert_array_equal(images_lib.alternating_flips(index[::-1], 0, seed=0), first[::-1])
+    assert (np.asarray(images_lib.alternating_flips(index, 0, seed=1)) != first).any()
+
+
+def test_flips_that_are_given_are_made():
+    flips = np.arange(16) % 3 == 0
+    config = AugmentConfig(flip=0.5)
+    mesh = Mesh(np.array(jax.devices()[:1]), (AXIS_NAME,), axis_types=(AxisType.Auto,))
+
+    def augment_part(images):
+        return augment_batch(images, seed=0, step=0, config=config, axis_name=AXIS_NAME, flips=flips)
+
+    whole = PartitionSpec()
+    mapped = jax.shard_map(augment_part, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+    images = BATCH.astype(np.float32)
+    expected = np.where(flips[:, None, None, None], images[:, :, ::-1], images)
+    np.testing.assert_array_equal(jax.jit(mapped)(images), expected)

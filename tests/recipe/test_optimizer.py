@@ -54,6 +54,8 @@ def make(steps_per_epoch=10, num_epochs=10, **changes):
         ({"warmup_epochs": 0.5}, {0: 0.0, 1: 0.0002, 4: 0.0008, 5: 0.001, 6: 0.001}),
         # The cosine runs from the end of the warm-up to the end of training.
         ({"warmup_epochs": 2.0, "schedule": "cosine"}, {0: 0.0, 10: 0.0005, 20: 0.001, 60: 0.0005, 100: 0.0}),
+        # With the warm-up a triangle, the one-cycle policy's.
+        ({"warmup_epochs": 2.0, "schedule": "linear"}, {0: 0.0, 10: 0.0005, 20: 0.001, 60: 0.0005, 100: 0.0}),
         ({"schedule": "cosine", "learning_rate": 0.5}, {0: 0.5, 50: 0.25, 100: 0.0, 150: 0.0}),
     ],
     ids=str,
@@ -138,3 +140,23 @@ def test_clipping_tells_large_gradients_from_small():
     for a, b in zip(jax.tree.leaves(free), jax.tree.leaves(clipped), strict=True):
         np.testing.assert_allclose(np.abs(b), 0.001, rtol=1e-3)  # both steps clipped to the same gradient
         assert (np.abs(a) < 0.0008).all()
+
+
+def test_sgd_is_nesterov_s_with_l2_of_kernels_in_the_gradient():
+    decay, rate = 0.01, 0.1
+    params, gradients = random_tree(0), [random_tree(seed) for seed in range(1, 5)]
+    updates = run(make(name="sgd", learning_rate=rate, weight_decay=decay), params, gradients)
+    for path, start in jax.tree_util.tree_leaves_with_path(params):
+        # Sutskever et al. 2013 in the form of every framework: v = 0.9 v + g; w = w - rate (g + 0.9 v).
+        weight, velocity = np.asarray(start, np.float64), 0.0
+        for gradient, update in zip(gradients, updates, strict=True):
+            leaf = {"gradient": gradient, "update": update}
+            for name, tree in leaf.items():
+                for key in path:
+                    tree = tree[key.key]
+                leaf[name] = np.asarray(tree, np.float64)
+            total = leaf["gradient"] + (decay * weight if path[-1].key == "kernel" else 0)
+            velocity = 0.9 * velocity + total
+            expected = -rate * (total + 0.9 * velocity)
+            np.testing.assert_allclose(leaf["update"], expected, rtol=1e-4, atol=1e-6, err_msg=str(path))
+            weight = weight + expected

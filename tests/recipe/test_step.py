@@ -12,10 +12,12 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from fer_jax import parallel
+from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.models import conv
 from fer_jax.models.resnet import ResNet
 from fer_jax.recipe import optimizer, state
 from fer_jax.recipe.images import AugmentConfig, augment_batch, scale_pixels
+from fer_jax.recipe.mixing import MixConfig
 from fer_jax.recipe.step import make_train_step, repeat
 from tests.support import native
 
@@ -23,6 +25,19 @@ NO_AUGMENTATION = AugmentConfig()
 AUGMENTATION = AugmentConfig(flip=0.5, rotation=10.0, zoom=0.1, shift=0.05)
 IMAGE_SHAPE = (16, 16, 1)
 BATCH_SIZE = 16
+
+
+FULL_AUGMENTATION = dataclasses.replace(AUGMENTATION, crop=12, erasing=0.5, alternating_flip=True)
+FULL_MODEL = {"squeeze_excitation": True, "stochastic_depth": 0.5, "dropout": 0.5, "batch_norm_momentum": 0.6}
+FULL_STEP = {
+    "mix_config": MixConfig(mixup=0.4, cutmix=1.0),
+    "preprocess": Preprocessing(IMAGE_SHAPE, standardize=True),
+    "class_weights": np.linspace(0.4, 1.6, 7, dtype=np.float32),
+    "ema_decay": 0.9,
+    # The second of three steps is in another epoch.
+    "steps_per_epoch": 1,
+    "num_epochs": 5,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +55,8 @@ class Setup:
     reduce_dtype: str = "float32"
     remat: bool = False
     skip_nonfinite: bool = False
+    # Everything that a recipe can switch on and that the number of devices might change.
+    is_full: bool = False
 
     @property
     def mesh(self) -> Mesh:
@@ -57,6 +74,7 @@ class Setup:
             axis_name=parallel.AXIS_NAME if self.sync else None,
             conv_fn=self.conv_fn,
             remat=self.remat,
+            **FULL_MODEL if self.is_full else {},
         )
 
 
@@ -64,7 +82,7 @@ def schedule(step):
     return 0.004 / (1 + step)
 
 
-OPTIMIZER = optimizer.make_optimizer({"clip_norm": None, "weight_decay": 0.0}, schedule)
+OPTIMIZER = optimizer.make_optimizer({"name": "adam", "clip_norm": None, "weight_decay": 0.0}, schedule)
 
 
 @functools.cache
@@ -80,18 +98,20 @@ def train_step(setup: Setup):
         grad_accum_steps=setup.grad_accum_steps,
         reduce_dtype=setup.reduce_dtype,
         skip_nonfinite=setup.skip_nonfinite,
+        **FULL_STEP if setup.is_full else {},
     )
     return parallel.map_step(repeat(step), setup.mesh, setup.mapper, batch_axis=1, donate=True)
 
 
 @functools.cache
-def first_state_on_host():
-    create = functools.partial(state.create, Setup().model, OPTIMIZER, seed=0, image_shape=IMAGE_SHAPE)
+def first_state_on_host(*, is_full: bool = False):
+    model = Setup(is_full=is_full).model
+    create = functools.partial(state.create, model, OPTIMIZER, seed=0, image_shape=IMAGE_SHAPE, has_ema=is_full)
     return jax.tree.map(np.array, jax.jit(create)())
 
 
 def first_state(setup: Setup):
-    return parallel.replicate(first_state_on_host(), setup.mesh)
+    return parallel.replicate(first_state_on_host(is_full=setup.is_full), setup.mesh)
 
 
 def make_batch(number: int = 0) -> dict:
@@ -172,6 +192,46 @@ def test_with_synchronised_statistics_many_devices_do_what_one_does(num_devices,
     assert_close(many.batch_stats, one.batch_stats, rtol=1e-4, atol=1e-6)
     # Adam's first steps divide a gradient by its own size, round-off by round-off too: a step is of some 0.004.
     assert_close(many.params, one.params, rtol=1e-4, atol=4e-5)
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_many_devices_do_what_one_does_with_everything_that_a_recipe_can_switch_on(num_devices):
+    many, sums_of_many = three_steps(Setup(num_devices=num_devices, augment_config=FULL_AUGMENTATION, is_full=True))
+    one, sums_of_one = three_steps(Setup(num_devices=1, augment_config=FULL_AUGMENTATION, is_full=True))
+    assert_close(sums_of_many, sums_of_one, rtol=1e-4)
+    assert_close(many.ema["batch_stats"], one.ema["batch_stats"], rtol=1e-3, atol=1e-5)
+    assert_close(many.params, one.params, rtol=1e-4, atol=4e-5)
+    # They did something: the average is another than the weights, and the loss than that of a plain step.
+    assert not np.allclose(one.ema["params"]["head"]["kernel"], one.params["head"]["kernel"], atol=1e-5)
+    assert abs(sums_of_one[0]["loss"] / three_steps(Setup(num_devices=1))[1][0]["loss"] - 1) > 1e-3
+
+
+def test_the_average_is_that_of_the_weights_and_the_statistics():
+    setup = Setup(num_devices=1, augment_config=FULL_AUGMENTATION, is_full=True)
+    before = first_state_on_host(is_full=True)
+    after, _ = take_step(setup, first_state(setup), make_batch())
+    # The first step keeps a tenth.
+    expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, before.variables, after.variables)
+    assert_close(after.ema, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_targets_of_the_batch_take_the_place_of_the_labels():
+    setup = Setup(num_devices=1, label_smoothing=0.1, augment_config=NO_AUGMENTATION)
+    votes = np.random.default_rng(0).dirichlet(np.ones(7), BATCH_SIZE).astype(np.float32)
+    _, with_labels = take_step(setup, first_state(setup), make_batch())
+    _, with_the_same = take_step(
+        setup, first_state(setup), make_batch() | {"target": np.eye(7, dtype=np.float32)[make_batch()["label"]]}
+    )
+    _, with_votes = take_step(setup, first_state(setup), make_batch() | {"target": votes})
+    assert_close(with_the_same, with_labels, rtol=1e-6)
+    # A mean of the labels' losses over the votes, smoothed: linear in the targets.
+    losses = [
+        take_step(setup, first_state(setup), make_batch() | {"label": np.full(BATCH_SIZE, label, np.int32)})[1]["loss"]
+        for label in range(7)
+    ]
+    assert abs(with_votes["loss"] - with_labels["loss"]) > 1e-3
+    assert with_votes["correct"] == with_labels["correct"]
+    assert min(losses) < with_votes["loss"] < max(losses)
 
 
 def test_without_synchronised_statistics_devices_agree_on_another_result():

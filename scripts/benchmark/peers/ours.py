@@ -12,7 +12,8 @@ import numpy as np
 from configs import resnet50
 from fer_jax import parallel
 from fer_jax.data.dataset import CLASS_NAMES, Split
-from fer_jax.inference.classifier import Preprocessing, make_model, make_predict, make_prepare
+from fer_jax.inference.classifier import make_model, make_predict, make_prepare
+from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.loop.program import Program, make_training
 from fer_jax.models import resnet
 from fer_jax.recipe import state
@@ -48,7 +49,7 @@ def _one_device() -> jax.sharding.Mesh:
 def make_step(spec: dict, mesh: jax.sharding.Mesh):
     """As `make`, over all devices of a mesh; spec["batch"] is this process's part of the batch."""
     shape = (spec["image_size"], spec["image_size"], 1)
-    train_call, create = make_training(CONFIG, make_network(spec), mesh, steps_per_epoch=448, image_shape=shape)
+    train_call, create = make_training(CONFIG, make_network(spec), Preprocessing(shape), mesh, steps_per_epoch=448)
     train_state = parallel.replicate(create(), mesh)
     images, labels = make_batch(spec["batch"], spec["image_size"])
     batch = {"image": images, "label": labels, "index": np.arange(len(labels))}
@@ -68,8 +69,8 @@ def _inference(spec: dict):
     images, _ = make_batch(spec["batch"], spec["image_size"])
     variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, *images.shape[1:])), train=False))()
     variables = jax.jit(make_prepare(model))(variables)
-    logits = jax.jit(make_predict(model, Preprocessing(images.shape[1:])))
-    return lambda: np.asarray(logits(variables, images)), state.num_parameters(variables["params"])
+    predict = jax.jit(make_predict(model, Preprocessing(images.shape[1:])))
+    return lambda: np.asarray(predict(variables, images)["whole"]), state.num_parameters(variables["params"])
 
 
 def _augment(spec: dict):
@@ -89,7 +90,8 @@ def _calls(spec: dict):
             "train.steps_per_call": spec["steps_per_call"],
         }
     )
-    program = Program(config, make_network(spec), _random_split(), _one_device())
+    split = _random_split()
+    program = Program(config, make_network(spec), Preprocessing(split.images.shape[1:]), split, _one_device())
     program.compile()
     train_state, batches = program.first_state(), program.batches(0, 2**31)
 
