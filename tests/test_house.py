@@ -27,7 +27,7 @@ FLOORS = [
     {"options"},
     {"recipe", "models", "parallel"},
     {"native"},
-    {"errors", "machine"},
+    {"errors", "machine", "pretrained"},
 ]
 
 
