@@ -111,6 +111,7 @@ def evaluate_weights(
     workdir: whose report/ gets the report too, under the file's name; None for nowhere.
     """
     terminal = Terminal(is_primary=jax.process_index() == 0)
+    # Not within agreeing_on_errors, whose body must not communicate: to place weights on all devices does.
     path = os.fspath(weights.resolve(expand_path(path, "--weights")))
     classifier = Classifier.load(path)
     with processes.agreeing_on_errors():
@@ -234,6 +235,7 @@ def _compare_with_training(classifier: Classifier, metric_sums: dict, strict: bo
     else:
         pairs = {key: (trained_on.get(key), value) for key, value in here.items()}
         different = [f"{key} {theirs} there and {ours} here" for key, (theirs, ours) in pairs.items() if theirs != ours]
+        # A file in two bytes a value is another network, if only by a little.
         stored_as = classifier.metadata.get("weights_dtype", "float32")
         different += [f"kernels stored in {stored_as}"] if stored_as != "float32" else []
         reason = ", ".join(different) or "device and versions are the same, so look for what else changed"

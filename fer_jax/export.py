@@ -53,6 +53,7 @@ def export(
     # Processes would have to see each other's file; one device is enough for an evaluation.
     if jax.process_count() > 1:
         raise UserError(f"--mode=export is for one process; this run has {jax.process_count()}")
+    # Before the network is loaded: an evaluation takes minutes, which a mistake needn't wait for.
     path = _check_out(out)
     classifier = Classifier.load(workdir, checkpoint)
     dataset = _find_data(classifier, workdir, data, terminal)
@@ -83,6 +84,7 @@ def _check_out(out: str | None) -> pathlib.Path:
     # By its name a file is told from a workdir when it is loaded.
     if path.suffix != weights.SUFFIX:
         raise UserError(f"--out is {out}; a weights file's name ends in {weights.SUFFIX}")
+    # There may be no other copy of what would be written over.
     if path.exists():
         raise UserError(f"--out is {out}, which is there already; remove it or choose another name")
     if not path.parent.is_dir():
@@ -104,6 +106,7 @@ def _find_data(classifier: Classifier, workdir: Workdir, data: str | None, termi
                 f"{dataset.name} ({dataset.fingerprint}): --mode=evaluate --weights=FILE evaluates on other data"
             )
         return dataset
+    # Weights are of use where the data are not, such as on the machine of a colleague.
     try:
         return load_own(classifier, f"the run in {workdir.path}", terminal)
     except UserError as error:

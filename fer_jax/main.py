@@ -20,6 +20,7 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _STRICT = flags.DEFINE_bool("strict", False, "Fail if the logged validation accuracy is not reproduced.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "Evaluate this weights file, or 'pretrained', instead of a run.")
+# The four of --mode=export.
 _OUT = flags.DEFINE_string("out", None, "The file that --mode=export writes.")
 _FORMAT = flags.DEFINE_enum("format", "safetensors", ["safetensors"], "The format of that file.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"], "The dtype of its kernels.")
@@ -31,6 +32,7 @@ _SHOWN += ["out", "format", "dtype", "licence"]
 def _check_flags() -> None:
     """Raises UserError where flags are missing or don't go together."""
     mode, config, weights = _MODE.value, _CONFIG.value, _WEIGHTS.value
+    # Refused rather than ignored: whoever gives a flag believes that it has an effect.
     if weights and mode != "evaluate":
         raise UserError("--weights goes with --mode=evaluate; --config.model.init=FILE trains from a weights file")
     if weights and _CHECKPOINT.value:

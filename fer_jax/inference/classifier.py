@@ -89,6 +89,7 @@ class Classifier:
         sharding = NamedSharding(mesh or parallel.make_mesh(), PartitionSpec())
         # By its name a file that isn't there is one too, and is told so rather than as a missing run.
         if not isinstance(source, Workdir) and (os.path.isfile(source) or str(source).endswith(weights.SUFFIX)):
+            # Not ignored: a file is one network, maybe not the one that is asked for.
             if checkpoint is not None:
                 raise UserError(f"{source} is a weights file, which holds one network and no checkpoint {checkpoint!r}")
             return cls._load_file(source, sharding)
@@ -110,17 +111,7 @@ class Classifier:
     @classmethod
     def _load_file(cls, path: str | os.PathLike, sharding: NamedSharding) -> "Classifier":
         tensors, metadata = weights.read(path)
-        config = config_lib.from_stored(metadata["config"], source=str(path))
-        try:
-            config_lib.check(config)
-            Preprocessing.from_metadata(metadata["preprocessing"])
-        except UserError as error:
-            raise UserError(f"{path}: {'; '.join(str(error).splitlines())}") from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}: preprocessing of its metadata is {metadata['preprocessing']}, which can't be applied "
-                f"({type(error).__name__}: {error})"
-            ) from None
+        config, _ = stored_description(path, metadata)
         described, abstract = _described(config, metadata, sharding)
         variables = weights.fill(abstract, tensors, source=path)
         return cls(variables=variables, config=config, step=metadata.pop("step"), metadata=metadata, **described)
@@ -134,6 +125,7 @@ class Classifier:
         kept = {key: value for key, value in self.metadata.items() if key not in ("progress", "dataset_path")}
         config = self.config.to_dict()
         config["dataset"] |= {"path": None, "cache_dir": None}
+        config["model"]["init"] = config["model"]["init"] and os.path.basename(config["model"]["init"])
         metadata = {**kept, "config": config, "weights_dtype": dtype, "step": self.step}
         weights.write(path, self.variables, metadata, dtype=dtype)
 
@@ -179,6 +171,23 @@ def _described(config: config_dict.ConfigDict, metadata: Mapping[str, Any], shar
     model = make_model(config.model, num_classes=len(class_names))
     abstract = abstract_variables(model, preprocessing.image_shape, sharding)
     return {"model": model, "class_names": class_names, "preprocessing": preprocessing}, abstract
+
+
+def stored_description(
+    path: str | os.PathLike, metadata: Mapping[str, Any]
+) -> tuple[config_dict.ConfigDict, Preprocessing]:
+    """Returns config and preprocessing of a weights file's metadata; raises UserError where they can't be meant."""
+    config = config_lib.from_stored(metadata["config"], source=str(path))
+    try:
+        config_lib.check(config)
+        return config, Preprocessing.from_metadata(metadata["preprocessing"])
+    except UserError as error:
+        raise UserError(f"{path}: {'; '.join(str(error).splitlines())}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: preprocessing of its metadata is {metadata['preprocessing']}, which can't be applied "
+            f"({type(error).__name__}: {error})"
+        ) from None
 
 
 def make_model(model_config: Mapping[str, Any], *, num_classes: int) -> resnet.ResNet:

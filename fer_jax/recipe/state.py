@@ -1,5 +1,6 @@
 """TrainState, and the first one of a run. Pure."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,11 +22,24 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
 
 
-def create(model: nn.Module, optimizer: optax.GradientTransformation, *, seed: int, image_shape) -> TrainState:
-    """Returns the state before the first step, with weights drawn from `seed`."""
+def create(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    image_shape,
+    initial: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """Returns the state before the first step, with weights drawn from `seed`.
+
+    initial: {'params', 'batch_stats'} of the layers that start with these values instead; the optimizer starts anew.
+    """
     # Weights and augmentation draw from different keys of the same seed: 0 here, 1 in images.py.
     key = jax.random.fold_in(jax.random.key(seed), 0)
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+    # Before the optimizer: whatever it keeps of the weights begins with these.
+    if initial is not None:
+        variables = {kind: {**layers, **initial.get(kind, {})} for kind, layers in variables.items()}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

@@ -96,6 +96,7 @@ def parse(arguments: list[str]) -> list[str]:
         matches = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments)
         keys = [match[1] for match in matches if match]
         config_lib.check_keys(keys)
+        # absl would call it an unknown flag.
         if keys and not any(re.match(r"--?config(=|$)", argument) for argument in arguments):
             raise UserError(
                 f"--config.{keys[0]} sets an option of an experiment, and --config, which names one, is missing; "

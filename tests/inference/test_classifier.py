@@ -130,6 +130,14 @@ def test_a_weights_file_is_a_plain_safetensors_file_that_tells_nothing_of_the_ma
     assert metadata.keys().isdisjoint({"dataset_path", "progress"})
 
 
+def test_a_weights_file_names_the_file_that_training_started_from_without_its_folder(classifier, tmp_path):
+    config = classifier.config.copy_and_resolve_references()
+    config.model.init = "/home/somebody/net.safetensors"
+    dataclasses.replace(classifier, config=config).save(tmp_path / "tuned.safetensors")
+    assert Classifier.load(tmp_path / "tuned.safetensors").config.model.init == "net.safetensors"
+    assert b"somebody" not in (tmp_path / "tuned.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.01), ("bfloat16", 0.1)])
 def test_two_bytes_a_value_halve_the_kernels_and_keep_what_is_small_in_float32(classifier, tmp_path, dtype, tolerance):
     path = tmp_path / "half.safetensors"
