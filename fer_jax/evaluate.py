@@ -1,26 +1,25 @@
-"""Evaluates a checkpoint of a run on splits of a data set, and writes and prints the report."""
+"""Evaluates a checkpoint of a run, or a weights file, on splits of a data set; writes and prints the report."""
 
 import errno
+import os
 import re
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 from ml_collections import config_dict
 
 from fer_jax import config as config_lib
 from fer_jax import parallel
-from fer_jax.data import files
-from fer_jax.data.dataset import UNSPLIT, Dataset
-from fer_jax.data.load import load_dataset, load_files
+from fer_jax.config import expand_path
+from fer_jax.data.dataset import Dataset
 from fer_jax.errors import UserError
-from fer_jax.inference import metrics
+from fer_jax.inference import metrics, weights
 from fer_jax.inference.classifier import (
     Classifier,
     describe_computation,
     make_predict,
     make_prepare,
 )
+from fer_jax.inference.evaluation_data import load_other, load_own
 from fer_jax.inference.evaluator import Evaluator
 from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.models.resnet import ResNet
@@ -79,9 +78,9 @@ def evaluate(
         asked = config.dataset if config is not None else None
         path = data or (asked.path if asked else None)
         if path is None and not (asked and asked.source == "embedded"):
-            dataset = _load_own(classifier, workdir, terminal)
+            dataset = load_own(classifier, f"the run in {workdir.path}", terminal)
         else:
-            dataset = _load_asked(classifier, path, split, asked or own.dataset, terminal)
+            dataset = load_other(classifier, path, split, asked or own.dataset, terminal)
         dataset.split(split)
     processes.require_agreement({"the dataset": f"{dataset.name} ({dataset.fingerprint})"})
     terminal.say(f"Data set: {dataset.describe()}")
@@ -99,48 +98,52 @@ def evaluate(
         )
 
 
-def _load_own(classifier: Classifier, workdir: Workdir, terminal: Terminal) -> Dataset:
-    """Loads the very data that a run was trained on, or raises UserError."""
-    stored, options = classifier.metadata, classifier.config.dataset.to_dict()
-    # Version 0.1 did not store where its data were.
-    if "dataset_path" in stored:
-        path = stored["dataset_path"]
-        options |= {"source": "fer2013" if path else "embedded", "path": path}
-    trained_on = f"the run in {workdir.path} was trained on {stored['dataset']} ({stored['dataset_fingerprint']})"
-    try:
-        dataset = load_dataset(options, terminal)
-    except UserError as error:
-        raise UserError(f"{error}; {trained_on}: say by --data where it is now") from None
-    if dataset.fingerprint != stored["dataset_fingerprint"]:
-        raise UserError(
-            f"{trained_on}; what is found now{f' at {dataset.path}' if dataset.path else ''} is {dataset.name} "
-            f"({dataset.fingerprint}): say by --data where the run's data, or others to evaluate on, are"
+def evaluate_weights(
+    path: str,
+    workdir: Workdir | None,
+    *,
+    data: str | None,
+    split: str,
+    strict: bool,
+    stop: StopRequest,
+) -> None:
+    """Evaluates a weights file on a split and prints the report; see `evaluate`.
+
+    workdir: whose report/ gets the report too, under the file's name; None for nowhere.
+    """
+    terminal = Terminal(is_primary=jax.process_index() == 0)
+    # Not within agreeing_on_errors, whose body must not communicate: to place weights on all devices does.
+    path = os.fspath(weights.resolve(expand_path(path, "--weights")))
+    classifier = Classifier.load(path)
+    with processes.agreeing_on_errors():
+        if data is None:
+            dataset = load_own(classifier, f"the network in {path}", terminal)
+        else:
+            dataset = load_other(classifier, data, split, classifier.config.dataset, terminal)
+        dataset.split(split)
+        if workdir is not None and jax.process_index() == 0:
+            workdir.path.mkdir(parents=True, exist_ok=True)
+    processes.require_agreement({"the dataset": f"{dataset.name} ({dataset.fingerprint})"})
+    terminal.say(f"Data set: {dataset.describe()}")
+    name = os.path.basename(path)
+    with stop:
+        report_checkpoint(
+            classifier,
+            workdir,
+            dataset,
+            splits=[split],
+            views=split_views(classifier.config),
+            selected_on=f"{classifier.metadata.get('selected_on', 'not known how it was selected')}; in {name}",
+            weights_file=name,
+            strict=strict,
+            stop=stop,
+            terminal=terminal,
         )
-    return dataset
-
-
-def _load_asked(
-    classifier: Classifier, path: str | None, split: str, options: Mapping[str, Any], terminal: Terminal
-) -> Dataset:
-    """Loads data in the form that a network takes: at `path`, or the embedded set; the run's own where they are it."""
-    own = classifier.config.dataset
-    form = {"classes": own.classes, "image_size": own.image_size, "split_seed": own.split_seed}
-    if path is None:
-        return load_dataset({**options, **form}, terminal)
-    # Whatever their size: all that is to be known is what the network says of them.
-    published = load_files(path, {**options, **form}, terminal, class_names=classifier.class_names, resize=True)
-    # A test set alone can't be what it was trained on.
-    if {"train", UNSPLIT} & published.splits.keys():
-        # Moved, say. Another hold-out would contain images that the run was trained on.
-        as_trained_on = files.with_validation(published, own.split_seed)
-        if as_trained_on.fingerprint == classifier.metadata["dataset_fingerprint"]:
-            return as_trained_on
-    return files.all_as(published, split)
 
 
 def report_checkpoint(
     classifier: Classifier,
-    workdir: Workdir,
+    workdir: Workdir | None,
     dataset: Dataset,
     *,
     splits: list[str],
@@ -150,8 +153,12 @@ def report_checkpoint(
     strict: bool,
     stop: StopRequest,
     terminal: Terminal,
+    weights_file: str | None = None,
 ) -> None:
     """Evaluates a checkpoint of the run in `workdir` on each of `splits`, and prints and writes their reports.
+
+    workdir: None where nothing is to be written. weights_file: the name of the file that the network is from, if it is
+    from one; its reports have names of their own.
 
     Where the checkpoint's validation accuracy was logged on the same data, it is computed again and held against it.
     Reports on other data than the run's have their name and fingerprint in the files' names.
@@ -162,15 +169,16 @@ def report_checkpoint(
     # By name: an equal number of classes in another order would be evaluated without a complaint.
     if classifier.class_names != dataset.class_names:
         raise UserError(
-            f"the run in {workdir.path} tells {', '.join(classifier.class_names)} apart, "
+            f"{weights_file or f'the run in {workdir.path}'} tells {', '.join(classifier.class_names)} apart, "
             f"{dataset.name} has {', '.join(dataset.class_names)}"
         )
-    trained_view = Preprocessing.from_metadata(classifier.metadata["preprocessing"]).view
+    # Another program may have written a weights file, which need not say where it is from.
+    logged = classifier.metadata.get("validation")
+    trained_view = (logged or {}).get("view", classifier.preprocessing.view)
     views = list(dict.fromkeys([trained_view, classifier.preprocessing.view, *views]))
     evaluator = make_evaluator(classifier.config, classifier.model, classifier.preprocessing, stop, views)
     metric_sums = {}
-    logged = classifier.metadata["validation"]
-    is_own = classifier.metadata["dataset_fingerprint"] == dataset.fingerprint
+    is_own = classifier.metadata.get("dataset_fingerprint") == dataset.fingerprint
     if logged and is_own:
         metric_sums["validation"] = evaluator(classifier.variables, dataset.split("validation"))
         _compare_with_training(classifier, metric_sums["validation"][trained_view], strict, terminal)
@@ -200,10 +208,14 @@ def report_checkpoint(
             "dataset": dataset.name,
             "dataset_fingerprint": dataset.fingerprint,
         }
+        if weights_file:
+            evaluation["weights_file"] = weights_file
         # Printed before it is written: what was computed isn't lost to a folder that can't be written.
         terminal.say("\n" + report.table(evaluation))
-        if jax.process_index() == 0:
-            name = split if is_own else f"{split}_{_as_file_name(dataset.name)}_{dataset.fingerprint[:8]}"
+        if workdir is not None and jax.process_index() == 0:
+            # A run's own report is of its checkpoint, whatever file is evaluated in its workdir.
+            name = f"{split}_{_as_file_name(weights_file.removesuffix(weights.SUFFIX))}" if weights_file else split
+            name = name if is_own else f"{name}_{_as_file_name(dataset.name)}_{dataset.fingerprint[:8]}"
             _write(evaluation, workdir, name, terminal)
 
 
@@ -251,6 +263,9 @@ def _compare_with_training(classifier: Classifier, metric_sums: dict, strict: bo
     else:
         pairs = {key: (trained_on.get(key), value) for key, value in here.items()}
         different = [f"{key} {theirs} there and {ours} here" for key, (theirs, ours) in pairs.items() if theirs != ours]
+        # A file in two bytes a value is another network, if only by a little.
+        stored_as = classifier.metadata.get("weights_dtype", "float32")
+        different += [f"kernels stored in {stored_as}"] if stored_as != "float32" else []
         reason = ", ".join(different) or "device and versions are the same, so look for what else changed"
     message = (
         f"step {classifier.step} had a validation accuracy of {logged:.4%} in training and has {computed:.4%} here, "

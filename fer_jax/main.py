@@ -1,4 +1,4 @@
-"""The command: `fer-jax --config=NAME_OR_FILE [--workdir=DIR] [--mode=train|evaluate] ...` (python -m fer_jax.main)."""
+"""The command: `fer-jax --config=NAME_OR_FILE [--workdir=DIR] [--mode=MODE] ...` (python -m fer_jax.main)."""
 
 import os
 import signal
@@ -11,27 +11,52 @@ from fer_jax.errors import UserError
 from fer_jax.system import command_line, exits, memory
 
 _CONFIG = command_line.define_config_flag()
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "export"], "What to do.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder or gs://bucket/...; runs/<name of config> if unset.")
 _DATA = flags.DEFINE_string("data", None, "A FER-2013 csv or a folder of images, in place of config.dataset.path.")
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What to evaluate on.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "What to evaluate: 'best', 'latest' or a step.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "What to evaluate or export: 'best' (if unset), 'latest', a step."
+)
 _STRICT = flags.DEFINE_bool("strict", False, "Fail if the logged validation accuracy is not reproduced.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "Evaluate this weights file, or 'pretrained', instead of a run.")
+# The four of --mode=export.
+_OUT = flags.DEFINE_string("out", None, "The file that --mode=export writes.")
+_FORMAT = flags.DEFINE_enum("format", "safetensors", ["safetensors"], "The format of that file.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"], "The dtype of its kernels.")
+_LICENCE = flags.DEFINE_string("licence", None, "A text on the licence of the weights, stored in the file.")
+_SHOWN = ["mode", "config", "workdir", "data", "split", "checkpoint", "strict", "weights"]
+_SHOWN += ["out", "format", "dtype", "licence"]
+
+
+def _check_flags() -> None:
+    """Raises UserError where flags are missing or don't go together."""
+    mode, config, weights = _MODE.value, _CONFIG.value, _WEIGHTS.value
+    # Refused rather than ignored: whoever gives a flag believes that it has an effect.
+    if weights and mode != "evaluate":
+        raise UserError("--weights goes with --mode=evaluate; --config.model.init=FILE trains from a weights file")
+    if weights and _CHECKPOINT.value:
+        raise UserError("--checkpoint is of a run; the file of --weights holds one network")
+    if config is not None and (weights or mode == "export"):
+        raise UserError(
+            f"--config does not go with --{'weights' if weights else 'mode=export'}: the network has its own"
+        )
+    if config is None and mode == "train":
+        raise UserError("--config is missing: which experiment? For example --config=resnet50")
+    if config is None and not _WORKDIR.value and not weights:
+        raise UserError("--workdir is missing: which run? For example --workdir=runs/resnet50")
 
 
 def _command() -> None:
+    _check_flags()
     config = _CONFIG.value
     if config is not None:
         if _DATA.value:
             config.dataset.path = _DATA.value
         config_lib.check(config)
-    elif _MODE.value == "train":
-        raise UserError("--config is missing: which experiment? For example --config=resnet50")
-    elif not _WORKDIR.value:
-        raise UserError("--workdir is missing: which run? For example --workdir=runs/resnet50")
     options = config if config is not None else config_lib.make_config()
     # JAX takes a second to import, which a mistake needn't wait for.
-    from fer_jax import evaluate, train
+    from fer_jax import evaluate, export, train
     from fer_jax.system import accelerators, processes
     from fer_jax.system.signals import StopRequest
     from fer_jax.workdir.paths import Workdir
@@ -41,14 +66,21 @@ def _command() -> None:
     processes.join_processes(options.parallel)
     # Only now: a process that has looked for devices can't join others.
     accelerators.require_devices()
-    path = _WORKDIR.value or os.path.join("runs", command_line.name_of_config())
-    workdir = Workdir(path, storage_timeout=options.checkpoint.storage_timeout)
+    path = _WORKDIR.value or (None if config is None else os.path.join("runs", command_line.name_of_config()))
+    workdir = path and Workdir(path, storage_timeout=options.checkpoint.storage_timeout)
     stop = StopRequest()
+    checkpoint = _CHECKPOINT.value or "best"
     if _MODE.value == "train":
         train.train(config, workdir, stop)
+    elif _MODE.value == "export":
+        asked = {"out": _OUT.value, "dtype": _DTYPE.value, "data": _DATA.value, "licence": _LICENCE.value}
+        export.export(workdir, **asked, checkpoint=checkpoint, stop=stop)
     else:
-        asked = {"data": _DATA.value, "split": _SPLIT.value, "checkpoint": _CHECKPOINT.value, "strict": _STRICT.value}
-        evaluate.evaluate(config, workdir, **asked, stop=stop)
+        asked = {"data": _DATA.value, "split": _SPLIT.value, "strict": _STRICT.value, "stop": stop}
+        if _WEIGHTS.value:
+            evaluate.evaluate_weights(_WEIGHTS.value, workdir, **asked)
+        else:
+            evaluate.evaluate(config, workdir, **asked, checkpoint=checkpoint)
 
 
 def main(_) -> int:
@@ -67,7 +99,7 @@ def run(*, may_restart: bool = False) -> None:
     may_restart: whether the process is the command's own and may be replaced by one with other settings (memory.py).
     """
     command_line.refuse_windows(sys.platform)
-    command_line.answer_help(sys.argv, flags=["mode", "config", "workdir", "data", "split", "checkpoint", "strict"])
+    command_line.answer_help(sys.argv, flags=_SHOWN)
     if may_restart:
         memory.restart_tuned()
     app.run(main, flags_parser=command_line.parse)

@@ -16,6 +16,7 @@ from fer_jax.errors import Diverged
 from fer_jax.inference import metrics
 from fer_jax.inference.classifier import Classifier, describe_computation, make_model
 from fer_jax.inference.preprocessing import make_preprocessing
+from fer_jax.loop.initial import read_initial
 from fer_jax.loop.meter import Meter, Profiler
 from fer_jax.loop.program import Program
 from fer_jax.loop.resumption import Saver, open_workdir, resolve_dtype, restore
@@ -80,6 +81,8 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
 
         # --- State: that of the newest checkpoint which is whole, or the first.
         state, progress = restore(checkpoints, program, run_metadata, workdir, terminal)
+        # A run that goes on no longer needs the file that it started from.
+        initial = read_initial(config, run_metadata, program.abstract_state, terminal) if state is None else None
         step, patience = 0 if state is None else int(state.step), config.early_stopping.patience
         with processes.agreeing_on_errors(), workdir.time_limit():
             if is_primary:
@@ -89,7 +92,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
             terminal.say(f"The run in {workdir.path} is complete: {progress.epochs} epochs.")
         else:
             _announce(config, program, mesh, workdir, terminal)
-            state = _compile(program, state, terminal)
+            state = _compile(program, state, initial, terminal)
         writer = saving.enter_context(
             contextlib.closing(
                 MetricsWriter(
@@ -164,7 +167,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
                         sums = evaluator(variables, validation_split)[preprocessing.view]
                         validation[kind] = metrics.selection_metrics(sums)
                         writer.write(step=step, epoch=epoch, kind=kind, **validation[kind])
-                chosen = _select(validation, config.early_stopping.metric)
+                chosen = _select(validation, config.early_stopping.metric) | {"view": preprocessing.view}
                 is_best = progress.end_epoch(chosen, patience=patience, min_delta=config.early_stopping.min_delta)
                 save(state, validation=chosen, is_best=is_best)
                 listed = "  ".join(
@@ -233,8 +236,8 @@ def _announce(config: config_dict.ConfigDict, program: Program, mesh, workdir: W
     )
 
 
-def _compile(program: Program, state: TrainState | None, terminal: Terminal) -> TrainState:
-    """Compiles the program, makes the first state where there is none, and returns the state."""
+def _compile(program: Program, state: TrainState | None, initial: dict | None, terminal: Terminal) -> TrainState:
+    """Compiles the program, makes the first state (from `initial`) where there is none, and returns the state."""
     with concurrent.futures.ThreadPoolExecutor() as executor:
         compiling = executor.submit(program.compile)
         # TensorFlow takes seconds to import: while XLA compiles, they cost nothing.
@@ -242,7 +245,7 @@ def _compile(program: Program, state: TrainState | None, terminal: Terminal) -> 
             executor.submit(importlib.import_module, name) for name in ("fer_jax.data.pipeline", "clu.metric_writers")
         ]
         if state is None:
-            state = program.first_state()
+            state = program.first_state(initial)
         for future in importing:
             future.result()  # raises what the import did
         terminal.say(f"Compiled in {compiling.result():.1f} s\n")

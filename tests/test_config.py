@@ -101,6 +101,7 @@ CHANGE_RESULTS = {
     "model.dtype",
     "model.sync_batch_norm",
     "model.conv",
+    "model.init",
     "train.grad_accum_steps",
     "train.skip_nonfinite",
     "optimizer.name",

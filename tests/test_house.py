@@ -17,7 +17,7 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"
 FLOORS = [
     {"main"},
     {"train"},
-    {"evaluate"},
+    {"evaluate", "export"},
     {"loop"},
     {"inference"},
     {"workdir"},
@@ -27,7 +27,7 @@ FLOORS = [
     {"options"},
     {"recipe", "models", "parallel"},
     {"native"},
-    {"errors", "machine"},
+    {"errors", "machine", "pretrained"},
 ]
 
 

@@ -48,29 +48,34 @@ class Classifier:
 
     @classmethod
     def load(
-        cls, source: str | os.PathLike | Workdir, checkpoint: str = "best", *, mesh: Mesh | None = None
+        cls, source: str | os.PathLike | Workdir, checkpoint: str | None = None, *, mesh: Mesh | None = None
     ) -> "Classifier":
         """Loads the network of a run or of a weights file.
 
         Args:
-          source: the workdir of a run, or a file that `save` wrote.
-          checkpoint: of a run: 'best' (by validation accuracy), 'latest' or a step.
+          source: the workdir of a run, a file that `save` wrote, or 'pretrained', the file of the package.
+          checkpoint: of a run: 'best' (by validation accuracy; the default), 'latest' or a step.
           mesh: the devices that get the variables; all of them by default.
 
         Raises:
-          UserError: there is no such run, checkpoint or file, or it is damaged.
+          UserError: there is no such run, checkpoint or file, it is damaged, or a checkpoint of a file is asked for.
         """
+        if not isinstance(source, Workdir):
+            source = weights.resolve(source)
         # On all devices from the start, so that evaluation needs no second copy.
         sharding = NamedSharding(mesh or parallel.make_mesh(), PartitionSpec())
         # By its name a file that isn't there is one too, and is told so rather than as a missing run.
         if not isinstance(source, Workdir) and (os.path.isfile(source) or str(source).endswith(weights.SUFFIX)):
+            # Not ignored: a file is one network, maybe not the one that is asked for.
+            if checkpoint is not None:
+                raise UserError(f"{source} is a weights file, which holds one network and no checkpoint {checkpoint!r}")
             return cls._load_file(source, sharding)
         workdir = source if isinstance(source, Workdir) else Workdir(source)
         with workdir.time_limit():
             config = config_lib.load(workdir.config)
         config_lib.check(config)
         with Checkpoints(workdir, read_only=True) as checkpoints:
-            step = checkpoints.find(checkpoint)
+            step = checkpoints.find(checkpoint or "best")
             try:
                 metadata = checkpoints.metadata(step)
                 described, abstract = _described(config, metadata, sharding)
@@ -86,8 +91,7 @@ class Classifier:
     @classmethod
     def _load_file(cls, path: str | os.PathLike, sharding: NamedSharding) -> "Classifier":
         tensors, metadata = weights.read(path)
-        config = config_lib.from_stored(metadata["config"], source=str(path))
-        config_lib.check(config)
+        config, _ = stored_description(path, metadata)
         described, abstract = _described(config, metadata, sharding)
         variables = weights.fill(abstract, tensors, source=path)
         return cls(variables=variables, config=config, step=metadata.pop("step"), metadata=metadata, **described)
@@ -99,13 +103,17 @@ class Classifier:
     def save(self, path: str | os.PathLike, *, dtype: str = "float32") -> None:
         """Writes the network to a weights file, which `load` reads on any machine; see `weights.write`.
 
-        dtype: of the kernels, 'float32' or 'float16', at half the size.
+        dtype: of the kernels: 'float32', or 'float16' or 'bfloat16' at half the size.
         """
         # Where the data lay on this machine is nobody else's business, nor is how far the training was.
         kept = {key: value for key, value in self.metadata.items() if key not in ("progress", "dataset_path")}
         config = self.config.to_dict()
         config["dataset"] |= {"path": None, "cache_dir": None}
-        weights.write(path, self.variables, {**kept, "config": config, "step": self.step}, dtype=dtype)
+        config["model"]["init"] = config["model"]["init"] and os.path.basename(config["model"]["init"])
+        # With the view that was chosen after training, which the checkpoint doesn't know.
+        described = {"config": config, "preprocessing": self.preprocessing.to_metadata()}
+        metadata = {**kept, **described, "weights_dtype": dtype, "step": self.step}
+        weights.write(path, self.variables, metadata, dtype=dtype)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Returns the logits, float32 [n, classes]; images: uint8 [n, height, width, channels], as trained on.
@@ -150,6 +158,23 @@ def _described(config: config_dict.ConfigDict, metadata: Mapping[str, Any], shar
     model = make_model(config.model, num_classes=len(class_names))
     abstract = abstract_variables(model, preprocessing.image_shape, sharding)
     return {"model": model, "class_names": class_names, "preprocessing": preprocessing}, abstract
+
+
+def stored_description(
+    path: str | os.PathLike, metadata: Mapping[str, Any]
+) -> tuple[config_dict.ConfigDict, Preprocessing]:
+    """Returns config and preprocessing of a weights file's metadata; raises UserError where they can't be meant."""
+    config = config_lib.from_stored(metadata["config"], source=str(path))
+    try:
+        config_lib.check(config)
+        return config, Preprocessing.from_metadata(metadata["preprocessing"])
+    except UserError as error:
+        raise UserError(f"{path}: {'; '.join(str(error).splitlines())}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: preprocessing of its metadata is {metadata['preprocessing']}, which can't be applied "
+            f"({type(error).__name__}: {error})"
+        ) from None
 
 
 def make_model(model_config: Mapping[str, Any], *, num_classes: int) -> resnet.ResNet:

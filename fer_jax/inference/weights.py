@@ -5,6 +5,7 @@ The format is safetensors (https://github.com/huggingface/safetensors). A tensor
 metadata, under the key `fer_jax`.
 """
 
+import importlib.resources
 import json
 import os
 import pathlib
@@ -17,22 +18,64 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from fer_jax.errors import UserError
+from fer_jax.errors import UserError, naming
 
 SUFFIX = ".safetensors"
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "bfloat16")
+# The file that is installed with the package goes by this name.
+PRETRAINED = "pretrained"
 _KEY = "fer_jax"
 _FORMAT = 1
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(size) is int and size > 0 for size in value)
+
+
+# The metadata without which no network can be made of the tensors.
+_NEEDED = {
+    "config": ("an object", lambda value: isinstance(value, dict)),
+    "class_names": (
+        "a list of names",
+        lambda value: isinstance(value, list) and value and all(isinstance(name, str) for name in value),
+    ),
+    "preprocessing": (
+        "an object with an image_shape [height, width, channels]",
+        lambda value: isinstance(value, dict) and _is_shape(value.get("image_shape")),
+    ),
+    "step": ("a whole number", lambda value: type(value) is int),
+}
+
+
+def resolve(source: str | os.PathLike, folder: pathlib.Path | None = None) -> str | os.PathLike:
+    """Returns `source`, or the path of the packaged weights file where it is 'pretrained'.
+
+    folder: where the packaged file is; that of fer_jax.pretrained by default. Raises UserError where it has none.
+    """
+    # What is there first: whoever has a folder or file of that name means it.
+    if os.fspath(source) != PRETRAINED or os.path.exists(source):
+        return source
+    if folder is None:
+        folder = pathlib.Path(str(importlib.resources.files("fer_jax.pretrained")))
+    # Sorted, so that of several the answer is not the file system's.
+    packaged = sorted(folder.glob(f"*{SUFFIX}"))
+    if not packaged:
+        raise UserError(
+            f"this installation of fer_jax has no pretrained weights: {folder} holds no {SUFFIX} file; name a file of "
+            "your own, which --mode=export writes"
+        )
+    return packaged[-1]
 
 
 def write(path: str | os.PathLike, variables: Mapping[str, Any], metadata: Mapping[str, Any], *, dtype: str) -> None:
     """Writes a network, whole or not at all.
 
-    metadata: JSON-serialisable. dtype: of the kernels, 'float32' or 'float16'; scales, biases and statistics, which
-    are few and may be large, stay float32. Raises UserError where the dtype is another one or can't hold a value.
+    metadata: JSON-serialisable. dtype: of the kernels, one of DTYPES; scales, biases and statistics, which are few and
+    may be large, stay float32. Raises UserError where the dtype is another one or can't hold a value, and OSError or
+    StorageError where the file can't be written.
     """
     if dtype not in DTYPES:
-        raise UserError(f"weights are stored as {' or '.join(DTYPES)}, not as {dtype}")
+        raise UserError(f"weights are stored as {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not as {dtype}")
     tensors = {}
     for name, value in traverse_util.flatten_dict(jax.device_get(variables), sep=".").items():
         # 65,504 is the largest float16: what is larger would become infinite without a word.
@@ -44,14 +87,22 @@ def write(path: str | os.PathLike, variables: Mapping[str, Any], metadata: Mappi
     # Renamed into place, so that a crash never leaves half a file.
     partial = path.with_name(path.name + ".partial")
     document = json.dumps({"format": _FORMAT, **metadata}, allow_nan=False)
-    safetensors.numpy.save_file(tensors, partial, metadata={_KEY: document})
-    partial.replace(path)
+    content = safetensors.numpy.save(tensors, metadata={_KEY: document})
+    try:
+        # Written here rather than by safetensors, whose errors don't name the file.
+        with naming(partial):
+            partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        # A full disk is not left with half a file on it.
+        partial.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns the tensors by name, as they are stored, and the metadata.
 
-    Raises UserError where the file isn't there, is cut off or damaged, or was not written by `write`.
+    Raises UserError where the file isn't there, is cut off or damaged, was not written by `write`, or has metadata that
+    no network can be made of.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -63,29 +114,53 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
     if document is None:
         raise UserError(f"{path} is a safetensors file of another program: its metadata lack {_KEY!r}")
-    metadata = json.loads(document)
-    version = metadata.pop("format")
+    return tensors, _checked(document, path)
+
+
+def _checked(document: str, path: str | os.PathLike) -> dict[str, Any]:
+    """Returns the metadata that `document` holds, without the format; raises UserError where they are not as needed."""
+    try:
+        metadata = json.loads(document)
+    except ValueError as error:
+        raise UserError(f"{path}: its metadata under {_KEY!r} are no JSON: {error}") from None
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path}: its metadata under {_KEY!r} are no object but {document[:50]}")
+    # The format first: another one may need other keys.
+    version = metadata.pop("format", None)
+    if version is None:
+        raise UserError(f"{path}: its metadata under {_KEY!r} lack format, which says how to read them")
     if version != _FORMAT:
         raise UserError(f"{path} has format {version}; this version of fer_jax reads format {_FORMAT}")
-    return tensors, metadata
+    for key, (wanted, holds) in _NEEDED.items():
+        if key not in metadata:
+            raise UserError(f"{path}: its metadata under {_KEY!r} lack {key}")
+        if not holds(metadata[key]):
+            raise UserError(f"{path}: {key} of its metadata is {str(metadata[key])[:50]}; it must be {wanted}")
+    return metadata
 
 
-def fill(abstract: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, source: str | os.PathLike) -> dict:
+def fill(
+    abstract: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    *,
+    source: str | os.PathLike,
+    whose: str = "its config",
+) -> dict:
     """Returns the tensors as the variables of a network.
 
-    abstract: the variables' shapes, dtypes and shardings. source: the file, for the UserError that is raised where a
-    tensor is missing, is one too many or has another shape.
+    abstract: the variables' shapes, dtypes and shardings. source, whose: the file, and the config that describes the
+    network, for the UserError that is raised where a tensor is missing, is one too many or has another shape.
     """
     # Names first: a network of other depth would else be told by the shape of whichever tensor comes first.
     wanted = traverse_util.flatten_dict(abstract, sep=".")
     for name in sorted(wanted.keys() ^ tensors.keys()):
         where = "lacks" if name in wanted else "has one tensor too many,"
-        raise UserError(f"{source} holds another network than its config describes: it {where} {name}")
+        raise UserError(f"{source} holds another network than {whose} describes: it {where} {name}")
     filled = {}
     for name, like in wanted.items():
         shape = tensors[name].shape
         if shape != like.shape:
-            raise UserError(f"{source}: {name} is {list(shape)}, where its config asks {list(like.shape)}")
-        # float16 saves room in the file; parameters are float32.
+            raise UserError(f"{source}: {name} is {list(shape)}, where {whose} asks {list(like.shape)}")
+        # Two bytes a value save room in the file; parameters are float32.
         filled[name] = jax.device_put(tensors[name].astype(like.dtype), like.sharding)
     return traverse_util.unflatten_dict(filled, sep=".")

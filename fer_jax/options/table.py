@@ -155,6 +155,13 @@ OPTIONS: dict[str, Option] = {
         one_of("auto", "native", "lax", "matmul"),
         "How convolutions are computed; auto chooses by the device: native (our own, compiled here) where it can.",
     ),
+    "model.init": Option(
+        None,
+        str,
+        PATH,
+        "A weights file, or 'pretrained', from which training starts. Unset: weights drawn from the seed.",
+        optional=True,
+    ),
     "model.remat": Option(
         False, bool, SWITCH, "Whether blocks are computed again for their gradients, not kept.", changes_results=False
     ),

@@ -1,5 +1,6 @@
 """TrainState, and the first one of a run. Pure."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -31,11 +32,24 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create(
-    model: nn.Module, optimizer: optax.GradientTransformation, *, seed: int, image_shape, has_ema: bool = False
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    image_shape,
+    initial: Mapping[str, Any] | None = None,
+    has_ema: bool = False,
 ) -> TrainState:
-    """Returns the state before the first step, with weights drawn from `seed`; image_shape: of the model's input."""
+    """Returns the state before the first step, with weights drawn from `seed`.
+
+    image_shape: of the model's input. initial: {'params', 'batch_stats'} of the layers that start with these values
+    instead; the optimizer starts anew.
+    """
     key = jax.random.fold_in(jax.random.key(seed), Stream.WEIGHTS)
     variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+    # Before the optimizer: whatever it keeps of the weights begins with these.
+    if initial is not None:
+        variables = {kind: {**layers, **initial.get(kind, {})} for kind, layers in variables.items()}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

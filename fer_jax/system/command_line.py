@@ -58,23 +58,24 @@ def answer_help(arguments: list[str], flags: list[str]) -> None:
 
 
 def _describe_flags(names: list[str]) -> str:
-    lines = ["Trains a facial-expression classifier, or evaluates one.", ""]
+    lines = ["Trains a facial-expression classifier, evaluates one, or exports it to a file.", ""]
     for name in names:
         flag = absl_flags.FLAGS[name]
         values = "|".join(getattr(flag.parser, "enum_values", [])) or ("" if flag.boolean else name.upper())
         default = f" ({flag.default})" if flag.default and not flag.boolean else ""
         about = re.sub(r"^<.*?>: ", "", flag.help)  # absl lists the values of an enum there
-        lines.append(f"  {f'--{name}={values}' if values else f'--{name}':<31}{about}{default}")
+        lines.append(f"  {f'--{name}={values}' if values else f'--{name}':<35}{about}{default}")
     return "\n".join(
         [
             *lines,
-            f"  {'--config.KEY=VALUE':<31}Any option of the config; --config.help lists them.",
-            f"  {'--version':<31}The version.",
+            f"  {'--config.KEY=VALUE':<35}Any option of the config; --config.help lists them.",
+            f"  {'--version':<35}The version.",
             "",
             f"Packaged experiments: {_packaged()}",
             "",
             "  fer-jax --config=resnet50 --data=fer2013.csv --workdir=runs/mine",
             "  fer-jax --mode=evaluate --workdir=runs/mine --split=test",
+            "  fer-jax --mode=export --workdir=runs/mine --out=net.safetensors --dtype=float16",
         ]
     )
 
@@ -92,8 +93,15 @@ def parse(arguments: list[str]) -> list[str]:
     """Parses the flags and returns the command's name; a mistake is printed in one line and exits with status 2."""
     try:
         # ml_collections would say no more than the part of the key that it doesn't find.
-        keys = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments)
-        config_lib.check_keys(match[1] for match in keys if match)
+        matches = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments)
+        keys = [match[1] for match in matches if match]
+        config_lib.check_keys(keys)
+        # absl would call it an unknown flag.
+        if keys and not any(re.match(r"--?config(=|$)", argument) for argument in arguments):
+            raise UserError(
+                f"--config.{keys[0]} sets an option of an experiment, and --config, which names one, is missing; "
+                "--data=PATH names the data of a run or file that is evaluated"
+            )
         left = absl_flags.FLAGS(arguments)
         if len(left) > 1:
             raise UserError(f"{left[1]!r} is no option; options begin with --")

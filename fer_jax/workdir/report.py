@@ -105,10 +105,8 @@ def write_evaluation(evaluation: dict, folder: epath.Path, name: str | None = No
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="predicted", ylabel="true")
-    axis.set_title(
-        f"{evaluation['dataset']} ({evaluation['dataset_fingerprint']}), {split}\naccuracy {_accuracy(evaluation)}",
-        fontsize=10,
-    )
+    title = f"{evaluation['dataset']} ({evaluation['dataset_fingerprint']}), {split}"
+    axis.set_title(f"{title}\naccuracy {describe_accuracy(evaluation)}", fontsize=10)
     _save(figure, folder / f"confusion_matrix_{name}.png", dpi=110)
     # The last of the two, because `reported_step` takes it for the whole report.
     text = json.dumps(without_nonfinite(evaluation), indent=2, allow_nan=False)
@@ -137,7 +135,7 @@ def table(evaluation: dict) -> str:
         f"{evaluation['num_examples']:,} images",
         f"checkpoint of step {evaluation['checkpoint_step']}, {evaluation['selected_on']}",
         "",
-        f"  accuracy           {_accuracy(evaluation)}",
+        f"  accuracy           {describe_accuracy(evaluation)}",
         f"  balanced accuracy  {evaluation['balanced_accuracy']:.2%}",
         f"  macro F1           {evaluation['macro_f1']:.4f}",
         f"  loss               {evaluation['loss']:.4f}",
@@ -176,6 +174,7 @@ def table(evaluation: dict) -> str:
     return "\n".join(lines)
 
 
-def _accuracy(evaluation: dict) -> str:
+def describe_accuracy(evaluation: dict) -> str:
+    """Returns the accuracy of an evaluation with its interval, for a person to read."""
     low, high = evaluation["accuracy_ci95"]
     return f"{evaluation['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%})"

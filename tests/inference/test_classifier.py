@@ -12,7 +12,8 @@ import pytest
 import safetensors.numpy
 
 from fer_jax.data.dataset import CLASS_NAMES
-from fer_jax.errors import UserError
+from fer_jax.errors import StorageError, UserError
+from fer_jax.inference import weights
 from fer_jax.inference.classifier import Classifier, Preprocessing
 
 RUN = pathlib.Path(__file__).parents[1] / "fixtures" / "run_0.1"
@@ -129,23 +130,74 @@ def test_a_weights_file_is_a_plain_safetensors_file_that_tells_nothing_of_the_ma
     assert metadata.keys().isdisjoint({"dataset_path", "progress"})
 
 
-def test_float16_halves_the_kernels_and_keeps_what_is_small_in_float32(classifier, weights_file, tmp_path):
+def test_a_weights_file_names_the_file_that_training_started_from_without_its_folder(classifier, tmp_path):
+    config = classifier.config.copy_and_resolve_references()
+    config.model.init = "/home/somebody/net.safetensors"
+    dataclasses.replace(classifier, config=config).save(tmp_path / "tuned.safetensors")
+    assert Classifier.load(tmp_path / "tuned.safetensors").config.model.init == "net.safetensors"
+    assert b"somebody" not in (tmp_path / "tuned.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.01), ("bfloat16", 0.1)])
+def test_two_bytes_a_value_halve_the_kernels_and_keep_what_is_small_in_float32(classifier, tmp_path, dtype, tolerance):
     path = tmp_path / "half.safetensors"
-    classifier.save(path, dtype="float16")
+    classifier.save(path, dtype=dtype)
     tensors = safetensors.numpy.load_file(path)
-    assert {str(tensor.dtype) for tensor in tensors.values() if tensor.ndim > 1} == {"float16"}
+    assert {str(tensor.dtype) for tensor in tensors.values() if tensor.ndim > 1} == {dtype}
     assert {str(tensor.dtype) for tensor in tensors.values() if tensor.ndim == 1} == {"float32"}
     images = random_images(5)
-    np.testing.assert_allclose(Classifier.load(path).logits(images), classifier.logits(images), atol=0.01)
-    with pytest.raises(UserError, match="stored as float32 or float16, not as int8"):
-        classifier.save(path, dtype="int8")
+    loaded = Classifier.load(path)
+    np.testing.assert_allclose(loaded.logits(images), classifier.logits(images), atol=tolerance)
+    assert loaded.metadata["weights_dtype"] == dtype
+    # What was rounded once is not rounded again.
+    loaded.save(tmp_path / "again.safetensors", dtype=dtype)
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
-def change_file(path: pathlib.Path, *, tensors=None, document=None) -> None:
-    """Writes the file again with other tensors or metadata: functions of what is there."""
+def test_another_dtype_is_refused(classifier, tmp_path):
+    with pytest.raises(UserError, match="stored as float32, float16 or bfloat16, not as int8"):
+        classifier.save(tmp_path / "net.safetensors", dtype="int8")
+
+
+def test_a_checkpoint_of_a_weights_file_can_not_be_asked_for(weights_file):
+    for checkpoint in ("best", "latest", "20"):
+        with pytest.raises(UserError, match=rf"net\.safetensors is a weights file, .* no checkpoint '{checkpoint}'"):
+            Classifier.load(weights_file, checkpoint)
+
+
+def test_a_file_that_can_not_be_written_is_named_and_leaves_nothing(classifier, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing/net"):
+        classifier.save(tmp_path / "nothing" / "net.safetensors")
+    (tmp_path / "net.safetensors.partial").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"net\.safetensors\.partial: .*No space left"):
+        classifier.save(tmp_path / "net.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pretrained_is_the_file_of_the_package_unless_something_there_is_called_so(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    package.mkdir()
+    with pytest.raises(UserError, match=rf"no pretrained weights: {package} holds no \.safetensors file"):
+        weights.resolve("pretrained", package)
+    (package / "fer2013.safetensors").touch()
+    assert weights.resolve("pretrained", package) == package / "fer2013.safetensors"
+    assert weights.resolve("other.safetensors", package) == "other.safetensors"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pretrained").mkdir()
+    assert weights.resolve("pretrained", package) == "pretrained"
+
+
+def without(values: dict, key: str) -> dict:
+    return {name: value for name, value in values.items() if name != key}
+
+
+def change_file(path: pathlib.Path, *, tensors=None, document=None, text=None) -> None:
+    """Writes the file again with other tensors or metadata: functions of what is there, or the metadata's text."""
     stored = safetensors.numpy.load_file(path)
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = dict(file.metadata())
+    if text:
+        metadata = {"fer_jax": text}
     if document:
         metadata = {"fer_jax": json.dumps(document(json.loads(metadata["fer_jax"])))}
     safetensors.numpy.save_file(tensors(stored) if tensors else stored, path, metadata)
@@ -171,14 +223,51 @@ def change_file(path: pathlib.Path, *, tensors=None, document=None) -> None:
             r"params\.head\.bias is \[7\], where its config asks \[2\]",
         ),
         (lambda path: change_file(path, document=lambda old: {**old, "format": 2}), "has format 2; .* reads format 1"),
+        (lambda path: change_file(path, text="{"), "its metadata under 'fer_jax' are no JSON"),
+        (lambda path: change_file(path, text="[1, 2]"), r"are no object but \[1, 2\]"),
+        (lambda path: change_file(path, document=lambda old: without(old, "format")), "'fer_jax' lack format"),
+        (lambda path: change_file(path, document=lambda old: without(old, "config")), "'fer_jax' lack config"),
+        (lambda path: change_file(path, document=lambda old: without(old, "class_names")), "lack class_names"),
+        (lambda path: change_file(path, document=lambda old: without(old, "preprocessing")), "lack preprocessing"),
+        (lambda path: change_file(path, document=lambda old: without(old, "step")), "'fer_jax' lack step"),
+        (
+            lambda path: change_file(path, document=lambda old: {**old, "config": 3}),
+            "config of its metadata is 3; it must be an object",
+        ),
+        (
+            lambda path: change_file(path, document=lambda old: {**old, "class_names": "abc"}),
+            "class_names of its metadata is abc; it must be a list of names",
+        ),
+        (
+            lambda path: change_file(path, document=lambda old: {**old, "preprocessing": {"image_shape": [48, 48]}}),
+            r"must be an object with an image_shape \[height, width, channels\]",
+        ),
+        (
+            lambda path: change_file(path, document=lambda old: {**old, "preprocessing": {"image_shape": [48, 48, 1]}}),
+            r"which can't be applied \(KeyError: 'divisor'\)",
+        ),
+        (
+            lambda path: change_file(path, document=lambda old: {**old, "step": "20"}),
+            "step of its metadata is 20; it must be a whole number",
+        ),
+        (
+            lambda path: change_file(path, document=lambda old: {**old, "config": {"model.depth": 51, "seed": -1}}),
+            r"config\.model\.depth is 51; .*; config\.seed is -1; ",
+        ),
+        (
+            lambda path: change_file(path, document=lambda old: {**old, "config": {"model.width_of": 2}}),
+            r"was written by a newer version of fer_jax: this one has no config\.model\.width_of",
+        ),
     ],
 )
 def test_a_weights_file_that_is_damaged_or_of_something_else_is_named(weights_file, tmp_path, damage, message):
     path = tmp_path / "net.safetensors"
     path.write_bytes(weights_file.read_bytes())
     damage(path)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         Classifier.load(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
 
 
 def test_weights_that_float16_can_not_hold_are_refused_and_nothing_is_written(classifier, tmp_path):

@@ -1,0 +1,1 @@
+"""Holds the weights file (.safetensors) that is installed with the package and goes by the name 'pretrained'."""

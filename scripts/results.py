@@ -1,0 +1,267 @@
+"""Writes a table of finished runs as Markdown: python -m scripts.results RUN [RUN ...] [--split=test] [--baseline=RUN]
+
+Runs whose options are equal, but for the seed and what changes no results, are one row: the mean over the seeds, their
+standard deviation, the 95 % interval of the mean (Student's t) and each seed's accuracy. A row that is not the
+baseline has its effect, the difference of the means, with its 95 % interval (Welch's t, unpaired). One seed has no
+interval. Then follow the commands that make the runs. All runs must be of the same data.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+
+from etils import epath
+from ml_collections import config_dict
+
+from fer_jax import config as config_lib
+from fer_jax.errors import UserError
+from fer_jax.options.table import OPTIONS
+from fer_jax.system import command_line
+
+SPLITS = ("validation", "test")
+# FER-2013's own names of these splits, where the data are all of it (docs/results.md).
+_FER2013 = "7fcc111d81f1638f"
+_OFFICIAL = {"validation": "PublicTest", "test": "PrivateTest"}
+# A run may go on with another patience, but where it ends is another result.
+_ENDS_ELSEWHERE = {"early_stopping.patience"}
+# They change no results, only what the data are, by which runs are compared; to make the data anew takes them.
+_OF_THE_DATA = ("dataset.source", "dataset.classes", "dataset.image_size", "dataset.resize", "dataset.split_seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run. evaluations: by split, what is in its evaluation_<split>.json."""
+
+    path: epath.Path
+    config: config_dict.ConfigDict
+    evaluations: dict[str, dict]
+
+    def value(self, key: str):
+        return dict(config_lib.flatten(self.config))[key]
+
+    def experiment(self) -> dict:
+        """Returns the options by which its result is another than another run's, but for the seed."""
+        return {
+            key: value
+            for key, value in config_lib.flatten(self.config)
+            if key != "seed" and (OPTIONS[key].changes_results or key in _ENDS_ELSEWHERE)
+        }
+
+
+def read_run(path: str, splits: Sequence[str]) -> Run:
+    """Returns a run with its evaluations on `splits`; raises UserError where it is no run or not finished."""
+    folder = epath.Path(config_lib.expand_path(path, "a run's folder"))
+    config = config_lib.load(folder / "config.json")
+    evaluations = {split: _read_evaluation(folder, split) for split in splits}
+    if len({evaluation["checkpoint_step"] for evaluation in evaluations.values()}) > 1:
+        raise UserError(f"{path}: its reports are of different checkpoints; the same command again writes them anew")
+    return Run(folder, config, evaluations)
+
+
+def _read_evaluation(folder: epath.Path, split: str) -> dict:
+    path = folder / "report" / f"evaluation_{split}.json"
+    try:
+        evaluation = json.loads(path.read_text())
+        # What is used, and nothing else: a newer version may add to it.
+        used = ("accuracy", "num_examples", "checkpoint_step", "selected_on", "dataset", "dataset_fingerprint")
+        missing = [key for key in used if key not in evaluation]
+        if not missing:
+            float(evaluation["accuracy"])
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there: the run is not finished, or its data have no {split} split") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} can't be read as an evaluation: {error}") from None
+    if missing:
+        raise UserError(f"{path} is no evaluation: it lacks {', '.join(missing)}")
+    # --mode=evaluate --checkpoint=latest writes it too.
+    if evaluation["selected_on"].startswith("not selected"):
+        raise UserError(
+            f"{path} is of a checkpoint that was {evaluation['selected_on']}; "
+            f"--mode=evaluate --workdir={folder} --split={split} evaluates the best one"
+        )
+    return evaluation
+
+
+def read_runs(paths: Sequence[str], splits: Sequence[str]) -> list[Run]:
+    """Returns the runs; raises UserError with a line for each that can't be in one table with the others."""
+    runs, problems = [], []
+    # A run that is given twice, such as by --baseline and by runs/*, is one.
+    for path in {epath.Path(path): path for path in paths}.values():
+        try:
+            run = read_run(path, splits)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        runs.append(run)
+        (ours, name), (first, first_name) = _data_of(run), _data_of(runs[0])
+        if ours != first:
+            problems.append(
+                f"{path} is of {name} ({ours}), and {runs[0].path} of {first_name} ({first}): a table is of one dataset"
+            )
+    if problems:
+        raise UserError("\n".join(problems))
+    return runs
+
+
+def _data_of(run: Run) -> tuple[str, str]:
+    """Returns the fingerprint, which is compared, and the name, which a copy may have another of."""
+    evaluation = next(iter(run.evaluations.values()))
+    return evaluation["dataset_fingerprint"], evaluation["dataset"]
+
+
+def group(runs: Sequence[Run], baseline: Run) -> list[list[Run]]:
+    """Returns the runs of each experiment by seed, the baseline's first; raises UserError if a seed is there twice."""
+    groups: dict[str, list[Run]] = {}
+    for run in [baseline, *(run for run in runs if run is not baseline)]:
+        groups.setdefault(json.dumps(run.experiment(), sort_keys=True), []).append(run)
+    for members in groups.values():
+        seeds = {}
+        for run in members:
+            # The same run twice would make an interval too narrow.
+            if (other := seeds.setdefault(run.config.seed, run)) is not run:
+                raise UserError(f"{other.path} and {run.path} are both seed {run.config.seed} of one experiment")
+    return [sorted(members, key=lambda run: run.config.seed) for members in groups.values()]
+
+
+def interval_of_mean(values: Sequence[float]) -> tuple[float, float] | None:
+    """Returns the 95 % interval of the mean by Student's t, or None for one value."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return None
+    mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
+    # Equal values have an interval of no width, for which scipy returns nan.
+    return tuple(map(float, stats.t.interval(0.95, len(values) - 1, mean, error))) if error else (mean, mean)
+
+
+def interval_of_effect(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float] | None:
+    """Returns the 95 % interval of the difference of the means by Welch's t, or None where either has one value."""
+    from scipy import stats
+
+    if min(len(values), len(baseline)) < 2:
+        return None
+    effect = statistics.mean(values) - statistics.mean(baseline)
+    # The squared standard errors of both means, and Welch's and Satterthwaite's degrees of freedom. Not by
+    # stats.ttest_ind, which warns where runs are nearly equal.
+    errors = [statistics.variance(group) / len(group) for group in (values, baseline)]
+    if not any(errors):
+        return effect, effect
+    degrees = sum(errors) ** 2 / (errors[0] ** 2 / (len(values) - 1) + errors[1] ** 2 / (len(baseline) - 1))
+    return tuple(map(float, stats.t.interval(0.95, degrees, effect, math.sqrt(sum(errors)))))
+
+
+def table(groups: Sequence[Sequence[Run]], split: str) -> list[str]:
+    """Returns the lines of a split's table, a row for each group; the first is the baseline."""
+    evaluations = [[run.evaluations[split] for run in members] for members in groups]
+    has_copies = all("without_copies" in evaluation for members in evaluations for evaluation in members)
+    columns = ["options", "seeds", "mean", "SD", "95 % interval", "effect", "95 % interval of the effect", "each seed"]
+    columns += ["without copies"] if has_copies else []
+    lines = [
+        f"| {' | '.join(columns)} |",
+        f"|---|{'---:|' * (len(columns) - 1)}",
+    ]
+    accuracies = [[100 * evaluation["accuracy"] for evaluation in members] for members in evaluations]
+    for number, (members, values) in enumerate(zip(groups, accuracies, strict=True)):
+        interval = _in_words(interval_of_mean(values))
+        effect, effect_interval = "", ""
+        if number:
+            effect = f"{statistics.mean(values) - statistics.mean(accuracies[0]):+.2f}"
+            effect_interval = _in_words(interval_of_effect(values, accuracies[0]), "+.2f")
+        cells = [
+            _describe_difference(groups[0][0], members[0]) if number else "baseline",
+            str(len(members)),
+            f"{statistics.mean(values):.2f}",
+            f"{statistics.stdev(values):.2f}" if len(values) > 1 else "",
+            interval,
+            effect,
+            effect_interval,
+            ", ".join(f"{run.config.seed}: {value:.2f}" for run, value in zip(members, values, strict=True)),
+        ]
+        if has_copies:
+            cells.append(f"{100 * statistics.mean(e['without_copies']['accuracy'] for e in evaluations[number]):.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _in_words(interval: tuple[float, float] | None, form: str = ".2f") -> str:
+    return "one seed" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
+
+
+def _describe_difference(baseline: Run, run: Run) -> str:
+    theirs = baseline.experiment()
+    return ", ".join(
+        f"`{key}={'unset' if value is None else value}`"
+        for key, value in run.experiment().items()
+        if value != theirs[key]
+    )
+
+
+def command(run: Run) -> str:
+    """Returns the command that makes the run: the packaged experiment that is nearest, and what differs from it."""
+    wanted = run.experiment() | {key: run.value(key) for key in _OF_THE_DATA}
+    candidates = []
+    for path in sorted(command_line.CONFIGS.glob("*.py")):
+        try:
+            there = dict(config_lib.flatten(command_line.read_config_file(str(path))))
+        except UserError:
+            continue  # an experiment that takes an argument
+        different = {key: value for key, value in wanted.items() if value != there[key]}
+        # The command line can't unset an option, so an experiment that doesn't set it comes first.
+        candidates.append((None in different.values(), len(different), path.stem, different))
+    *_, name, different = min(candidates, key=lambda candidate: candidate[:3])
+    parts = [f"python -m fer_jax.main --config={name} --workdir=runs/{run.path.name}"]
+    if path := run.value("dataset.path"):
+        # Where it lay is nothing to those who read the table.
+        parts.append(shlex.quote(f"--data={epath.Path(path).name}"))
+    parts += [shlex.quote(f"--config.{key}={value}") for key, value in sorted(different.items()) if value is not None]
+    unset = [key for key, value in sorted(different.items()) if value is None]
+    # A comment of the shell, so that the line can be pasted.
+    note = f"  # in a copy of {name}.py without {', '.join(unset)}" if unset else ""
+    return " ".join([*parts, f"--config.seed={run.config.seed}"]) + note
+
+
+def page(runs: Sequence[Run], baseline: Run, splits: Sequence[str]) -> str:
+    """Returns the tables of all splits and the commands, as Markdown."""
+    groups = group(runs, baseline)
+    lines = []
+    for split in splits:
+        evaluation = baseline.evaluations[split]
+        fingerprint = evaluation["dataset_fingerprint"]
+        official = f" ({_OFFICIAL[split]})" if fingerprint == _FER2013 else ""
+        lines += [
+            f"Accuracy in percent on {split}{official} of {evaluation['dataset']} (`{fingerprint}`), "
+            f"{evaluation['num_examples']:,} images:",
+            "",
+            *table(groups, split),
+            "",
+        ]
+    lines += ["The first seed of each row; another takes its own `--config.seed` and `--workdir`:", "", "```bash"]
+    lines += [command(members[0]) for members in groups]
+    return "\n".join([*lines, "```"])
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the workdir of a finished run")
+    parser.add_argument("--split", choices=SPLITS, help="this split alone (both if unset)")
+    parser.add_argument("--baseline", metavar="RUN", help="a run of the baseline (the first run if unset)")
+    arguments = parser.parse_args(argv)
+    splits = [arguments.split] if arguments.split else list(SPLITS)
+    paths = [arguments.baseline] if arguments.baseline else []
+    try:
+        runs = read_runs([*paths, *arguments.runs], splits)
+        print(page(runs, runs[0], splits))
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"scripts.results: {line}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,205 @@
+"""Weights files: exported from a run, evaluated without it."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from fer_jax import evaluate, export
+from fer_jax.errors import UserError
+from fer_jax.inference.classifier import Classifier
+from fer_jax.system.signals import StopRequest
+from fer_jax.workdir.paths import Workdir
+from tests.support.commands import main, run
+
+
+def run_export(workdir: pathlib.Path, out, **asked) -> dict:
+    """Exports; returns the metadata of the file."""
+    asked = {"dtype": "float32", "checkpoint": "best", "data": None, "licence": None} | asked
+    export.export(Workdir(workdir), out=out and str(out), **asked, stop=StopRequest())
+    return metadata_of(out)
+
+
+def metadata_of(path: pathlib.Path) -> dict:
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return json.loads(file.metadata()["fer_jax"])
+
+
+def run_evaluation(path: pathlib.Path, workdir=None, *, data=None, split="test", strict=False) -> None:
+    workdir = workdir and Workdir(workdir)
+    evaluate.evaluate_weights(
+        str(path), workdir, data=data and str(data), split=split, strict=strict, stop=StopRequest()
+    )
+
+
+def report_of(workdir: pathlib.Path, name: str) -> dict:
+    return json.loads((workdir / "report" / f"evaluation_{name}.json").read_text())
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_export_stores_and_prints_what_the_written_network_reaches(workdir, csv_file, tmp_path, dtype, capsys):
+    path = tmp_path / "net.safetensors"
+    metadata = run_export(workdir, path, dtype=dtype, licence="MIT")
+    out = capsys.readouterr().out
+    # Where the data are is not in the file, so they are named.
+    for split in ("validation", "test"):
+        own, stored = report_of(workdir, split), metadata["accuracies"][split]
+        assert (stored["dataset"], stored["dataset_fingerprint"]) == ("fer2013.csv", own["dataset_fingerprint"])
+        assert stored["num_examples"] == own["num_examples"]
+        low, high = stored["accuracy_ci95"]
+        assert 0 <= low < stored["accuracy"] < high <= 1
+        if dtype == "float32":
+            assert {key: own[key] for key in stored} == stored
+        run_evaluation(path, tmp_path / "elsewhere", data=csv_file, split=split)
+        again = report_of(tmp_path / "elsewhere", f"{split}_net")
+        assert {key: again[key] for key in stored} == stored
+        assert f"accuracy           {stored['accuracy']:.2%}" in capsys.readouterr().out
+        assert f"step {metadata['step']} of {workdir} {own['accuracy']:.2%} (95% interval" in " ".join(out.split())
+        assert f"{path}, {dtype}" in out
+    assert metadata["selected_on"] == "validation accuracy"
+    assert metadata["licence"] == "MIT"
+    assert metadata["weights_dtype"] == dtype
+    kernel = safetensors.numpy.load_file(path)["params.stem_conv.kernel"]
+    expected = np.asarray(Classifier.load(workdir).variables["params"]["stem_conv"]["kernel"]).astype(dtype)
+    np.testing.assert_array_equal(kernel, expected)
+    assert sorted(other.name for other in tmp_path.iterdir()) == ["elsewhere", "net.safetensors", "run"]
+
+
+def test_data_that_moved_are_named_and_others_are_refused(workdir, csv_file, tmp_path, capsys):
+    trained_on = tmp_path / "moved.csv"
+    shutil.copy(csv_file, trained_on)
+    path = tmp_path / "net.safetensors"
+    assert run_export(workdir, path, data=str(trained_on))["accuracies"].keys() == {"validation", "test"}
+    path.unlink()
+    rows = csv_file.read_text().splitlines(keepends=True)
+    trained_on.write_text("".join(rows[:-1]))
+    with pytest.raises(
+        UserError, match=r"was trained on fer2013\.csv .*at .*moved\.csv is moved\.csv .*--weights=FILE"
+    ):
+        run_export(workdir, path, data=str(trained_on))
+    assert not path.exists()
+
+
+def test_without_the_data_the_file_is_written_without_accuracies_and_that_is_said(make_config, run, csv_file, tmp_path):
+    data = tmp_path / "gone.csv"
+    shutil.copy(csv_file, data)
+    assert run(make_config(**{"dataset.path": str(data)}, num_epochs=1), tmp_path / "run") == 0
+    data.unlink()
+    status, out, err = run_main("--mode=export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'n.safetensors'}")
+    assert status == 0, err
+    assert "fer_jax: warning: nothing is evaluated and the file holds no accuracies: " in err
+    assert "gone.csv: there is no such file" in err
+    assert "accuracies" not in metadata_of(tmp_path / "n.safetensors")
+    assert "n.safetensors: step 5, 7 classes, float32, " in out
+
+
+def run_main(*options: str) -> tuple[int, str, str]:
+    return run(main(*options))
+
+
+def test_a_file_that_can_not_be_meant_is_refused_before_anything_is_loaded(tmp_path):
+    (tmp_path / "there.safetensors").touch()
+    for out, message in (
+        (None, r"--out is missing: which file\? For example --out=net\.safetensors"),
+        (tmp_path / "there.safetensors", r"there\.safetensors, which is there already; remove it"),
+        (tmp_path / "net.onnx", r"net\.onnx; a weights file's name ends in \.safetensors"),
+        (tmp_path / "nowhere" / "net.safetensors", "and there is no folder .*nowhere"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_export(tmp_path / "no run", out)
+    with pytest.raises(UserError, match="the workdir of a run"):
+        run_export(tmp_path / "no run", tmp_path / "net.safetensors")
+
+
+def test_a_file_is_evaluated_without_a_workdir_and_its_report_is_no_run_s(workdir, csv_file, tmp_path, capsys):
+    path = tmp_path / "net.safetensors"
+    Classifier.load(workdir).save(path)
+    own = report_of(workdir, "test")
+    before = sorted(tmp_path.rglob("*"))
+    run_evaluation(path, data=csv_file)
+    out = capsys.readouterr().out
+    assert "is the one logged in training" in out
+    assert f"accuracy           {own['accuracy']:.2%}" in out
+    assert "not known how it was selected; in net.safetensors" in out
+    assert sorted(tmp_path.rglob("*")) == before
+    # In the workdir of the run, the run's own report stays what it was.
+    run_evaluation(path, workdir, data=csv_file)
+    assert report_of(workdir, "test") == own
+    assert report_of(workdir, "test_net")["weights_file"] == "net.safetensors"
+    # Without --data the usual places are looked at, and hold other faces or none.
+    with pytest.raises(
+        UserError, match=r"the network in .*net\.safetensors was trained on fer2013\.csv .*say by --data"
+    ):
+        run_evaluation(path)
+
+
+def test_other_data_have_a_report_of_another_name(workdir, csv_file, tmp_path):
+    path = tmp_path / "net.safetensors"
+    Classifier.load(workdir).save(path)
+    other = tmp_path / "other.csv"
+    other.write_text("".join(csv_file.read_text().splitlines(keepends=True)[:-3]))
+    run_evaluation(path, tmp_path / "reports", data=other)
+    (report,) = (tmp_path / "reports" / "report").glob("evaluation_test_net_other.csv_????????.json")
+    assert json.loads(report.read_text())["num_examples"] == 14
+
+
+def test_a_file_that_does_not_say_what_it_was_trained_on_needs_data(workdir, csv_file, tmp_path, capsys):
+    path = tmp_path / "net.safetensors"
+    classifier = Classifier.load(workdir)
+    classifier.metadata.clear()
+    classifier.metadata.update(
+        class_names=list(classifier.class_names), preprocessing=classifier.preprocessing.to_metadata()
+    )
+    classifier.save(path)
+    with pytest.raises(UserError, match="does not say what it was trained on: name the data by --data"):
+        run_evaluation(path)
+    run_evaluation(path, data=csv_file)
+    assert f"accuracy           {report_of(workdir, 'test')['accuracy']:.2%}" in capsys.readouterr().out
+
+
+def test_the_command_exports_and_evaluates(csv_file, finished, tmp_path):
+    path = tmp_path / "net.safetensors"
+    status, out, err = run_main(
+        "--mode=export", f"--workdir={finished}", f"--out={path}", "--dtype=float16", "--checkpoint=latest"
+    )
+    assert status == 0, err
+    assert metadata_of(path)["selected_on"] == "not selected (latest)"
+    assert f"{path}: step 10, 7 classes, float16, " in out
+    status, out, err = run_main("--mode=evaluate", f"--weights={path}", f"--data={csv_file}", "--split=test")
+    assert status == 0, err
+    assert "checkpoint of step 10, not selected (latest); in net.safetensors" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mode=export", "--out=net.safetensors"], "--workdir is missing"),
+        (["--mode=export", "--workdir=runs/nothing"], "--out is missing"),
+        (["--mode=export", "--workdir=runs/nothing", "--out=a.safetensors", "--dtype=int8"], "dtype"),
+        (["--mode=export", "--config=resnet50", "--out=a.safetensors"], "--config does not go with --mode=export"),
+        (["--mode=export", "--weights=a.safetensors"], "--weights goes with --mode=evaluate"),
+        (["--config=resnet50", "--weights=a.safetensors"], "--config.model.init=FILE trains from a weights file"),
+        (["--mode=evaluate", "--weights=a.safetensors", "--config=resnet50"], "--config does not go with --weights"),
+        (["--mode=evaluate", "--weights=a.safetensors", "--checkpoint=best"], "--checkpoint is of a run"),
+        (["--mode=evaluate", "--weights=nothing.safetensors"], "nothing.safetensors is not there"),
+        (
+            ["--mode=evaluate", "--weights=a.safetensors", "--config.dataset.path=x.csv"],
+            "--config.dataset.path sets an option of an experiment, and --config, which names one, is missing; --data=",
+        ),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_status_2(arguments, message):
+    status, _, err = run_main(*arguments)
+    assert status == 2, err
+    assert message in err
+    assert len(err.strip().splitlines()) == 1, err

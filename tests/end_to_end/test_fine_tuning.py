@@ -1,0 +1,201 @@
+"""Training that starts from a weights file (config.model.init)."""
+
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from fer_jax.errors import UserError
+from fer_jax.inference.classifier import Classifier
+from tests.end_to_end.conftest import read_metrics
+from tests.end_to_end.test_main import command
+from tests.support.checkpoints import read_arrays
+from tests.support.commands import start
+from tests.support.processes import free_port, said
+
+NAMES = ("bored", "happy", "tired")
+
+
+@pytest.fixture(scope="module")
+def weights_file(finished, tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("weights") / "net.safetensors"
+    Classifier.load(finished).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """Faces of three classes, told apart by where they are light, as those of the tiny run."""
+    path = tmp_path_factory.mktemp("data") / "faces"
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("valid", 4), ("test", 4)):
+        for label, name in enumerate(NAMES):
+            (path / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 60, (48, 48), dtype=np.uint8)
+                pixels[6 * label : 6 * label + 6] += 150
+                Image.fromarray(pixels).save(path / split / name / f"{number}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def make_tuning(make_config, folder):
+    """Returns a config that trains on the folder, or on the tiny run's faces where its classes are FER-2013's."""
+
+    def make(init, **overrides):
+        values = {"dataset.path": str(folder), "dataset.classes": "folders", "model.init": init and str(init)}
+        return make_config(**(values | overrides))
+
+    return make
+
+
+def first_arrays(config, workdir, run) -> dict[str, np.ndarray]:
+    """Returns the state before the first step, by its names in a checkpoint."""
+    assert run(config, workdir, stop_at=1) == 143
+    return {key: np.asarray(value) for key, value in read_arrays(workdir).items()}
+
+
+def in_file(key: str) -> str:
+    """Returns what an array of a checkpoint's weights is called in a weights file."""
+    return ".".join(part.strip("'\"") for part in key.removeprefix("weights[").removesuffix("]").split("]["))
+
+
+def test_other_classes_take_all_but_the_head_and_the_head_is_the_one_that_a_fresh_run_draws(
+    weights_file, make_tuning, run, tmp_path, capsys
+):
+    tuned = first_arrays(make_tuning(weights_file), tmp_path / "tuned", run)
+    assert f"Starts from {weights_file}: all but the head (7 classes there, 3 here).\n" in capsys.readouterr().out
+    fresh = first_arrays(make_tuning(None), tmp_path / "fresh", run)
+    assert "Starts from" not in capsys.readouterr().out
+    stored = safetensors.numpy.load_file(weights_file)
+    taken = {in_file(key): value for key, value in tuned.items() if key.startswith("weights") and "head" not in key}
+    assert taken.keys() == {name for name in stored if "head" not in name}
+    for name, value in taken.items():
+        np.testing.assert_array_equal(value, stored[name], err_msg=name)
+    others = tuned.keys() - {key for key in tuned if in_file(key) in taken}
+    assert len(others) > len(taken)  # with the optimizer's
+    for key in others:
+        np.testing.assert_array_equal(tuned[key], fresh[key], err_msg=key)
+    assert tuned["weights['params']['head']['kernel']"].shape[-1] == 3
+
+
+def test_the_same_classes_take_the_head_too_and_the_first_epoch_is_better_than_a_fresh_one(
+    finished, make_config, run, weights_file, tmp_path, capsys
+):
+    values = {"optimizer.learning_rate": 1e-6, "num_epochs": 1}
+    assert run(make_config(**values, **{"model.init": str(weights_file)}), tmp_path / "tuned") == 0
+    assert f"Starts from {weights_file}: all layers.\n" in capsys.readouterr().out
+    assert run(make_config(**values), tmp_path / "fresh") == 0
+    # At such a rate the network stays what it was, but for what follows from the batch statistics.
+    losses = {name: read_metrics(tmp_path / name)[-1]["loss"] for name in ("tuned", "fresh")}
+    assert losses["tuned"] < losses["fresh"]
+    stored = safetensors.numpy.load_file(weights_file)["params.head.kernel"]
+    tuned = read_arrays(tmp_path / "tuned")["weights['params']['head']['kernel']"]
+    np.testing.assert_allclose(tuned, stored, atol=1e-5)
+
+
+def test_a_run_that_goes_on_needs_the_file_no_longer_and_ends_as_if_it_had_not_been_stopped(
+    weights_file, make_tuning, run, tmp_path, capsys
+):
+    init = tmp_path / "net.safetensors"
+    shutil.copy(weights_file, init)
+    config = make_tuning(init, num_epochs=1)
+    assert run(config, tmp_path / "undisturbed") == 0
+    assert run(config, tmp_path / "run", stop_at=2) == 143
+    init.unlink()
+    capsys.readouterr()
+    assert run(config, tmp_path / "run") == 0
+    assert "Starts from" not in capsys.readouterr().out
+    ours, theirs = read_arrays(tmp_path / "run"), read_arrays(tmp_path / "undisturbed")
+    for key in theirs:
+        np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
+    # Another file is another run.
+    with pytest.raises(UserError, match=r"config\.model\.init is .*weights.* here and .*net\.safetensors' there"):
+        run(make_tuning(weights_file, num_epochs=1), tmp_path / "run")
+
+
+def test_seven_other_classes_are_told_from_fer2013_s(weights_file, make_tuning, run, folder, tmp_path, capsys):
+    faces = tmp_path / "faces"
+    shutil.copytree(folder, faces)
+    for split in ("train", "valid", "test"):
+        for number in range(4):
+            shutil.copytree(faces / split / "happy", faces / split / f"more{number}")
+    first_arrays(make_tuning(weights_file, **{"dataset.path": str(faces)}), tmp_path / "run", run)
+    assert "all but the head (7 classes there, 7 others here).\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model.init": "nothing.safetensors"}, r"nothing\.safetensors is not there"),
+        ({"model.init": "$NOWHERE/net.safetensors"}, "the environment variable NOWHERE is not set"),
+        (
+            {"model.depth": 18},
+            r"net\.safetensors holds another network than config\.model of this run describes: it lacks "
+            r"batch_stats\.stage1_block2.* \(config\.model\.depth is 10 there and 18 here\)",
+        ),
+        (
+            {"model.width": 4},
+            r"net\.safetensors: .* is \[2\], where config\.model of this run asks \[4\] \(config\.model\.width is 2 ",
+        ),
+        (
+            {"dataset.image_size": 32, "dataset.resize": True},
+            r"another preprocessing: image_shape is \[48, 48, 1\] there and \[32, 32, 1\] here: "
+            r"--config\.dataset\.image_size=48",
+        ),
+    ],
+)
+def test_a_file_that_is_not_of_this_network_is_one_line_before_anything_is_compiled(
+    weights_file, make_tuning, run, tmp_path, options, message, capsys
+):
+    with pytest.raises(UserError, match=message) as error:
+        run(make_tuning(weights_file, **options), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert "Compiled" not in capsys.readouterr().out
+    # The command can be mended in the same workdir.
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_file_that_is_cut_off_is_named(weights_file, make_tuning, run, tmp_path):
+    init = tmp_path / "net.safetensors"
+    shutil.copy(weights_file, init)
+    os.truncate(init, 5000)
+    with pytest.raises(UserError, match=r"net\.safetensors is not a whole safetensors file"):
+        run(make_tuning(init), tmp_path / "run")
+
+
+def test_a_stem_of_another_stride_is_said(weights_file, make_tuning, run, tmp_path, capsys):
+    first_arrays(make_tuning(weights_file, **{"model.stem_stride": 1}), tmp_path / "run", run)
+    assert "3 here); config.model.stem_stride is 2 there and 1 here.\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("are_equal", [True, False])
+def test_processes_read_the_same_file_or_all_leave(are_equal, finished, weights_file, csv_file, tmp_path):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for path, dtype in zip(folders, ("float32", "float32" if are_equal else "float16"), strict=True):
+        path.mkdir()
+        Classifier.load(finished).save(path / "net.safetensors", dtype=dtype)
+    common = {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    }
+    options = {"num_epochs": 1, "model.init": "$WEIGHTS/net.safetensors"}
+    processes = [
+        start(command(csv_file, tmp_path / "run", **options), **common, JAX_PROCESS_ID=str(number), WEIGHTS=str(path))
+        for number, path in enumerate(folders)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    statuses = [process.returncode for process in processes]
+    if are_equal:
+        assert statuses == [0, 0], outputs
+        assert f"Starts from {folders[0]}/net.safetensors: all layers." in outputs[0][0]
+    else:
+        assert statuses == [2, 2], outputs
+        for _, err in outputs:
+            (line,) = said(err)
+            assert "the processes of this run differ: the content of config.model.init is " in line
