@@ -6,13 +6,17 @@
 import json
 
 from fer_jax.errors import UserError
+from fer_jax.options.table import OPTIONS
 from fer_jax.workdir.paths import Workdir
 
 
 def read_view(workdir: Workdir) -> str | None:
     """Returns the view that was chosen, or None where none was; raises UserError where the file is damaged."""
     try:
-        return str(json.loads(workdir.selection.read_text())["view"])
+        view = json.loads(workdir.selection.read_text())["view"]
+        if not OPTIONS["evaluation.view"].accepts(view):
+            raise ValueError(f"{view!r} is no view")
+        return view
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -340,3 +340,87 @@ def test_a_run_by_native_convolutions_stops_and_resumes_exactly_and_goes_on_by_o
     out = capsys.readouterr().out
     assert "Convolutions are matmul here and were native before: the last bits of what follows differ." in out
     assert "model.conv=auto: no native convolution (no C++ compiler" in out
+
+
+# All that a recipe can switch on, on images of 48 pixels.
+FULL = {
+    "optimizer.name": "sgd",
+    "optimizer.learning_rate": 0.02,
+    "optimizer.schedule": "linear",
+    "optimizer.warmup_epochs": 0.4,
+    "optimizer.weight_decay": 5e-4,
+    "augment.crop": 40,
+    "augment.erasing": 0.5,
+    "augment.alternating_flip": True,
+    "mix.mixup": 0.2,
+    "mix.cutmix": 0.5,
+    "mix.off_epochs": 1,
+    "preprocessing.standardize": True,
+    "model.squeeze_excitation": True,
+    "model.stochastic_depth": 0.2,
+    "model.dropout": 0.2,
+    "model.batch_norm_momentum": 0.8,
+    "loss.label_smoothing": 0.1,
+    "loss.class_weights": "balanced",
+    "ema.half_life": 0.5,
+    "evaluation.report_views": "whole,whole_mirrored,ten_crops",
+}
+
+
+@pytest.fixture(scope="module")
+def full(make_config, run, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "full"
+    assert run(make_config(**FULL), workdir) == 0
+    return workdir
+
+
+def test_a_recipe_with_everything_goes_on_from_a_stop_as_if_there_had_been_none(full, make_config, run, tmp_path):
+    assert run(make_config(**FULL), tmp_path / "run", QUESTIONS["within an epoch"]) == 128 + 15
+    assert run(make_config(**FULL), tmp_path / "run") == 0
+    assert_same_run(tmp_path / "run", full)
+    name = "report/evaluation_test.json"
+    assert json.loads((tmp_path / "run" / name).read_text()) == json.loads((full / name).read_text())
+
+
+def test_the_averaged_weights_are_evaluated_beside_the_others_and_the_better_ones_are_kept(full):
+    by_kind = {"validation": [], "validation_ema": []}
+    for event in read_metrics(full):
+        if event["kind"] in by_kind:
+            by_kind[event["kind"]].append(event["accuracy"])
+    assert [len(accuracies) for accuracies in by_kind.values()] == [2, 2]
+    history = pd.read_csv(full / "report" / "history.csv")
+    np.testing.assert_allclose(history["validation_ema_accuracy"], by_kind["validation_ema"], rtol=1e-12)
+    classifier = Classifier.load(full)
+    validation = classifier.metadata["validation"]
+    assert validation["accuracy"] == max(*by_kind["validation"], *by_kind["validation_ema"])
+    assert validation["view"] == "centre_crop"
+    kind = "validation_ema" if validation["is_ema"] else "validation"
+    assert validation["accuracy"] in by_kind[kind]
+
+
+def test_the_view_of_the_greatest_validation_accuracy_is_the_network_s_own(full):
+    reports = {
+        split: json.loads((full / "report" / f"evaluation_{split}.json").read_text())
+        for split in ("validation", "test")
+    }
+    views = reports["validation"]["views"]
+    assert list(views) == ["centre_crop", "whole", "whole_mirrored", "ten_crops"]
+    best = max(views, key=lambda view: views[view]["accuracy"])
+    assert json.loads((full / "selection.json").read_text())["view"] == best
+    for report in reports.values():
+        assert report["view"] == best
+        assert report["accuracy"] == report["views"][best]["accuracy"]
+    # Who loads the network gets that view, from the run and from a file of its own.
+    classifier = Classifier.load(full)
+    assert classifier.preprocessing.view == best
+    classifier.save(full / "net.safetensors")
+    assert Classifier.load(full / "net.safetensors").preprocessing == classifier.preprocessing
+    images = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 1), np.uint8)
+    np.testing.assert_array_equal(Classifier.load(full / "net.safetensors").logits(images), classifier.logits(images))
+
+
+def test_selection_may_leave_out_the_copies(make_config, run, tmp_path):
+    config = make_config(num_epochs=1, **{"early_stopping.metric": "accuracy_without_copies"})
+    assert run(config, tmp_path / "run") == 0
+    validation = Classifier.load(tmp_path / "run").metadata["validation"]
+    assert validation["score"] == validation["accuracy_without_copies"]

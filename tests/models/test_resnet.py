@@ -291,3 +291,89 @@ def test_accelerators_get_stock_convolutions(backend, platform, num_convolutions
     lowered = jax.export.export(step, platforms=(platform,))(variables, images).mlir_module()
     assert lowered.count("stablehlo.convolution") == num_convolutions
     assert lowered.count("stablehlo.dot_general") == 21 - num_convolutions
+
+
+# What a recipe can add to the blocks and the head.
+
+SMALL = {
+    "stage_sizes": (1, 1, 1),
+    "bottleneck": False,
+    "width": 4,
+    "stem_kernel": 3,
+    "stem_stride": 1,
+    "stem_pool": False,
+}
+
+
+@functools.cache
+def applied(number: int = 6, *, train: bool = True, key: int | None = 0, **kwargs):
+    """Returns the logits of `number` equal images, with the same weights for the same kwargs."""
+    model = ResNet(**SMALL, **kwargs)
+    images = jnp.broadcast_to(jax.random.uniform(jax.random.key(1), (1, 16, 16, 1)), (number, 16, 16, 1))
+    variables = model.init(jax.random.key(2), images, train=False)
+    keys = None if key is None else jax.random.split(jax.random.key(key), number)
+    if not train:
+        return model.apply(variables, images, train=False, keys=keys)
+    return model.apply(variables, images, train=True, keys=keys, mutable=["batch_stats"])[0]
+
+
+def test_squeeze_excitation_scales_channels_by_a_function_of_their_means():
+    layer, x = resnet.SqueezeExcitation(), jax.random.normal(jax.random.key(0), (3, 5, 5, 32))
+    variables = layer.init(jax.random.key(1), x)
+    squeeze, excite = (variables["params"][name] for name in ("squeeze", "excite"))
+    assert squeeze["kernel"].shape == (32, 8)
+    means = np.asarray(x, np.float64).mean(axis=(1, 2))
+    hidden = np.maximum(means @ np.asarray(squeeze["kernel"]) + squeeze["bias"], 0)
+    factors = 1 / (1 + np.exp(-(hidden @ np.asarray(excite["kernel"]) + excite["bias"])))
+    np.testing.assert_allclose(layer.apply(variables, x), x * factors[:, None, None], rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_with_squeeze_excitation_has_it_in_every_block():
+    params = abstract(ResNet(**SMALL, squeeze_excitation=True), 16)[1]["params"]
+    assert sum("squeeze_excitation" in block for block in params.values()) == 3
+    assert not np.allclose(applied(squeeze_excitation=True), applied())
+
+
+@pytest.mark.parametrize("kwargs", [{"stochastic_depth": 0.5}, {"dropout": 0.5}], ids=str)
+def test_what_is_dropped_is_drawn_for_each_image_and_in_training_only(kwargs):
+    drawn = np.asarray(applied(**kwargs))
+    assert len(np.unique(drawn.round(4), axis=0)) > 2
+    np.testing.assert_array_equal(drawn, applied(**kwargs))
+    assert not np.allclose(drawn, applied(key=7, **kwargs))
+    # Without training or keys every image is treated alike.
+    for alike in (applied(train=False, **kwargs), applied(key=None, **kwargs)):
+        np.testing.assert_allclose(alike, np.broadcast_to(alike[:1], alike.shape), atol=1e-6)
+    np.testing.assert_allclose(applied(train=False, **kwargs), applied(train=False), rtol=1e-5, atol=1e-6)
+
+
+def test_dropping_keeps_the_mean():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    dropped = np.asarray(resnet._drop(keys, jnp.ones((4000, 2, 2, 3)), 0.25, (1, 1, 1)))
+    assert set(np.unique(dropped.round(5))) == {0, np.float32(1 / 0.75).round(5)}
+    assert dropped.mean() == pytest.approx(1, abs=0.03)
+    # The whole image or nothing.
+    assert (np.ptp(dropped, axis=(1, 2, 3)) == 0).all()
+
+
+def test_stochastic_depth_grows_from_nothing_in_the_first_block_to_its_rate_in_the_last():
+    seen = []
+
+    def watch(next_fun, args, kwargs, context):
+        if isinstance(context.module, resnet.Block):
+            seen.append(context.module.drop_rate)
+        return next_fun(*args, **kwargs)
+
+    with resnet.nn.intercept_methods(watch):
+        abstract(ResNet(**SMALL, stochastic_depth=0.3), 16)
+    assert seen == pytest.approx([0, 0.15, 0.3])
+
+
+def test_the_running_statistics_keep_the_share_that_is_asked_for():
+    images = jax.random.uniform(jax.random.key(1), (4, 16, 16, 1))
+    means = []
+    for momentum in (0.9, 0.6):
+        model = ResNet(**SMALL, batch_norm_momentum=momentum)
+        variables = model.init(jax.random.key(2), images, train=False)
+        stats = model.apply(variables, images, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+        means.append(stats["stem_norm"]["mean"])
+    np.testing.assert_allclose(means[1], 4 * means[0], rtol=1e-4)

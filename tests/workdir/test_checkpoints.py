@@ -501,3 +501,33 @@ def test_a_reader_makes_no_folder(tmp_path):
         with pytest.raises(UserError, match="no checkpoint 'best'; there are: none"):
             checkpoints.find("best")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_average_of_the_weights_is_kept_beside_them(tmp_path):
+    state = make_state(1)
+    state = state.replace(ema=jax.tree.map(lambda x: 2 * x, state.variables))
+    expected = on_host(state)
+    with Checkpoints(Workdir(tmp_path)) as checkpoints:
+        checkpoints.save(state, {}, is_best=True)
+    with Checkpoints(Workdir(tmp_path), read_only=True) as checkpoints:
+        assert_identical(checkpoints.restore(1, state), expected)
+        assert_identical(checkpoints.restore_weights(1, state.variables), expected.variables)
+        assert_identical(checkpoints.restore_weights(1, state.variables, is_ema=True), expected.ema)
+        # A run that wants an average can't go on from a checkpoint without one.
+    save_all(tmp_path, {2: False})
+    with Checkpoints(Workdir(tmp_path), read_only=True) as checkpoints, pytest.raises(Damaged):
+        checkpoints.restore(2, state)
+
+
+def test_the_best_of_what_is_left_is_by_the_score_that_the_run_selects_by(tmp_path):
+    validations = {
+        1: {"accuracy": 0.9, "score": 0.5},
+        2: {"accuracy": 0.6, "score": 0.6},
+        3: {"accuracy": 0.7, "score": 0.7},
+    }
+    with Checkpoints(Workdir(tmp_path)) as checkpoints:
+        for step, validation in validations.items():
+            checkpoints.save(make_state(step), {"validation": validation}, is_best=True)
+        assert kept(tmp_path) == [2, 3]
+        checkpoints.set_aside(3)
+        assert checkpoints.best_step == 2
