@@ -22,12 +22,14 @@ class Split:
     """The examples of one split, in the order of their source.
 
     images: uint8 [N, height, width, channels]. labels: int32 [N], indices into the dataset's class_names. rows: int64
-    [N], the example's row (0-based) in its source, counted over all splits.
+    [N], the example's row (0-based) in its source, counted over all splits. is_copy: bool [N], whether the exact image
+    is also in the dataset's train split; None where that is unknown, and for train (see duplicates.py).
     """
 
     images: np.ndarray
     labels: np.ndarray
     rows: np.ndarray
+    is_copy: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

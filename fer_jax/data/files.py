@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from fer_jax.data import csv_layout, folder_layout, image_file, names
+from fer_jax.data import csv_layout, duplicates, folder_layout, image_file, names
 from fer_jax.data.dataset import CLASS_NAMES, SPLITS, UNSPLIT, Dataset, Split
 from fer_jax.errors import UserError
 from fer_jax.system.terminal import SILENT, Terminal
@@ -137,8 +137,11 @@ def with_validation(dataset: Dataset, split_seed: int, terminal: Terminal = SILE
     splits = {name: Split(train.images[part], train.labels[part], train.rows[part]) for name, part in parts.items()} | {
         name: split for name, split in dataset.splits.items() if name == "test"
     }
-    return dataclasses.replace(
-        dataset, name=f"{dataset.name}, 10 % of train as validation, split seed {split_seed}", splits=splits
+    # What was a copy of an image of the whole train split may now be one of an image that is held out.
+    return duplicates.with_copies_marked(
+        dataclasses.replace(
+            dataset, name=f"{dataset.name}, 10 % of train as validation, split seed {split_seed}", splits=splits
+        )
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fer_jax import machine
 from fer_jax.config import expand_path
-from fer_jax.data import embedded, files
+from fer_jax.data import duplicates, embedded, files
 from fer_jax.data.dataset import CLASS_NAMES, Dataset
 from fer_jax.errors import UserError
 from fer_jax.system.terminal import SILENT, Terminal
@@ -39,7 +39,7 @@ def load_dataset(options: Mapping[str, Any], terminal: Terminal = SILENT) -> Dat
             "config.dataset.classes is folders, and there are none: config.dataset.path names a folder of images"
         )
     # The same faces for every run: the seed of a run must not change what it is judged on.
-    return embedded.make(seed=0, image_size=options["image_size"])
+    return duplicates.with_copies_marked(embedded.make(seed=0, image_size=options["image_size"]))
 
 
 def load_files(
@@ -52,6 +52,8 @@ def load_files(
 ) -> Dataset:
     """Returns the dataset of the files at `path` with the splits that they tell (see `files.read_published`).
 
+    What is also in train is marked in the others (see `duplicates.with_copies_marked`).
+
     options: a `config.dataset`. class_names, resize: in place of what `options` say.
     """
     from fer_jax.data import prepared  # imports TensorFlow, which the embedded set has no use for
@@ -61,4 +63,6 @@ def load_files(
     form = files.Form(class_names, options["image_size"], options["resize"] if resize is None else resize)
     cache_dir = options["cache_dir"]
     cache_dir = expand_path(cache_dir, "config.dataset.cache_dir") if cache_dir else machine.user_cache("prepared")
-    return prepared.load(expand_path(path, "the path of the data"), cache_dir, form, terminal)
+    dataset = prepared.load(expand_path(path, "the path of the data"), cache_dir, form, terminal)
+    # Here and where a validation split is drawn: between them they return every dataset that is evaluated.
+    return duplicates.with_copies_marked(dataset)

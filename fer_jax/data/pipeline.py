@@ -2,8 +2,8 @@
 
 A batch is {image: uint8 [batch, height, width, channels], label: int32 [batch], index: int32 [batch]}, numpy arrays;
 `index` is the example's position in its split. An evaluation batch also has mask: bool [batch], False where it is
-padded. Where the split is on the devices already (`indices_only`) a batch has neither image nor label. With several
-processes each gets its contiguous part of the same global batch.
+padded, and is_copy: bool [batch], where the split has it. Where the split is on the devices already (`indices_only`) a
+batch has neither image nor label. With several processes each gets its contiguous part of the same global batch.
 """
 
 import os
@@ -41,7 +41,7 @@ def train_batches(
     batch_size: of the global batch, a multiple of process_count. steps_per_call: how many steps' batches come together;
     counted from the start of each epoch, whose last call has what is left. first_step: the first of a call.
     """
-    source = {} if indices_only else _constants(split)
+    source = {} if indices_only else _constants(split.arrays())
     per_epoch = split.steps_per_epoch(batch_size)
     group = steps_per_call * max(1, _IMAGES_TOGETHER // (batch_size * steps_per_call))  # steps gathered together
     groups_per_epoch = -(-per_epoch // group)
@@ -83,7 +83,10 @@ def eval_batches(
     split: Split, *, batch_size: int, indices_only: bool = False, process_index: int = 0, process_count: int = 1
 ) -> Iterator[dict]:
     """Yields this process's part of the split in order, every example once; the last batch is padded and masked."""
-    source = {} if indices_only else _constants(split)
+    source = {} if indices_only else _constants(split.arrays())
+    if split.is_copy is not None:
+        # Not one of the split's arrays, which are on the devices: training has no use for it.
+        source |= _constants({"is_copy": split.is_copy})
 
     def batch(number):
         positions = number * batch_size + _positions(batch_size, process_index, process_count)
@@ -98,10 +101,10 @@ def _positions(batch_size: int, process_index: int, process_count: int):
     return tf.range(process_index * part, (process_index + 1) * part, dtype=tf.int64)
 
 
-def _constants(split: Split) -> dict:
+def _constants(arrays: dict) -> dict:
     # Not on a GPU that TensorFlow might see: it belongs to JAX.
     with tf.device("CPU"):
-        return {key: tf.constant(array) for key, array in split.arrays().items()}
+        return {key: tf.constant(array) for key, array in arrays.items()}
 
 
 def _gather(source: dict, index) -> dict:

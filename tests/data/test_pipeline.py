@@ -1,5 +1,6 @@
 """Batches: the same for every start and any number of processes; every example as often as promised."""
 
+import dataclasses
 import runpy
 
 import jax
@@ -204,6 +205,31 @@ def test_batches_are_numpy_arrays_of_the_documented_kind(kind):
     kinds = {"image": (np.uint8, (4, 48, 48, 1)), "label": (np.int32, (4,)), "index": (np.int32, (4,))}
     kinds |= {"mask": (np.bool_, (4,))} if kind == "eval" else {}
     assert {key: (value.dtype, value.shape) for key, value in batch.items()} == kinds
+
+
+@pytest.mark.parametrize("indices_only", [False, True])
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_evaluation_batches_say_which_images_are_copies(indices_only, process_count):
+    is_copy = np.arange(11) % 3 == 1
+    split = dataclasses.replace(make_split(11), is_copy=is_copy)
+    parts = [
+        list(
+            pipeline.eval_batches(
+                split,
+                batch_size=4,
+                indices_only=indices_only,
+                process_index=number,
+                process_count=process_count,
+            )
+        )
+        for number in range(process_count)
+    ]
+    batches = join_processes(parts)
+    mask, copies = (np.concatenate([batch[key] for batch in batches]) for key in ("mask", "is_copy"))
+    assert copies.dtype == bool
+    np.testing.assert_array_equal(copies[mask], is_copy)
+    assert ("image" in batches[0]) != indices_only
+    assert all("is_copy" not in batch for batch in train(split, batch_size=4, last=2))
 
 
 def test_tensorflow_is_kept_off_the_gpus(monkeypatch):
