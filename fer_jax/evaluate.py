@@ -185,7 +185,7 @@ def report_checkpoint(
     else:
         terminal.say(f"Restored step {classifier.step}.")
     if selects_view and len(views) > 1:
-        accuracies = {view: metrics.accuracy(sums) for view, sums in metric_sums["validation"].items()}
+        accuracies = {view: metrics.accuracy(metric_sums["validation"][view]) for view in views}
         # The first of equal ones, which is the one that was trained with.
         classifier = classifier.with_view(max(accuracies, key=accuracies.get))
         if jax.process_index() == 0:
@@ -201,7 +201,8 @@ def report_checkpoint(
             "split": split,
             **metrics.summarize(metric_sums[split][own_view], classifier.class_names),
             "view": own_view,
-            "views": {view: metrics.summarize_shortly(sums) for view, sums in metric_sums[split].items()},
+            # In the order in which they were asked for, which JAX doesn't keep.
+            "views": {view: metrics.summarize_shortly(metric_sums[split][view]) for view in views},
             "class_names": list(classifier.class_names),
             "checkpoint_step": classifier.step,
             "selected_on": selected_on,

@@ -57,11 +57,16 @@ class Preprocessing:
 
     @classmethod
     def from_metadata(cls, stored: Mapping[str, Any]) -> "Preprocessing":
-        stored = dict(stored)
         # Version 0.1.0 stored the words 'uint8 / 255' in place of the divisor.
-        if stored.pop("pixels", None) == "uint8 / 255":
-            stored["divisor"] = 255.0
-        return cls(**stored | {"image_shape": tuple(stored["image_shape"])})
+        divisor = 255.0 if stored.get("pixels") == "uint8 / 255" else float(stored["divisor"])
+        # What was stored before there was a choice lacks the rest.
+        chosen = {key: stored[key] for key in ("standardize", "crop", "view") if key in stored}
+        preprocessing = cls(tuple(stored["image_shape"]), divisor, **chosen)
+        if preprocessing.crop is not None and not 1 <= preprocessing.crop <= min(preprocessing.image_shape[:2]):
+            raise ValueError(f"a crop of {preprocessing.crop} is no part of {preprocessing.image_shape}")
+        if preprocessing.view not in preprocessing.possible_views:
+            raise ValueError(f"view {preprocessing.view!r} is none of {', '.join(preprocessing.possible_views)}")
+        return preprocessing
 
 
 def make_preprocessing(config: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Preprocessing:

@@ -182,6 +182,8 @@ class ResNet(nn.Module):
             axis_name=self.axis_name if train else None,
             native=is_native,
         )
+        # Whoever evaluates may hand in the same arguments.
+        keys = keys if train else None
         x = images.astype(self.dtype)
         x = conv(self.width, self.stem_kernel, self.stem_stride, name="stem_conv")(x)
         x = norm(name="stem_norm")(x, relu=True)

@@ -35,6 +35,9 @@ KEYS = {
     "selected_on",
     "dataset",
     "dataset_fingerprint",
+    "view",
+    "views",
+    "without_copies",
 }
 
 

@@ -528,6 +528,7 @@ def test_the_best_of_what_is_left_is_by_the_score_that_the_run_selects_by(tmp_pa
     with Checkpoints(Workdir(tmp_path)) as checkpoints:
         for step, validation in validations.items():
             checkpoints.save(make_state(step), {"validation": validation}, is_best=True)
-        assert kept(tmp_path) == [2, 3]
+    assert kept(tmp_path) == [2, 3]
+    with Checkpoints(Workdir(tmp_path)) as checkpoints:
         checkpoints.set_aside(3)
         assert checkpoints.best_step == 2

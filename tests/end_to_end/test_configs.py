@@ -1,0 +1,70 @@
+"""Each experiment of configs/: it can be read, and a small network of its kind trains by it."""
+
+import json
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fer_jax import config as config_lib
+from fer_jax import parallel
+from fer_jax.inference.preprocessing import make_preprocessing
+from fer_jax.loop.program import make_training
+from fer_jax.models import resnet
+from fer_jax.models.flops import training_flops
+from fer_jax.recipe.state import num_parameters
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
+
+
+def read(path: pathlib.Path):
+    return runpy.run_path(str(path))["get_config"]()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_holds_values_that_go_together_and_says_its_command(path):
+    config_lib.check(read(path))
+    assert f"--config=configs/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["wrn16_4", "resnet34_gpu"])
+def test_a_recipe_trains_a_small_network(name, csv_file, run, tmp_path):
+    config = read(next(path for path in CONFIGS if path.stem == name))
+    small = {"model.depth": 10, "model.width": 2, "model.dtype": "float32", "model.conv": "lax", "batch_size": 8}
+    data = {"dataset.path": str(csv_file), "dataset.cache_dir": str(csv_file.parent / "prepared")}
+    # Of these two epochs the second is not mixed.
+    short = {"num_epochs": 2, "optimizer.warmup_epochs": 0.5, "mix.off_epochs": 1 if config.mix.off_epochs else 0}
+    config.update_from_flattened_dict(small | data | short)
+    assert run(config, tmp_path / "run") == 0
+    evaluation = json.loads((tmp_path / "run" / "report" / "evaluation_test.json").read_text())
+    assert set(evaluation["views"]) == {"centre_crop", "whole", "whole_mirrored", "ten_crops"}
+
+
+def test_the_recipe_for_a_gpu_is_of_the_size_that_it_says_and_lowers_for_one():
+    config = read(next(path for path in CONFIGS if path.stem == "resnet34_gpu"))
+    model = resnet.make(
+        dict(config.model) | {"dtype": "bfloat16", "conv": "lax"},
+        num_classes=7,
+        axis_name=parallel.AXIS_NAME,
+        backend="gpu",
+    )
+    assert training_flops(model, (44, 44, 1)) == pytest.approx(31e9, rel=0.02)
+    mesh = parallel.make_mesh()
+    preprocessing = make_preprocessing(config, (48, 48, 1))
+    train_call, create = make_training(config, model, preprocessing, mesh, steps_per_epoch=112)
+    sharding = NamedSharding(mesh, PartitionSpec())
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(create))
+    assert num_parameters(state.params) == pytest.approx(47.9e6, rel=0.02)
+    batches = {
+        "image": np.zeros((1, 256, 48, 48, 1), np.uint8),
+        "label": np.zeros((1, 256), np.int32),
+        "index": np.zeros((1, 256), np.int32),
+    }
+    placed = parallel.shard_batch(batches, mesh, "shard_map", batch_axis=1)
+    lowered = train_call.trace(state, {}, placed).lower(lowering_platforms=("cuda",))
+    assert "convolution" in lowered.as_text()
+    assert jnp.dtype(model.dtype) == jnp.bfloat16
