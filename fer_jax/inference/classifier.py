@@ -120,7 +120,8 @@ class Classifier:
         # Where the data lay on this machine is nobody else's business, nor is how far the training was.
         kept = {key: value for key, value in self.metadata.items() if key not in ("progress", "dataset_path")}
         config = self.config.to_dict()
-        config["dataset"] |= {"path": None, "cache_dir": None}
+        ferplus = config["dataset"]["ferplus"]
+        config["dataset"] |= {"path": None, "cache_dir": None, "ferplus": ferplus and os.path.basename(ferplus)}
         weights.write(path, self.variables, {**kept, "config": config, "step": self.step}, dtype=dtype)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
