@@ -125,7 +125,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str,
 
 def shared_values(config: config_dict.ConfigDict) -> dict[str, Any]:
     """Returns {'config.key': value} of the options that are the same in every process of a run."""
-    of_a_process = {"dataset.path", "dataset.cache_dir", "parallel.distributed", *PROCESS_KEYS}
+    of_a_process = {"dataset.path", "dataset.cache_dir", "dataset.ferplus", "parallel.distributed", *PROCESS_KEYS}
     return {f"config.{key}": value for key, value in flatten(config) if key not in of_a_process}
 
 

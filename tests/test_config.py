@@ -338,6 +338,30 @@ def test_a_mistyped_key_can_not_be_set():
             "batch_size is 64; it must be a multiple of config.train.grad_accum_steps, 3",
         ),
         ({"dataset.path": "x.csv", "dataset.source": "embedded"}, "dataset.path is x.csv; it must be left out where"),
+        (
+            {"dataset.ferplus": "new.csv", "dataset.source": "embedded"},
+            "dataset.ferplus is new.csv; it must be left out where config.dataset.source is 'embedded'",
+        ),
+        (
+            {"dataset.ferplus": "new.csv", "dataset.classes": "folders"},
+            "dataset.ferplus is new.csv; it must be left out where config.dataset.classes is 'folders'",
+        ),
+        (
+            {"dataset.ferplus_target_weight": 0.5},
+            "dataset.ferplus_target_weight is 0.5; it must be 0 where config.dataset.ferplus is unset",
+        ),
+        (
+            {"dataset.ferplus_task": "soft"},
+            "dataset.ferplus_task is soft; it must be none where config.dataset.ferplus is unset",
+        ),
+        (
+            {
+                "dataset.ferplus": "new.csv",
+                "dataset.ferplus_task": "majority",
+                "dataset.ferplus_target_weight": 0.5,
+            },
+            "dataset.ferplus_target_weight is 0.5; it must be 0 where config.dataset.ferplus_task is 'majority'",
+        ),
         ({"parallel.coordinator": "localhost:1234"}, "parallel.coordinator is localhost:1234; it and"),
         ({"parallel.num_processes": 2, "parallel.process_id": 2}, "parallel.process_id is 2; it must be less than"),
     ],

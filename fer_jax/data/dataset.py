@@ -23,20 +23,28 @@ class Split:
 
     images: uint8 [N, height, width, channels]. labels: int32 [N], indices into the dataset's class_names. rows: int64
     [N], the example's row (0-based) in its source, counted over all splits. is_copy: bool [N], whether the exact image
-    is also in the dataset's train split; None where that is unknown, and for train (see duplicates.py).
+    is also in the dataset's train split; None where that is unknown, and for train (see duplicates.py). targets:
+    float32 [N, classes], what train is trained on in place of its labels; None where these are all there is.
     """
 
     images: np.ndarray
     labels: np.ndarray
     rows: np.ndarray
     is_copy: np.ndarray | None = None
+    targets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the arrays that the `index` of a batch points into."""
-        return {"image": self.images, "label": self.labels}
+        targets = {} if self.targets is None else {"target": self.targets}
+        return {"image": self.images, "label": self.labels} | targets
+
+    def take(self, where: np.ndarray) -> "Split":
+        """Returns the examples that `where`, bool [N] or indices, selects."""
+        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Split(**{name: None if array is None else array[where] for name, array in arrays.items()})
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the number of full batches of an epoch."""
@@ -75,13 +83,16 @@ class Dataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The first 16 hex digits of the SHA-256 of every split's images and labels, in order."""
+        """The first 16 hex digits of the SHA-256 of every split's images, labels and targets, in order."""
         # Names and rows are left out: a moved or renamed file is the same data.
         digest = hashlib.sha256()
         for name in self._names():
             digest.update(f"{name} {len(self.splits[name])}".encode())
             digest.update(np.ascontiguousarray(self.splits[name].images))
             digest.update(np.ascontiguousarray(self.splits[name].labels, dtype="<i4"))
+            # Only where there are any: without FER+ a dataset keeps the fingerprint that runs have stored.
+            if self.splits[name].targets is not None:
+                digest.update(np.ascontiguousarray(self.splits[name].targets, dtype="<f4"))
         return digest.hexdigest()[:16]
 
     def _names(self) -> list[str]:

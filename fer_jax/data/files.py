@@ -134,7 +134,7 @@ def with_validation(dataset: Dataset, split_seed: int, terminal: Terminal = SILE
         f"(10 % of each class, split seed {split_seed}) are validation."
     )
     parts = {"train": ~held_out, "validation": held_out}
-    splits = {name: Split(train.images[part], train.labels[part], train.rows[part]) for name, part in parts.items()} | {
+    splits = {name: train.take(part) for name, part in parts.items()} | {
         name: split for name, split in dataset.splits.items() if name == "test"
     }
     # What was a copy of an image of the whole train split may now be one of an image that is held out.

@@ -6,7 +6,7 @@ from typing import Any
 
 from fer_jax import machine
 from fer_jax.config import expand_path
-from fer_jax.data import duplicates, embedded, files
+from fer_jax.data import duplicates, embedded, ferplus, files
 from fer_jax.data.dataset import CLASS_NAMES, Dataset
 from fer_jax.errors import UserError
 from fer_jax.system.terminal import SILENT, Terminal
@@ -20,15 +20,16 @@ def load_dataset(options: Mapping[str, Any], terminal: Terminal = SILENT) -> Dat
     source 'fer2013' reads files: `path` or, without one, the first of DEFAULT_PATHS (below the working directory) that
     is there. 'embedded' is the set that needs no files; 'auto' is 'fer2013' where there is a path or a file, and
     'embedded' where there is neither. Where the files tell no validation split, a part of train becomes it (see
-    `files.with_validation`).
+    `files.with_validation`). With `ferplus` FER+'s labels are joined (see `ferplus.join`).
 
-    Raises UserError for 'fer2013' without any file, and as `files.read` does.
+    Raises UserError for 'fer2013' without any file, and as `files.read`, `ferplus.read` and `ferplus.join` do.
     """
     path = options["path"]
     if options["source"] != "embedded" and not path:
         path = next((default for default in DEFAULT_PATHS if os.path.exists(default)), None)
     if path:
-        return files.with_validation(load_files(path, options, terminal), options["split_seed"], terminal)
+        dataset = files.with_validation(load_files(path, options, terminal), options["split_seed"], terminal)
+        return _with_ferplus(dataset, options, terminal)
     if options["source"] == "fer2013":
         raise UserError(
             f"dataset.source 'fer2013' finds no file: neither {' nor '.join(DEFAULT_PATHS)} is in {os.getcwd()}; put"
@@ -39,7 +40,20 @@ def load_dataset(options: Mapping[str, Any], terminal: Terminal = SILENT) -> Dat
             "config.dataset.classes is folders, and there are none: config.dataset.path names a folder of images"
         )
     # The same faces for every run: the seed of a run must not change what it is judged on.
-    return duplicates.with_copies_marked(embedded.make(seed=0, image_size=options["image_size"]))
+    dataset = duplicates.with_copies_marked(embedded.make(seed=0, image_size=options["image_size"]))
+    return _with_ferplus(dataset, options, terminal)
+
+
+def _with_ferplus(dataset: Dataset, options: Mapping[str, Any], terminal: Terminal) -> Dataset:
+    if not options["ferplus"]:
+        return dataset
+    labels = ferplus.read(expand_path(options["ferplus"], "config.dataset.ferplus"))
+    dataset, said = ferplus.join(
+        dataset, labels, task=options["ferplus_task"], target_weight=options["ferplus_target_weight"]
+    )
+    terminal.say(said)
+    # Where an image of train is left out, its copy in another split is none any more.
+    return duplicates.with_copies_marked(dataset)
 
 
 def load_files(

@@ -1,9 +1,10 @@
 """Batches on the host, by tf.data: each a function of (seed, step) alone, with no state to save.
 
 A batch is {image: uint8 [batch, height, width, channels], label: int32 [batch], index: int32 [batch]}, numpy arrays;
-`index` is the example's position in its split. An evaluation batch also has mask: bool [batch], False where it is
-padded, and is_copy: bool [batch], where the split has it. Where the split is on the devices already (`indices_only`) a
-batch has neither image nor label. With several processes each gets its contiguous part of the same global batch.
+`index` is the example's position in its split. Where the split has targets there is target: float32 [batch, classes].
+An evaluation batch also has mask: bool [batch], False where it is padded, and is_copy: bool [batch], where the split
+has it. Where the split is on the devices already (`indices_only`) a batch has neither image, label nor target. With
+several processes each gets its contiguous part of the same global batch.
 """
 
 import os

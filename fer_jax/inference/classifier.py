@@ -108,7 +108,8 @@ class Classifier:
         # Where the data lay on this machine is nobody else's business, nor is how far the training was.
         kept = {key: value for key, value in self.metadata.items() if key not in ("progress", "dataset_path")}
         config = self.config.to_dict()
-        config["dataset"] |= {"path": None, "cache_dir": None}
+        ferplus = config["dataset"]["ferplus"]
+        config["dataset"] |= {"path": None, "cache_dir": None, "ferplus": ferplus and os.path.basename(ferplus)}
         config["model"]["init"] = config["model"]["init"] and os.path.basename(config["model"]["init"])
         # With the view that was chosen after training, which the checkpoint doesn't know.
         described = {"config": config, "preprocessing": self.preprocessing.to_metadata()}

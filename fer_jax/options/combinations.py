@@ -50,6 +50,31 @@ COMBINATIONS = [
         "it must be fer2013 where config.dataset.source is {1!r}, which has no folders",
     ),
     (
+        ("dataset.ferplus", "dataset.source"),
+        lambda ferplus, source: ferplus is None or source != "embedded",
+        "it must be left out where config.dataset.source is {1!r}: FER+ has votes on FER-2013's images only",
+    ),
+    (
+        ("dataset.ferplus", "dataset.classes"),
+        lambda ferplus, classes: ferplus is None or classes != "folders",
+        "it must be left out where config.dataset.classes is {1!r}: FER+ has votes on FER-2013's images only",
+    ),
+    (
+        ("dataset.ferplus_target_weight", "dataset.ferplus"),
+        lambda weight, ferplus: weight == 0 or ferplus is not None,
+        "it must be 0 where config.dataset.ferplus is unset",
+    ),
+    (
+        ("dataset.ferplus_task", "dataset.ferplus"),
+        lambda task, ferplus: task == "none" or ferplus is not None,
+        "it must be none where config.dataset.ferplus is unset",
+    ),
+    (
+        ("dataset.ferplus_target_weight", "dataset.ferplus_task"),
+        lambda weight, task: weight == 0 or task == "none",
+        "it must be 0 where config.dataset.ferplus_task is {1!r}, which trains on FER+'s labels alone",
+    ),
+    (
         PROCESS_KEYS,
         lambda *values: None not in values or not any(value is not None for value in values),
         "it and config.parallel.num_processes, {1}, and config.parallel.process_id, {2}, must be set together",

@@ -43,7 +43,7 @@ OPTIONS: dict[str, Option] = {
         changes_results=_by_schedule,
     ),
     "batch_size": Option(64, int, AT_LEAST_ONE, "Images in a step, over all devices and processes."),
-    # The files may move: a run's dataset is compared by its fingerprint, which covers the hold-out too.
+    # The files may move: a run's dataset is compared by its fingerprint, which covers the hold-out and FER+ too.
     "dataset.source": Option(
         "auto",
         str,
@@ -84,6 +84,23 @@ OPTIONS: dict[str, Option] = {
     ),
     "dataset.split_seed": Option(
         0, int, SEED, "Seed of the hold-out, if the files have no validation images.", changes_results=False
+    ),
+    "dataset.ferplus": Option(
+        None, str, PATH, "FER+'s fer2013new.csv, joined by row.", changes_results=False, optional=True
+    ),
+    "dataset.ferplus_target_weight": Option(
+        0.0,
+        float,
+        PROBABILITY,
+        "Share of FER+'s votes in the training target, beside the label.",
+        changes_results=False,
+    ),
+    "dataset.ferplus_task": Option(
+        "none",
+        str,
+        one_of("none", "majority", "soft"),
+        "FER+'s eight classes in place of the seven: the majority's, or soft targets to train on.",
+        changes_results=False,
     ),
     "dataset.loader": Option(
         "tf.data",

@@ -39,6 +39,25 @@ def test_fingerprint_keeps_its_value_between_versions():
     assert Dataset("faces", {"train": split}).fingerprint == "ad7a45364bcf9e9d"
 
 
+def test_targets_are_part_of_the_arrays_and_of_the_fingerprint_only_where_there_are_any():
+    split = make_split(4)
+    targets = np.eye(7, dtype=np.float32)[split.labels]
+    softer = dataclasses.replace(split, targets=0.5 * targets)
+    assert softer.arrays()["target"] is softer.targets
+    assert "target" not in split.arrays()
+    variants = [split, dataclasses.replace(split, targets=targets), softer]
+    assert len({Dataset("faces", {"train": variant}).fingerprint for variant in variants}) == 3
+
+
+@pytest.mark.parametrize("where", [np.array([3, 0]), np.arange(5) % 2 == 0])
+def test_take_selects_of_every_array(where):
+    split = dataclasses.replace(make_split(5), is_copy=np.arange(5) > 2)
+    taken = split.take(where)
+    for name in ("images", "labels", "rows", "is_copy"):
+        np.testing.assert_array_equal(getattr(taken, name), getattr(split, name)[where])
+    assert taken.targets is None
+
+
 def test_fingerprint_tells_apart_every_change_to_images_labels_and_splits():
     train, validation = make_split(4), make_split(2, seed=1)
     brighter, relabelled = train.images.copy(), train.labels.copy()

@@ -232,6 +232,15 @@ def test_evaluation_batches_say_which_images_are_copies(indices_only, process_co
     assert all("is_copy" not in batch for batch in train(split, batch_size=4, last=2))
 
 
+def test_training_batches_have_the_targets_of_their_images():
+    split = dataclasses.replace(make_split(11), targets=np.random.default_rng(0).random((11, 7), np.float32))
+    batches = train(split, batch_size=4, last=6)
+    for batch in batches:
+        np.testing.assert_array_equal(batch["target"], split.targets[batch["index"]])
+    indices = train(split, batch_size=4, last=6, indices_only=True)
+    assert_same_batches([jax.device_get(fetch(split.arrays(), batch)) for batch in indices], batches)
+
+
 def test_tensorflow_is_kept_off_the_gpus(monkeypatch):
     calls = []
     monkeypatch.setattr(tf.config, "set_visible_devices", lambda *args: calls.append(args))

@@ -6,8 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from fer_jax.data import ferplus
 from fer_jax.errors import UserError
 from tests.end_to_end.conftest import read_metrics
+from tests.support import tiny_run
 from tests.support.checkpoints import read_arrays
 
 
@@ -59,6 +61,18 @@ def test_files_that_hold_other_data_are_refused_and_the_run_keeps_its_config(
     with pytest.raises(UserError, match="was started on"):
         run(make_config(**{"dataset.path": str(other)}), workdir)
     assert (workdir / "config.json").read_bytes() == before
+
+
+def test_a_run_on_labels_does_not_go_on_with_fer_plus_but_where_nothing_of_it_is_used(
+    workdir, make_config, run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(ferplus, "ROWS", {"train": 40, "validation": 21, "test": 17})
+    joined = {"dataset.ferplus": str(tiny_run.write_votes(tmp_path / "new.csv"))}
+    for use in ({"dataset.ferplus_target_weight": 0.5}, {"dataset.ferplus_task": "majority"}):
+        with pytest.raises(UserError, match=r"was started on fer2013\.csv \(\w+\) at .*, not on fer2013\.csv, FER\+ "):
+            run(make_config(**joined, **use), workdir)
+    assert run(make_config(**joined), workdir) == 0
+    assert "is complete" in capsys.readouterr().out
 
 
 def test_a_run_of_version_0_1_goes_on(workdir, make_config, run, capsys):

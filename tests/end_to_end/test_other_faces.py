@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from fer_jax import evaluate
-from fer_jax.data import load
+from fer_jax.data import ferplus, load
 from fer_jax.data.dataset import CLASS_NAMES
 from fer_jax.errors import UserError
 from fer_jax.inference.classifier import Classifier
 from fer_jax.system.signals import StopRequest
 from fer_jax.workdir.paths import Workdir
+from tests.support import tiny_run
 
 NAMES = ("anger", "contempt", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 
@@ -72,3 +73,21 @@ def test_drawn_faces_of_three_classes_at_32_pixels_train_and_report(make_config,
     assert tuple(report["class_names"]) == names != CLASS_NAMES
     assert np.sum(report["confusion_matrix"], axis=1).tolist() == [3, 3, 3]
     assert Classifier.load(tmp_path).logits(np.zeros((1, 32, 32, 1), np.uint8)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("loader", ["tf.data", "device"])
+def test_fer_plus_trains_evaluates_and_keeps_its_file_s_name_only(make_config, run, tmp_path, monkeypatch, loader):
+    monkeypatch.setattr(ferplus, "ROWS", {"train": 40, "validation": 21, "test": 17})
+    votes = tiny_run.write_votes(tmp_path / "fer2013new.csv")
+    values = {"dataset.ferplus": str(votes), "dataset.ferplus_task": "soft", "dataset.loader": loader}
+    assert run(make_config(num_epochs=1, **values), tmp_path / "run") == 0
+    report = json.loads((tmp_path / "run" / "report" / "evaluation_test.json").read_text())
+    assert tuple(report["class_names"]) == ferplus.FERPLUS_CLASSES
+    assert np.sum(report["confusion_matrix"], axis=1).tolist() == [2, 2, 2, 2, 3, 3, 3, 0]
+    # The run's own data again, votes included.
+    asked = {"split": "validation", "checkpoint": "best", "strict": True, "stop": StopRequest()}
+    evaluate.evaluate(None, Workdir(tmp_path / "run"), **asked)
+    classifier = Classifier.load(tmp_path / "run")
+    assert classifier.class_names == ferplus.FERPLUS_CLASSES
+    classifier.save(tmp_path / "net.safetensors")
+    assert Classifier.load(tmp_path / "net.safetensors").config.dataset.ferplus == "fer2013new.csv"

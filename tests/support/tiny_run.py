@@ -25,6 +25,18 @@ def write_faces(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def write_votes(path: pathlib.Path) -> pathlib.Path:
+    """Writes FER+'s csv for `write_faces`: all ten votes of each image are for its label."""
+    lines = ["Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"]
+    columns = (4, 5, 6, 1, 3, 2, 0)  # of angry, disgust, fear, happy, sad, surprise, neutral
+    for usage, count in (("Training", 40), ("PublicTest", 21), ("PrivateTest", 17)):
+        for row in range(count):
+            votes = [10 * (column == columns[row % 7]) for column in range(10)]
+            lines.append(f"{usage},{usage}{row}.png,{','.join(map(str, votes))}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def run_command(arguments: list[str], out, err, environment: dict[str, str]) -> None:
     """In a process of its own: what `python -m fer_jax.main` does; out, err: what has a file number."""
     for number, file in ((1, out), (2, err)):
