@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fer_jax.options.dataset import DATASET
 from fer_jax.options.option import (
     ADDRESS,
     ANGLE,
@@ -43,72 +44,7 @@ OPTIONS: dict[str, Option] = {
         changes_results=_by_schedule,
     ),
     "batch_size": Option(64, int, AT_LEAST_ONE, "Images in a step, over all devices and processes."),
-    # The files may move: a run's dataset is compared by its fingerprint, which covers the hold-out and FER+ too.
-    "dataset.source": Option(
-        "auto",
-        str,
-        one_of("auto", "fer2013", "embedded"),
-        "FER-2013's files, the embedded dataset or, with auto, the files if there are any.",
-        changes_results=False,
-    ),
-    "dataset.path": Option(
-        None,
-        str,
-        PATH,
-        "A FER-2013 csv (also .gz), a folder of such or of images. Unset: the usual files in data/.",
-        changes_results=False,
-        optional=True,
-    ),
-    "dataset.classes": Option(
-        "fer2013",
-        str,
-        one_of("fer2013", "folders"),
-        "The classes: FER-2013's seven or, with folders, the names of the class folders, sorted.",
-        changes_results=False,
-    ),
-    "dataset.image_size": Option(48, int, SIZE, "Height and width of the images in pixels.", changes_results=False),
-    "dataset.resize": Option(
-        False,
-        bool,
-        SWITCH,
-        "Whether images of other sizes and depths are brought to image_size, or refused.",
-        changes_results=False,
-    ),
-    "dataset.cache_dir": Option(
-        None,
-        str,
-        PATH,
-        "Folder in which files are prepared, once. Unset: fer_jax/prepared in the user's cache (XDG_CACHE_HOME).",
-        changes_results=False,
-        optional=True,
-    ),
-    "dataset.split_seed": Option(
-        0, int, SEED, "Seed of the hold-out, if the files have no validation images.", changes_results=False
-    ),
-    "dataset.ferplus": Option(
-        None, str, PATH, "FER+'s fer2013new.csv, joined by row.", changes_results=False, optional=True
-    ),
-    "dataset.ferplus_target_weight": Option(
-        0.0,
-        float,
-        PROBABILITY,
-        "Share of FER+'s votes in the training target, beside the label.",
-        changes_results=False,
-    ),
-    "dataset.ferplus_task": Option(
-        "none",
-        str,
-        one_of("none", "majority", "soft"),
-        "FER+'s eight classes in place of the seven: the majority's, or soft targets to train on.",
-        changes_results=False,
-    ),
-    "dataset.loader": Option(
-        "tf.data",
-        str,
-        one_of("tf.data", "device"),
-        "tf.data sends images to the devices; device puts the dataset there once and sends indices.",
-        changes_results=False,
-    ),
+    **DATASET,
     "augment.flip": Option(0.5, float, PROBABILITY, "Probability of a horizontal flip."),
     "augment.alternating_flip": Option(
         False, bool, SWITCH, "Whether each image is flipped in every other epoch, not with a probability."
