@@ -37,6 +37,7 @@ def accuracy(metric_sums: dict) -> float:
 def without_copies(metric_sums: dict) -> np.ndarray | None:
     """Returns the confusion matrix of the images that are not in train too; None where unknown, or without images."""
     others = metric_sums["confusion"] - metric_sums.get("confusion_of_copies", metric_sums["confusion"])
+    # A folder of training images alone would have nothing left to divide by.
     return others if others.any() else None
 
 

@@ -72,6 +72,7 @@ class Preprocessing:
 def make_preprocessing(config: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Preprocessing:
     """Returns the preprocessing that a config asks for, of images of this shape."""
     crop, view = config["augment"]["crop"], config["evaluation"]["view"]
+    # A network is shown what it was trained on.
     if view == "auto":
         view = "centre_crop" if crop else "whole"
     return Preprocessing(image_shape, standardize=config["preprocessing"]["standardize"], crop=crop, view=view)
@@ -115,6 +116,7 @@ def _pictures(images, crop: int | None, count: int):
 
 def _combine(logits):
     """Returns the logarithm of the mean probabilities over the views [views, batch, classes]; of one, the logits."""
+    # Logits keep more than their probabilities, and are what they were before there were views.
     if len(logits) == 1:
         return logits[0]
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))

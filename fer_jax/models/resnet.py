@@ -53,6 +53,7 @@ class SqueezeExcitation(nn.Module):
     def __call__(self, x):
         channels = x.shape[-1]
         means = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        # A sixteenth of few channels would be no layer at all.
         hidden = nn.relu(nn.Dense(max(8, channels // 16), dtype=jnp.float32, name="squeeze")(means))
         factors = nn.sigmoid(nn.Dense(channels, dtype=jnp.float32, name="excite")(hidden))
         return x * factors[:, None, None, :].astype(x.dtype)
@@ -111,6 +112,7 @@ class Block(nn.Module):
         norm = self.norm(scale_init=last_scale)
         if not self.squeeze_excitation and not self.drop_rate:
             return norm(y, relu=True, shortcut=shortcut)
+        # The shortcut is added after these, so the norm can't add it on the way.
         y = norm(y, relu=False)
         if self.squeeze_excitation:
             y = SqueezeExcitation(name="squeeze_excitation")(y)

@@ -55,6 +55,7 @@ def alternating_flips(index, epoch, *, seed: int):
 
     index: int32 [batch], the image's number in its split, which draws whether it begins flipped. epoch: int32 [].
     """
+    # Of the image, not of its place in a batch, which is another one in every epoch.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.key(seed), Stream.FIRST_FLIP), index)
     return jax.vmap(jax.random.bernoulli)(keys) ^ (epoch % 2 == 1)
 
@@ -125,6 +126,7 @@ def _erase(key, image, probability: float):
     happens, area, ratio, place = jax.random.split(key, 4)
     size = jnp.array(image.shape[:2], jnp.float32)
     area = jax.random.uniform(area, minval=_ERASED_AREA[0], maxval=_ERASED_AREA[1]) * size.prod()
+    # Uniform in the logarithm, so that upright and lying rectangles are equally likely.
     log_ratio = jax.random.uniform(ratio, minval=jnp.log(_ERASED_RATIO[0]), maxval=jnp.log(_ERASED_RATIO[1]))
     sides = jnp.minimum(jnp.sqrt(area * jnp.exp(jnp.array([log_ratio, -log_ratio]))), size)
     first = jax.random.uniform(place, (2,)) * (size - sides)

@@ -24,6 +24,7 @@ def step_key(seed: int, stream: Stream, step):
 
 def positions(num_examples: int, axis_name: str):
     """Returns the positions in the global batch of a device's examples, int32 [num_examples]."""
+    # A device's part of the batch is contiguous (parallel.shard_batch).
     return lax.axis_index(axis_name) * num_examples + jnp.arange(num_examples)
 
 

@@ -51,6 +51,7 @@ def mix_batch(images, targets, *, seed: int, step, last_step: int, config: MixCo
     other_images, other_targets = all_images[partners], all_targets[partners]
 
     use_cutmix = jax.random.bernoulli(which) if config.mixup and config.cutmix else bool(config.cutmix)
+    # One of them is 0 where only the other is set; it is never chosen then.
     alpha = jnp.where(use_cutmix, config.cutmix, config.mixup)
     share = jax.random.beta(share, alpha, alpha)
     is_mixed = jax.random.bernoulli(happens, config.probability) & (step < last_step)
@@ -58,6 +59,7 @@ def mix_batch(images, targets, *, seed: int, step, last_step: int, config: MixCo
     in_box = _box(box, images.shape[1:3], 1 - share)
     weight = jnp.where(use_cutmix, 1.0 - in_box, share)
     weight = jnp.where(is_mixed, weight, 1.0)
+    # What the image's borders cut off of the box is the image's own share again.
     share = weight.mean()
     mixed_images = weight[..., None] * images + (1 - weight[..., None]) * other_images
     return mixed_images, share * targets + (1 - share) * other_targets

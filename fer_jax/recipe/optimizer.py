@@ -39,6 +39,7 @@ def make_optimizer(optimizer_config: Mapping[str, Any], schedule: optax.Schedule
         # Decay after Adam is not divided by the gradient's size.
         parts += [optax.scale_by_adam(), *decay]
     else:
+        # Decay before the momentum is part of the gradient, as in every recipe that gives a value for it.
         parts += [*decay, optax.trace(decay=0.9, nesterov=True)]
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
 

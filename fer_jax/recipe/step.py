@@ -96,6 +96,7 @@ def make_train_step(
         )
         examples = {"image": images} | {key: batch[key] for key in ("label", "target") if key in batch}
         if mix_config.is_on:
+            # Before smoothing, which is linear and comes later for all.
             targets = batch.get("target", jax.nn.one_hot(batch["label"], model.num_classes))
             examples["image"], examples["target"] = mix_batch(
                 images,
@@ -106,6 +107,7 @@ def make_train_step(
                 config=mix_config,
                 axis_name=axis_name,
             )
+        # Without draws no keys: the program stays what it was before there were any.
         if model.is_random:
             examples["key"] = example_keys(seed, Stream.NETWORK, step, len(images), axis_name)
         return examples
