@@ -187,7 +187,8 @@ void Correlate(const Correlation<T>& c, const typename T::Element* const* pixels
       }
     }
   }
-  // Writes kRows values, every `stride`-th, of the vector of channels from `first` on, of which `left` are there.
+  // Writes kRows values, every `stride`-th, of the vector of channels from `first` on, of which `left` are there. The 24
+  // registers of the block leave eight for a norm's: two sums, factor, shift and mean.
   auto write = [&](const Vector* values, int stride, int64_t first, int64_t left) __attribute__((always_inline)) {
     float *own = sums + first, *products = own + PaddedColumns(c.out);
     Vector sum, product, factor, shift, mean;
@@ -255,6 +256,8 @@ void Prefetch(const Element* from, int64_t count) {
   for (; line < end; line += 64) _mm_prefetch(line, _MM_HINT_T0);
 }
 
+// Computes a correlation, whose kernels are packed. A task owns some images: it copies them into zeros where the window
+// reaches outside, or where they are normalised, so that the copy is read from L2 by all blocks of columns.
 template <typename T, Sums kind>
 void CorrelateImages(ffi::ThreadPool& pool, const Correlation<T>& c) {
   using Element = typename T::Element;
@@ -306,7 +309,8 @@ void CorrelateImages(ffi::ThreadPool& pool, const Correlation<T>& c) {
           // The last block is filled up with its last pixel, which is computed and written several times.
           std::fill(from + count, from + kRows, from[count - 1]);
           std::fill(at + count, at + kRows, at[count - 1]);
-          // The processor doesn't foresee that many streams of memory at once.
+          // The processor doesn't foresee that many streams of memory at once: of the next block's images, and of what
+          // this block's results meet when they are written.
           if (!is_copied && column == 0 && pixel + 2 * kRows <= total && c.stride == 1)
             Prefetch(from[kRows - 1] + depth, kRows * depth);
           for (const Element* read : {c.gradient.raw, c.gradient.active, c.gradient.others})
@@ -317,11 +321,11 @@ void CorrelateImages(ffi::ThreadPool& pool, const Correlation<T>& c) {
       }
     }
   });
-  for (int64_t i = 0; kind != kNone && i < 2; i++) {
-    std::fill_n(c.sums + i * c.out, c.out, 0.0f);
-    for (int64_t task = 0; task < tasks; task++)
-      for (int64_t j = 0; j < c.out; j++) c.sums[i * c.out + j] += sums.data[(task * 2 + i) * padded_out + j];
-  }
+  if (kind == kNone) return;
+  std::vector<double> totals(2 * padded_out);  // of up to thousands of tasks, which would cost a float its last digits
+  for (int64_t task = 0; task < tasks; task++)
+    for (int64_t i = 0; i < 2 * padded_out; i++) totals[i] += sums.data[task * 2 * padded_out + i];
+  for (int64_t i = 0; i < 2; i++) std::copy_n(&totals[i * padded_out], c.out, c.sums + i * c.out);
 }
 
 // The same convolution, whose window sees one pixel, with each pixel as an image.
