@@ -7,7 +7,7 @@ the output, which the next convolution keeps anyway.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,8 +17,37 @@ from jax import lax
 from fer_jax.native import norm as native
 
 
+class Pending(NamedTuple):
+    """Batch normalisation with ReLU that is left to who reads it: max(0, (raw - mean) * rstd * scale + bias).
+
+    Its reader's gradient is the normalisation's too (`models.conv_norm`); raw: [batch, height, width, channels].
+    """
+
+    raw: Any
+    scale: Any
+    bias: Any
+    mean: Any
+    rstd: Any
+
+
+class Activation(NamedTuple):
+    """Batch normalisation with ReLU, [batch, height, width, channels], whose readers prepare its gradient.
+
+    A reader's gradient to `value` is zero where that is not positive, and to `means`, which are zeros, it is what
+    `native.norm.gradient_means` would make of it: both add up. raw: what was normalised.
+    """
+
+    value: Any
+    means: Any
+    raw: Any
+    mean: Any
+
+
 class BatchNorm(nn.Module):
     """Normalises over the batch and the image, adds the shortcut, if any, and applies ReLU if `relu`.
+
+    Returns an array, or what `output` says, Pending or Activation: both in training and with ReLU, Pending without a
+    shortcut. moments: the means of x and of its squares, float32 [2, channels], where they are known.
 
     Parameters scale and bias and running statistics mean and var are float32 [channels], as in `flax.linen.BatchNorm`.
 
@@ -39,7 +68,7 @@ class BatchNorm(nn.Module):
     scale_init: Callable = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x, *, relu: bool, shortcut=None):
+    def __call__(self, x, *, relu: bool, shortcut=None, moments=None, output: type = jax.Array):
         shape = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         var = self.variable("batch_stats", "var", jnp.ones, shape)
@@ -49,7 +78,17 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             return _apply(x, scale, bias, shortcut, mean.value, lax.rsqrt(var.value + self.epsilon), relu)
         axis_name = None if self.is_initializing() else self.axis_name
-        y, batch_mean, batch_var = _normalize(x, scale, bias, shortcut, relu, self.epsilon, axis_name, self.native)
+        # Nothing flows back to the moments: a norm's gradient, to what it took, is with theirs.
+        if output is Pending:
+            batch_mean, batch_var, rstd = _statistics(lax.stop_gradient(moments), self.epsilon, axis_name)
+            y = Pending(x, scale, bias, batch_mean, rstd)
+        elif output is Activation:
+            arguments = x, lax.stop_gradient(moments), scale, bias, shortcut
+            y, means, batch_mean, batch_var = _activate(*arguments, self.epsilon, axis_name)
+            y = Activation(y, means, x, batch_mean)
+        else:
+            arguments = x, moments, scale, bias, shortcut
+            y, batch_mean, batch_var = _normalize(*arguments, relu, self.epsilon, axis_name, self.native)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
@@ -71,23 +110,49 @@ def _means(*values):
     return jnp.stack([jnp.mean(value, axis=range(value.ndim - 1)) for value in values])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _normalize(x, scale, bias, shortcut, relu, epsilon, axis_name, is_native):
-    """Returns y and the batch's mean and (biased) variance, which carry no gradient."""
-    return _forward(x, scale, bias, shortcut, relu, epsilon, axis_name, is_native)[0]
-
-
-def _forward(x, scale, bias, shortcut, relu, epsilon, axis_name, is_native):
-    if is_native:
-        # XLA:CPU would write x to memory in float32 to sum it.
-        moments = native.moments(x)
-    else:
-        wide = x.astype(jnp.float32)
-        moments = _means(wide, wide * wide)
+def _statistics(moments, epsilon: float, axis_name: str | None):
+    """Returns the mean, the (biased) variance and 1 / its root, over all devices; moments: of this device."""
     mean, mean_of_squares = lax.pmean(moments, axis_name) if axis_name else moments
     # The difference of two rounded numbers may fall below zero.
     var = jnp.maximum(mean_of_squares - mean * mean, 0)
-    rstd = lax.rsqrt(var + epsilon)
+    return mean, var, lax.rsqrt(var + epsilon)
+
+
+def gradients(dy, x, scale, mean, rstd, own, axis_name: str | None):
+    """Returns the gradients to x, to scale and to bias, of which the last two are this device's share.
+
+    dy: the gradient to what was normalised and scaled, before a ReLU. own: this device's means of dy and of dy times
+    the normalised x.
+    """
+    wide, normalized = dy.astype(jnp.float32), (x.astype(jnp.float32) - mean) * rstd
+    # The parameters' gradients are summed over this device alone, since the step adds up the devices' gradients. The
+    # input's gradient goes through the statistics, which are those of all devices.
+    bias_mean, scale_mean = lax.pmean(own, axis_name) if axis_name else own
+    dx = scale * rstd * (wide - bias_mean - normalized * scale_mean)
+    dbias, dscale = own * (x.size // x.shape[-1])
+    return dx.astype(x.dtype), dscale, dbias
+
+
+def with_normalized(means, rstd):
+    """Returns `gradients`' own of the native code's means, of dy and of dy * (x - mean)."""
+    # One factor rstd for all pixels of a channel.
+    return means * jnp.stack([jnp.ones_like(rstd), rstd])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+def _normalize(x, moments, scale, bias, shortcut, relu, epsilon, axis_name, is_native):
+    """Returns y and the batch's mean and (biased) variance, which carry no gradient."""
+    return _forward(x, moments, scale, bias, shortcut, relu, epsilon, axis_name, is_native)[0]
+
+
+def _forward(x, moments, scale, bias, shortcut, relu, epsilon, axis_name, is_native):
+    if moments is None and is_native:
+        # XLA:CPU would write x to memory in float32 to sum it.
+        moments = native.moments(x)
+    elif moments is None:
+        wide = x.astype(jnp.float32)
+        moments = _means(wide, wide * wide)
+    mean, var, rstd = _statistics(moments, epsilon, axis_name)
     y = _apply(x, scale, bias, shortcut, mean, rstd, relu)
     return (y, mean, var), (x, scale, mean, rstd, y if relu else None, shortcut is not None)
 
@@ -95,20 +160,52 @@ def _forward(x, scale, bias, shortcut, relu, epsilon, axis_name, is_native):
 def _backward(relu, epsilon, axis_name, is_native, residuals, cotangents):
     x, scale, mean, rstd, y, has_shortcut = residuals
     dy, _, _ = cotangents
-    # The parameters' gradients are summed over this device alone, since the step adds up the devices' gradients. The
-    # input's gradient goes through the statistics, which are those of all devices.
     if is_native:
-        # One factor rstd for all pixels of a channel.
-        own = native.gradient_means(dy, x, mean, y) * jnp.stack([jnp.ones_like(rstd), rstd])
+        own = with_normalized(native.gradient_means(dy, x, mean, y), rstd)
     if relu:
         dy = jnp.where(y > 0, dy, 0)
-    wide, normalized = dy.astype(jnp.float32), (x.astype(jnp.float32) - mean) * rstd
     if not is_native:
-        own = _means(wide, wide * normalized)
-    bias_mean, scale_mean = lax.pmean(own, axis_name) if axis_name else own
-    dx = scale * rstd * (wide - bias_mean - normalized * scale_mean)
-    dbias, dscale = own * (x.size // x.shape[-1])
-    return dx.astype(x.dtype), dscale, dbias, dy if has_shortcut else None
+        wide = dy.astype(jnp.float32)
+        own = _means(wide, wide * ((x.astype(jnp.float32) - mean) * rstd))
+    dx, dscale, dbias = gradients(dy, x, scale, mean, rstd, own, axis_name)
+    return dx, None, dscale, dbias, dy if has_shortcut else None
 
 
 _normalize.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _activate(x, moments, scale, bias, shortcut, epsilon, axis_name):
+    """Returns an Activation's value and means, and the batch's mean and variance, which carry no gradient."""
+    return _activate_forward(x, moments, scale, bias, shortcut, epsilon, axis_name)[0]
+
+
+def _activate_forward(x, moments, scale, bias, shortcut, epsilon, axis_name):
+    mean, var, rstd = _statistics(moments, epsilon, axis_name)
+    y = _apply(x, scale, bias, shortcut, mean, rstd, relu=True)
+    # The zeros are read by nobody; they are where the reader's gradient puts the two means.
+    return (y, jnp.zeros_like(moments), mean, var), (x, scale, mean, rstd, shortcut is not None)
+
+
+def _activate_backward(epsilon, axis_name, residuals, cotangents):
+    x, scale, mean, rstd, has_shortcut = residuals
+    dy, means, _, _ = cotangents
+    dx, dscale, dbias = gradients(dy, x, scale, mean, rstd, with_normalized(means, rstd), axis_name)
+    return dx, None, dscale, dbias, dy if has_shortcut else None
+
+
+_activate.defvjp(_activate_forward, _activate_backward)
+
+
+@jax.custom_vjp
+def as_array(activation: Activation):
+    """Returns the value, for a reader that isn't a convolution."""
+    return activation.value
+
+
+def _as_array_backward(activation, dy):
+    means = native.gradient_means(dy, activation.raw, activation.mean, activation.value)
+    return (Activation(jnp.where(activation.value > 0, dy, 0), means, None, None),)
+
+
+as_array.defvjp(lambda activation: (activation.value, activation), _as_array_backward)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from fer_jax.models.conv import keep_kernel, native_conv_general_dilated, resolve
-from fer_jax.models.norm import BatchNorm
+from fer_jax.models.conv_norm import ConvNorm, array_of
+from fer_jax.models.norm import Activation, BatchNorm, Pending
 from fer_jax.models.pool import max_pool
 
 # Depth: (blocks per stage, bottleneck), as in table 1 of the paper; 10 has half the blocks of 18.
@@ -80,7 +81,7 @@ class Block(nn.Module):
       bottleneck: whether the convolutions are 1x1, 3x3 and 1x1, the last with four times the width, or 3x3 and 3x3.
       stride: of the first 3x3 convolution. That is "v1.5"; the paper has it in the first 1x1 convolution, which then
         drops three of four pixels unseen.
-      conv, norm: make the layers.
+      layer: makes a ConvNorm.
       zero_init: whether the last scale starts at zero, so that the block starts as its shortcut.
       squeeze_excitation: whether the block's own branch ends in it.
       drop_rate: probability that an image takes the shortcut alone (stochastic depth, Huang et al. 2016,
@@ -90,8 +91,7 @@ class Block(nn.Module):
     width: int
     stride: int
     bottleneck: bool
-    conv: Callable
-    norm: Callable
+    layer: Callable
     zero_init: bool
     squeeze_excitation: bool = False
     drop_rate: float = 0.0
@@ -99,26 +99,39 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, keys=None):
         features = 4 * self.width if self.bottleneck else self.width
-        y = x
-        if self.bottleneck:
-            y = self.norm()(self.conv(self.width, 1)(y), relu=True)
-        y = self.norm()(self.conv(self.width, 3, self.stride)(y), relu=True)
-        y = self.conv(features, 1 if self.bottleneck else 3)(y)
-        shortcut = x
-        if x.shape != y.shape:  # a projection only where the identity doesn't fit
-            shortcut = self.conv(features, 1, self.stride, name="shortcut_conv")(x)
-            shortcut = self.norm(name="shortcut_norm")(shortcut, relu=False)
+        layers = [(self.width, 1, 1)] * self.bottleneck + [(self.width, 3, self.stride)]
+        y, shortcut = x, None
+        for number, layer in enumerate(layers):
+            # No other reads what is between two layers, so it need not be written.
+            y, taken = self.layer(self, *layer, (f"Conv_{number}", f"BatchNorm_{number}"))(y, output=Pending)
+            # From the first layer, which adds the shortcut's gradient to its own.
+            shortcut = taken if number == 0 else shortcut
+        if shortcut.shape[-1] != features or self.stride > 1:  # a projection only where the identity doesn't fit
+            names = "shortcut_conv", "shortcut_norm"
+            shortcut, _ = self.layer(self, features, 1, self.stride, names)(shortcut, relu=False)
         last_scale = nn.initializers.zeros_init() if self.zero_init else nn.initializers.ones_init()
-        norm = self.norm(scale_init=last_scale)
+        names = f"Conv_{len(layers)}", f"BatchNorm_{len(layers)}"
+        last = self.layer(self, features, 1 if self.bottleneck else 3, 1, names, scale_init=last_scale)
         if not self.squeeze_excitation and not self.drop_rate:
-            return norm(y, relu=True, shortcut=shortcut)
+            return last(y, shortcut=shortcut, output=Activation)[0]
         # The shortcut is added after these, so the norm can't add it on the way.
-        y = norm(y, relu=False)
+        y, _ = last(y, relu=False)
         if self.squeeze_excitation:
             y = SqueezeExcitation(name="squeeze_excitation")(y)
         if self.drop_rate and keys is not None:
             y = _drop(keys, y, self.drop_rate, (1, 1, 1))
         return nn.relu(y + shortcut)
+
+
+def _layer(
+    parent: nn.Module, features: int, window: int, stride: int, names, *, norm: Callable, scale_init=None, **kwargs
+):
+    """Returns a ConvNorm whose variables are the parent's, under `names`."""
+    if scale_init is not None:
+        norm = functools.partial(norm, scale_init=scale_init)
+    layer = ConvNorm(features, window, stride, names=names, norm=norm, **kwargs)
+    nn.share_scope(parent, layer)
+    return layer
 
 
 class ResNet(nn.Module):
@@ -184,14 +197,17 @@ class ResNet(nn.Module):
             axis_name=self.axis_name if train else None,
             native=is_native,
         )
+        layer = functools.partial(_layer, conv=conv, norm=norm, fused=is_native and train)
+        stem = layer(self, self.width, self.stem_kernel, self.stem_stride, ("stem_conv", "stem_norm"))
         # Whoever evaluates may hand in the same arguments.
         keys = keys if train else None
         x = images.astype(self.dtype)
-        x = conv(self.width, self.stem_kernel, self.stem_stride, name="stem_conv")(x)
-        x = norm(name="stem_norm")(x, relu=True)
         if self.stem_pool:
+            x, _ = stem(x)
             x = max_pool(x, native=is_native)
-        self.sow("intermediates", "stem", x)
+        else:
+            x, _ = stem(x, output=Activation)
+        self.sow("intermediates", "stem", array_of(x))
         block_class = nn.remat(Block) if self.remat else Block
         number, last = 0, max(1, sum(self.stage_sizes) - 1)
         for stage, num_blocks in enumerate(self.stage_sizes, 1):
@@ -200,17 +216,16 @@ class ResNet(nn.Module):
                     width=self.width * 2 ** (stage - 1),
                     stride=2 if stage > 1 and block == 0 else 1,
                     bottleneck=self.bottleneck,
-                    conv=conv,
-                    norm=norm,
+                    layer=layer,
                     zero_init=self.zero_init,
                     squeeze_excitation=self.squeeze_excitation,
                     drop_rate=self.stochastic_depth * number / last,
                     name=f"stage{stage}_block{block + 1}",
                 )(x, _fold_in(keys, number))
                 number += 1
-            self.sow("intermediates", f"stage{stage}", x)
+            self.sow("intermediates", f"stage{stage}", array_of(x))
         # In float32: a mean over many bfloat16 values would lose their last bits.
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x = jnp.mean(array_of(x), axis=(1, 2), dtype=jnp.float32)
         if self.dropout and keys is not None:
             x = _drop(_fold_in(keys, number), x, self.dropout, x.shape[1:])
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)

@@ -22,7 +22,7 @@ namespace {  // each file is compiled by itself, and the library shows its handl
 
 namespace ffi = xla::ffi;
 
-// --- Vectors and words
+// --- Vectors and words. The compiler knows +, - and their like of vectors.
 
 #ifdef __AVX512F__
 using Vector = __m512;
@@ -31,8 +31,6 @@ Vector Zero() { return _mm512_setzero_ps(); }
 Vector Load(const float* from) { return _mm512_loadu_ps(from); }
 Vector Broadcast(const float* from) { return _mm512_set1_ps(*from); }
 void StoreFloats(float* to, Vector v) { _mm512_storeu_ps(to, v); }
-Vector Add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
-Vector Subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
 Vector Max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
 Vector FusedMultiplyAdd(Vector a, Vector b, Vector sum) { return _mm512_fmadd_ps(a, b, sum); }
 Vector WherePositive(Vector a, Vector b) {  // b where a > 0, else 0
@@ -48,8 +46,6 @@ Vector Zero() { return _mm256_setzero_ps(); }
 Vector Load(const float* from) { return _mm256_loadu_ps(from); }
 Vector Broadcast(const float* from) { return _mm256_broadcast_ss(from); }
 void StoreFloats(float* to, Vector v) { _mm256_storeu_ps(to, v); }
-Vector Add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
-Vector Subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
 Vector Max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 Vector FusedMultiplyAdd(Vector a, Vector b, Vector sum) { return _mm256_fmadd_ps(a, b, sum); }
 Vector WherePositive(Vector a, Vector b) { return _mm256_and_ps(_mm256_cmp_ps(a, Zero(), _CMP_GT_OQ), b); }
@@ -62,10 +58,10 @@ struct Float32 {
   static Vector MultiplyAdd(Vector a, Vector b, Vector sum) { return FusedMultiplyAdd(a, b, sum); }
   static Vector LoadElements(const Element* from) { return Load(from); }
   static void Store(Element* to, Vector v) { StoreFloats(to, v); }
+  static Vector Round(Vector v) { return v; }  // to elements
   static float Word(float a, float) { return a; }
-  // kLanes words of a's values and b's, and of the pairs that follow each other.
+  // kLanes words of a's values and b's.
   static void StoreWords(float* to, const Element* a, const Element*) { StoreFloats(to, Load(a)); }
-  static void StorePairs(float* to, const float* from) { StoreFloats(to, Load(from)); }
 };
 
 #ifdef __AVX512BF16__
@@ -82,6 +78,9 @@ struct BFloat16 {
   static void Store(Element* to, Vector v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(v));
   }
+  static Vector Round(Vector v) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v)), 16));
+  }
   static float Word(Element a, Element b) {
     uint32_t bits = a | static_cast<uint32_t>(b) << 16;
     float word;
@@ -93,17 +92,24 @@ struct BFloat16 {
     __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
     _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
-  static void StorePairs(float* to, const Element* from) { std::memcpy(to, from, kLanes * sizeof(float)); }
 };
 #endif
+
+// Returns where `size` elements are: `from` if `count` of them, which are there, are as many, else `end`, to which they are
+// copied, followed by zeros.
+template <typename Element>
+const Element* Whole(const Element* from, int64_t count, int64_t size, Element* end) {
+  if (count >= size) return from;
+  count = std::max<int64_t>(count, 0);
+  std::fill(std::copy_n(from, count, end), end + size, Element{0});
+  return end;
+}
 
 // Loads or stores `width` elements as float32, at most kLanes; what is missing is zero.
 template <typename T>
 Vector LoadSome(const typename T::Element* from, int64_t width) {
-  if (width >= kLanes) return T::LoadElements(from);
-  typename T::Element end[kLanes] = {};
-  std::copy_n(from, width, end);
-  return T::LoadElements(end);
+  typename T::Element end[kLanes];
+  return T::LoadElements(Whole(from, width, kLanes, end));
 }
 
 template <typename T>

@@ -1,4 +1,8 @@
-"""The native convolution as a function that can be differentiated; `build.load` must have been called."""
+"""The native convolution, and what of the batch norms around it rides along; `build.load` must have been called.
+
+`convolve` can be differentiated. The three passes are functions of their own for those that bring a gradient of theirs.
+A norm is float32 [3, channels]: factor, shift and mean. The convolution is then of max(0, x * factor + shift).
+"""
 
 import functools
 
@@ -28,33 +32,73 @@ def convolve(x, kernel, stride: int, pad: int):
     x: float32 or bfloat16 [batch, height, width, in]. kernel: float32 [size, size, in, out], which is rounded to x's
     dtype; its gradient is float32, not rounded. stride, pad: of rows and columns.
     """
-    return _convolve(x, kernel.astype(x.dtype), stride, pad)
+    return _forward(x, kernel, stride, pad)[0]
 
 
-def _convolve(x, kernel, stride, pad):
+def forward(x, kernel, stride: int, pad: int, *, norm=None, with_moments: bool = False):
+    """Returns the convolution and the means of its values and their squares, float32 [2, out], [0, out] if not wanted.
+
+    kernel: in x's dtype.
+    """
     size, out = kernel.shape[0], kernel.shape[3]
     places = [(length + 2 * pad - size) // stride + 1 for length in x.shape[1:3]]
     y = jax.ShapeDtypeStruct((x.shape[0], *places, out), x.dtype)
-    return _call("fer_jax_conv", y, x, kernel, stride, pad)
+    y, sums = _call("fer_jax_conv", (y, _sums_of(y, with_moments)), x, kernel, _or_none(norm), stride, pad)
+    return y, sums / (y.size // out)
+
+
+def input_gradient(dy, kernel, shape: tuple[int, ...], stride: int, pad: int):
+    """Returns the gradient to x, whose shape is given; kernel: in dy's dtype."""
+    dx = jax.ShapeDtypeStruct(shape, dy.dtype)
+    others = [_or_none(None), *[jnp.zeros((0, 0, 0, 0), dy.dtype)] * 3]
+    return _call("fer_jax_conv_input_gradient", (dx, _sums_of(dx, False)), dy, kernel, *others, stride, pad)[0]
+
+
+def normalized_input_gradient(dy, kernel, raw, norm, stride: int, pad: int, *, active=None, others=None):
+    """Returns the gradient to what the norm gave, where that is positive, else zero, and two means for the norm's own.
+
+    They are those of the gradient and of its product with raw - mean, float32 [2, in]: `norm.gradient_means`.
+
+    raw: what the norm took. active: what it gave, if it was written and isn't what the norm alone makes of raw. others:
+    its gradient by others that take it, which is added.
+    """
+    dx, none = jax.ShapeDtypeStruct(raw.shape, dy.dtype), jnp.zeros((0, 0, 0, 0), dy.dtype)
+    # An array that isn't there is an empty one: a handler takes the same arguments at every call.
+    arrays = [norm, raw, *(none if array is None else array for array in (active, others))]
+    dx, sums = _call("fer_jax_conv_input_gradient", (dx, _sums_of(dx, True)), dy, kernel, *arrays, stride, pad)
+    return dx, sums / (raw.size // raw.shape[-1])
+
+
+def kernel_gradient(x, dy, shape: tuple[int, ...], stride: int, pad: int, *, norm=None):
+    """Returns the gradient to the kernel, whose shape is given, float32."""
+    dkernel = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return _call("fer_jax_conv_kernel_gradient", dkernel, x, dy, _or_none(norm), stride, pad)
 
 
 def _forward(x, kernel, stride, pad):
     # Rounded by XLA: rounded in the native code it would be copied first, since the step updates it in place.
     rounded = kernel.astype(x.dtype)
-    return _convolve(x, rounded, stride, pad), (x, rounded)
+    return forward(x, rounded, stride, pad)[0], (x, rounded)
 
 
 def _backward(stride, pad, residuals, dy):
     x, kernel = residuals
-    # Where nobody asks for it, as in a network's first convolution, XLA leaves the call out.
-    dx = _call("fer_jax_conv_input_gradient", jax.ShapeDtypeStruct(x.shape, x.dtype), dy, kernel, stride, pad)
-    dkernel = jax.ShapeDtypeStruct(kernel.shape, jnp.float32)
-    return dx, _call("fer_jax_conv_kernel_gradient", dkernel, x, dy, stride, pad)
+    # Where nobody asks for dx, as in a network's first convolution, XLA leaves the call out.
+    return input_gradient(dy, kernel, x.shape, stride, pad), kernel_gradient(x, dy, kernel.shape, stride, pad)
 
 
 convolve.defvjp(_forward, _backward)
 
 
-def _call(name: str, result: jax.ShapeDtypeStruct, a, b, stride: int, pad: int):
+def _or_none(norm):
+    return jnp.zeros((0, 0), jnp.float32) if norm is None else norm
+
+
+def _sums_of(array, are_wanted: bool):
+    return jax.ShapeDtypeStruct((2 * are_wanted, array.shape[-1]), jnp.float32)
+
+
+def _call(name: str, result, a, *others):
+    *others, stride, pad = others
     # Attributes have the type that the handler expects: int64.
-    return jax.ffi.ffi_call(f"{name}_{a.dtype}", result)(a, b, stride=np.int64(stride), pad=np.int64(pad))
+    return jax.ffi.ffi_call(f"{name}_{a.dtype}", result)(a, *others, stride=np.int64(stride), pad=np.int64(pad))

@@ -54,7 +54,7 @@ template <typename T, ffi::DataType dtype>
 ffi::Error CallMoments(ffi::ThreadPool pool, Array<dtype> x, ffi::Result<Vectors> sums) {
   SumChannels<T, 1>(pool, {x.typed_data()}, x.dimensions()[0], x.dimensions()[1], sums->typed_data(),
                     [](const Vector* values, int64_t, Vector& sum, Vector& squares) {
-                      sum = Add(sum, values[0]);
+                      sum += values[0];
                       squares = FusedMultiplyAdd(values[0], values[0], squares);
                     });
   return ffi::Error::Success();
@@ -67,8 +67,8 @@ ffi::Error CallGradientSums(ffi::ThreadPool pool, Array<dtype> dy, Array<dtype> 
   const int64_t rows = x.dimensions()[0], channels = x.dimensions()[1];
   const float* means = mean.typed_data();
   auto sum = [&](Vector dy, Vector x, int64_t channel, Vector& total, Vector& products) {
-    total = Add(total, dy);
-    products = FusedMultiplyAdd(dy, Subtract(x, LoadSome<Float32>(means + channel, channels - channel)), products);
+    total += dy;
+    products = FusedMultiplyAdd(dy, x - LoadSome<Float32>(means + channel, channels - channel), products);
   };
   if (relu) {
     SumChannels<T, 3>(pool, {dy.typed_data(), x.typed_data(), y.typed_data()}, rows, channels, sums->typed_data(),

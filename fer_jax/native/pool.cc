@@ -32,7 +32,7 @@ void Forward(ffi::ThreadPool& pool, const typename T::Element* x, typename T::El
           largest = Max(largest, value);
           nan = FusedMultiplyAdd(value, Zero(), nan);
         });
-        StoreSome<T>(y + (task * p.ow + ow) * p.c + c, Add(largest, nan), p.c - c);
+        StoreSome<T>(y + (task * p.ow + ow) * p.c + c, largest + nan, p.c - c);
       }
   });
 }
@@ -59,8 +59,8 @@ void Gradient(ffi::ThreadPool& pool, const typename T::Element* x, const typenam
             Vector value = LoadSome<T>(x + ((n * p.h + row) * p.w + column) * p.c + c, p.c - c);
             Vector own = WhereEqual(value, largest, left);
             float* sum = sums.data + (row * p.w + column) * padded + c;
-            StoreFloats(sum, Add(Load(sum), own));
-            left = Subtract(left, own);
+            StoreFloats(sum, Load(sum) + own);
+            left -= own;
           });
         }
     for (int64_t pixel = 0; pixel < p.h * p.w; pixel++)

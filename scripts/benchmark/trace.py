@@ -19,11 +19,13 @@ from scripts.benchmark.peers import NETS, SIZES, make_specs
 STEPS = 5
 # The first that matches an operation's target or name says its kind.
 KINDS = [
-    (r"fer_jax_conv_kernel|transpose\(jvp.*(Conv|_conv)", "convolution: dW"),
+    (r"fer_jax_conv_kernel", "convolution: dW"),
     (r"fer_jax_conv_input", "convolution: dx"),
-    (r"fer_jax_conv|jvp.*(Conv|_conv)", "convolution: forward"),
+    (r"fer_jax_conv", "convolution: forward"),
     (r"fer_jax_moments|fer_jax_gradient_sums|(BatchNorm|_norm).*reduce_sum", "batch norm: sums"),
-    (r"BatchNorm|_norm|jvp\(ResNet\)+/(.*/)?add$", "batch norm, ReLU, shortcut: applied"),
+    (r"BatchNorm|_norm|ConvNorm_\d+/\w+$|jvp\(ResNet\)+/(.*/)?add$", "batch norm, ReLU, shortcut: applied"),
+    (r"transpose\(jvp.*(Conv_|_conv)", "convolution: dW"),
+    (r"jvp.*(Conv_|_conv)", "convolution: forward"),
     (r"fer_jax_max_pool|jvp\(ResNet\)+/(max|jit|eq|pad|slice|stack|concatenate|and|not|broadcast)", "max pooling"),
     (r"vmap|augment|threefry|uniform", "augmentation"),
     (r"bias_correction|repeated\)/(mul|add|sqrt|div|integer_pow|sub)$", "optimizer"),

@@ -53,25 +53,74 @@ def assert_equal_but_for_rounding(ours, theirs, dtype):
         np.testing.assert_allclose(values.astype(jnp.float32), exact, rtol=0, atol=bound * largest + 1e-6)
 
 
-@hypothesis.settings(
-    deadline=None,
-    max_examples=40,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.differing_executors],
-)
-@hypothesis.given(
-    batch=st.sampled_from([1, 2, 3, 5, 17, 40]),
-    height=st.integers(1, 20),
-    width=st.integers(1, 20),
-    channels=st.tuples(*[st.sampled_from([1, 3, 7, 16, 24, 64, 200])] * 2),
-    size=st.sampled_from([1, 3, 7]),
-    stride=st.sampled_from([1, 2]),
-    padded=st.booleans(),
-)
+def any_shape(test):
+    """Gives a test convolutions of all shapes."""
+    checks = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.differing_executors]
+    settings = hypothesis.settings(deadline=None, max_examples=40, suppress_health_check=checks)
+    return settings(
+        hypothesis.given(
+            batch=st.sampled_from([1, 2, 3, 5, 17, 40]),
+            height=st.integers(1, 20),
+            width=st.integers(1, 20),
+            channels=st.tuples(*[st.sampled_from([1, 3, 7, 16, 24, 64, 200])] * 2),
+            size=st.sampled_from([1, 3, 7]),
+            stride=st.sampled_from([1, 2]),
+            padded=st.booleans(),
+        )(test)
+    )
+
+
+@any_shape
 def test_values_and_gradients_are_those_of_xla(native_dtype, batch, height, width, channels, size, stride, padded):
     pad = size // 2 if padded else 0
     hypothesis.assume(min(height, width) + 2 * pad >= size)
     x, kernel = normal((batch, height, width, channels[0]), 0, native_dtype), normal((size, size, *channels), 1)
     assert_equal_but_for_rounding(*ours_and_theirs(x, kernel, stride, pad), native_dtype)
+
+
+def exact(values):
+    return np.asarray(values.astype(jnp.float32), np.float64)
+
+
+def assert_means(means, *values):
+    for ours, of in zip(means, values, strict=True):
+        flat = of.reshape(-1, of.shape[-1])
+        np.testing.assert_allclose(ours, flat.mean(0), rtol=0, atol=1e-5 * np.abs(flat).mean() + 1e-6)
+
+
+@any_shape
+def test_a_norm_that_rides_along_does_what_one_before_does(
+    native_dtype, batch, height, width, channels, size, stride, padded
+):
+    pad = size // 2 if padded else 0
+    hypothesis.assume(min(height, width) + 2 * pad >= size)
+    raw = normal((batch, height, width, channels[0]), 0, native_dtype)
+    kernel = normal((size, size, *channels), 1).astype(native_dtype)
+    norm = normal((3, channels[0]), 3)
+    normalized = exact(raw) * exact(norm[0]) + exact(norm[1])
+    active = jnp.maximum(jnp.float32(normalized), 0).astype(native_dtype)
+    settings = stride, pad
+
+    y, moments = conv.forward(raw, kernel, *settings, norm=norm, with_moments=True)
+    dy = normal(y.shape, 4, native_dtype)
+    dx = conv.input_gradient(dy, kernel, raw.shape, *settings)
+    passes = y, *conv.normalized_input_gradient(dy, kernel, raw, norm, *settings)
+    dkernel = conv.kernel_gradient(raw, dy, kernel.shape, *settings, norm=norm)
+    theirs = conv.forward(active, kernel, *settings)[0], dx, conv.kernel_gradient(active, dy, kernel.shape, *settings)
+    np.testing.assert_array_equal(exact(passes[1]), np.where(normalized > 0, exact(dx), 0))
+    assert_equal_but_for_rounding((y, dx, dkernel), theirs, native_dtype)
+    assert_means(moments, exact(y), exact(y) ** 2)
+    centred = exact(raw) - exact(norm[2])
+    assert_means(passes[2], exact(passes[1]), exact(passes[1]) * centred)
+
+    # What was written, with a shortcut, isn't what the norm makes of raw.
+    active, others = normal(raw.shape, 5, native_dtype), normal(raw.shape, 6, native_dtype)
+    sums = conv.normalized_input_gradient(dy, kernel, raw, norm, *settings, active=active, others=others)
+    expected = jnp.where(active > 0, dx.astype(jnp.float32) + others, 0)
+    # dx is rounded here before the sum, and there only after it.
+    bound = (1e-6 if native_dtype == "float32" else 2**-6) * max(1, float(jnp.abs(dx).max()))
+    np.testing.assert_allclose(exact(sums[0]), exact(expected), rtol=0, atol=bound)
+    assert_means(sums[1], exact(sums[0]), exact(sums[0]) * centred)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +152,10 @@ build.load()
 def passes(x, kernel, stride):
     y, vjp = jax.vjp(lambda x, kernel: conv.convolve(x, kernel, stride, 1), x, kernel)
     dy = jnp.sin(y).astype(y.dtype)
-    return y, *vjp(dy), norm.moments(y), norm.gradient_means(dy, y, jnp.ones(y.shape[-1]), y)
+    with_norm = jnp.stack([jnp.linspace(a, 2, x.shape[-1]) for a in (-1.0, 0.1, 1.0)])
+    others = conv.forward(x, kernel.astype(x.dtype), stride, 1, norm=with_norm, with_moments=True)
+    others += conv.normalized_input_gradient(dy, kernel.astype(x.dtype), x, with_norm, stride, 1)
+    return y, *vjp(dy), *others, norm.moments(y), norm.gradient_means(dy, y, jnp.ones(y.shape[-1]), y)
 
 def many(images, kernels):
     # Independent, so that XLA may run them all at once, on the threads that they want to share.

@@ -185,6 +185,8 @@ def test_the_trace_is_summed_by_kind_of_operation():
         ("fer_jax_conv_float32", "convolution: forward"),
         ("fer_jax_moments_float32", "batch norm: sums"),
         ("jit(step)/jvp(ResNet)/stage1_block1/BatchNorm_0/max", "batch norm, ReLU, shortcut: applied"),
+        ("jit(step)/transpose(jvp(ResNet))/stage1_block1/ConvNorm_1/sub", "batch norm, ReLU, shortcut: applied"),
+        ("jit(step)/jvp(ResNet)/stage1_block1/ConvNorm_1/Conv_1/dot_general", "convolution: forward"),
         ("jit(step)/transpose(jvp(ResNet))/add", "batch norm, ReLU, shortcut: applied"),
         ("jit(step)/jvp(ResNet)/max", "max pooling"),
         ("jit(step)/transpose(jvp(ResNet))/stack", "max pooling"),
