@@ -1,4 +1,4 @@
-"""The command: `fer-jax --config=NAME_OR_FILE [--workdir=DIR] [--mode=train|evaluate] ...` (python -m fer_jax.main)."""
+"""The command: `fer-jax --config=NAME_OR_FILE [--workdir=DIR] [--mode=train|evaluate|audit] ...`, by fer_jax.main."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from fer_jax.errors import UserError
 from fer_jax.system import command_line, exits, memory
 
 _CONFIG = command_line.define_config_flag()
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "audit"], "What to do; audit looks at the data.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder or gs://bucket/...; runs/<name of config> if unset.")
 _DATA = flags.DEFINE_string("data", None, "A FER-2013 csv or a folder of images, in place of config.dataset.path.")
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What to evaluate on.")
@@ -27,9 +27,12 @@ def _command() -> None:
         config_lib.check(config)
     elif _MODE.value == "train":
         raise UserError("--config is missing: which experiment? For example --config=resnet50")
-    elif not _WORKDIR.value:
+    elif _MODE.value == "evaluate" and not _WORKDIR.value:
         raise UserError("--workdir is missing: which run? For example --workdir=runs/resnet50")
     options = config if config is not None else config_lib.make_config()
+    if _MODE.value == "audit":
+        _audit(options)
+        return
     # JAX takes a second to import, which a mistake needn't wait for.
     from fer_jax import evaluate, train
     from fer_jax.system import accelerators, processes
@@ -49,6 +52,16 @@ def _command() -> None:
     else:
         asked = {"data": _DATA.value, "split": _SPLIT.value, "checkpoint": _CHECKPOINT.value, "strict": _STRICT.value}
         evaluate.evaluate(config, workdir, **asked, stop=stop)
+
+
+def _audit(config) -> None:
+    # Needs no device, and no other process.
+    from fer_jax import audit
+    from fer_jax.workdir.paths import Workdir
+
+    options = config.dataset.to_dict() | ({"path": _DATA.value} if _DATA.value else {})
+    workdir = _WORKDIR.value or os.path.join("runs", "audit")
+    audit.audit(options, Workdir(workdir, storage_timeout=config.checkpoint.storage_timeout))
 
 
 def main(_) -> int:

@@ -58,7 +58,7 @@ def answer_help(arguments: list[str], flags: list[str]) -> None:
 
 
 def _describe_flags(names: list[str]) -> str:
-    lines = ["Trains a facial-expression classifier, or evaluates one.", ""]
+    lines = ["Trains a facial-expression classifier, evaluates one, or audits the data for it.", ""]
     for name in names:
         flag = absl_flags.FLAGS[name]
         values = "|".join(getattr(flag.parser, "enum_values", [])) or ("" if flag.boolean else name.upper())
@@ -75,6 +75,7 @@ def _describe_flags(names: list[str]) -> str:
             "",
             "  fer-jax --config=resnet50 --data=fer2013.csv --workdir=runs/mine",
             "  fer-jax --mode=evaluate --workdir=runs/mine --split=test",
+            "  fer-jax --mode=audit --data=fer2013.csv",
         ]
     )
 

@@ -170,9 +170,16 @@ def test_help_is_short_and_has_examples():
     lines = done.stdout.splitlines()
     assert len(lines) < 25
     assert max(map(len, lines)) < 121
-    for flag in ("--config=", "--workdir=", "--mode=train|evaluate", "--data=", "--split=validation|test", "--strict"):
+    for flag in (
+        "--config=",
+        "--workdir=",
+        "--mode=train|evaluate|audit",
+        "--data=",
+        "--split=validation|test",
+        "--strict",
+    ):
         assert any(line.strip().startswith(flag) for line in lines), flag
-    assert sum("fer-jax --" in line for line in lines) == 2
+    assert sum("fer-jax --" in line for line in lines) == 3
 
 
 def test_the_version_is_that_of_the_package():
