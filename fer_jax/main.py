@@ -11,7 +11,9 @@ from fer_jax.errors import UserError
 from fer_jax.system import command_line, exits, memory
 
 _CONFIG = command_line.define_config_flag()
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "export"], "What to do.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "evaluate", "export", "audit"], "What to do; audit looks at the data."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder or gs://bucket/...; runs/<name of config> if unset.")
 _DATA = flags.DEFINE_string("data", None, "A FER-2013 csv or a folder of images, in place of config.dataset.path.")
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What to evaluate on.")
@@ -43,7 +45,7 @@ def _check_flags() -> None:
         )
     if config is None and mode == "train":
         raise UserError("--config is missing: which experiment? For example --config=resnet50")
-    if config is None and not _WORKDIR.value and not weights:
+    if config is None and not _WORKDIR.value and not weights and mode != "audit":
         raise UserError("--workdir is missing: which run? For example --workdir=runs/resnet50")
 
 
@@ -55,6 +57,9 @@ def _command() -> None:
             config.dataset.path = _DATA.value
         config_lib.check(config)
     options = config if config is not None else config_lib.make_config()
+    if _MODE.value == "audit":
+        _audit(options)
+        return
     # JAX takes a second to import, which a mistake needn't wait for.
     from fer_jax import evaluate, export, train
     from fer_jax.system import accelerators, processes
@@ -81,6 +86,16 @@ def _command() -> None:
             evaluate.evaluate_weights(_WEIGHTS.value, workdir, **asked)
         else:
             evaluate.evaluate(config, workdir, **asked, checkpoint=checkpoint)
+
+
+def _audit(config) -> None:
+    # Needs no device, and no other process.
+    from fer_jax import audit
+    from fer_jax.workdir.paths import Workdir
+
+    options = config.dataset.to_dict() | ({"path": _DATA.value} if _DATA.value else {})
+    workdir = _WORKDIR.value or os.path.join("runs", "audit")
+    audit.audit(options, Workdir(workdir, storage_timeout=config.checkpoint.storage_timeout))
 
 
 def main(_) -> int:

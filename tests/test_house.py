@@ -17,7 +17,7 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"
 FLOORS = [
     {"main"},
     {"train"},
-    {"evaluate", "export"},
+    {"evaluate", "export", "audit"},
     {"loop"},
     {"inference"},
     {"workdir"},

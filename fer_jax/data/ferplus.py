@@ -197,6 +197,18 @@ def join(dataset: Dataset, ferplus: FerPlus, *, task: str = "none", target_weigh
     Raises:
       UserError: the rows are not those of FER+'s file.
     """
+    joined = check(dataset, ferplus)
+    if task != "none":
+        dataset, said = _with_task(dataset, ferplus, task)
+    elif target_weight:
+        dataset, said = _with_targets(dataset, ferplus, target_weight)
+    else:
+        said = "nothing of it is used, since ferplus_task is none and ferplus_target_weight 0"
+    return dataset, f"{joined}; {said}."
+
+
+def check(dataset: Dataset, ferplus: FerPlus) -> str:
+    """Returns what is to be said of the join with `dataset`; raises UserError where the rows are not those of FER+."""
     _check_rows(dataset, ferplus)
     # Of all splits: where the rows are wrong, the test labels are no labels of these images anyway.
     labels, rows = (
@@ -210,16 +222,8 @@ def join(dataset: Dataset, ferplus: FerPlus, *, task: str = "none", target_weigh
             f"{ferplus.path}: its favourites are the labels of {dataset.name} in {agreement:.1%} of the images; "
             "rightly joined, in 64 %: the rows of the one are not in the order of the other"
         )
-    if task != "none":
-        dataset, said = _with_task(dataset, ferplus, task)
-    elif target_weight:
-        dataset, said = _with_targets(dataset, ferplus, target_weight)
-    else:
-        said = "nothing of it is used, since ferplus_task is none and ferplus_target_weight 0"
     defects = f" (of them {', '.join(ferplus.defects)})" if ferplus.defects else ""
-    return dataset, (
-        f"FER+: {len(ferplus.votes):,} rows{defects}; the favourites are FER-2013's labels in {agreement:.1%}; {said}."
-    )
+    return f"FER+: {len(ferplus.votes):,} rows{defects}; the favourites are FER-2013's labels in {agreement:.1%}"
 
 
 def _check_rows(dataset: Dataset, ferplus: FerPlus) -> None:

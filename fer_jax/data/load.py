@@ -17,19 +17,41 @@ DEFAULT_PATHS = ("data/fer2013.csv", "data/icml_face_data.csv")
 def load_dataset(options: Mapping[str, Any], terminal: Terminal = SILENT) -> Dataset:
     """Returns the dataset to be trained on that a `config.dataset` asks for; its name says what it is.
 
-    source 'fer2013' reads files: `path` or, without one, the first of DEFAULT_PATHS (below the working directory) that
-    is there. 'embedded' is the set that needs no files; 'auto' is 'fer2013' where there is a path or a file, and
-    'embedded' where there is neither. Where the files tell no validation split, a part of train becomes it (see
+    It is that of `load_published`. Where the files tell no validation split, a part of train becomes it (see
     `files.with_validation`). With `ferplus` FER+'s labels are joined (see `ferplus.join`).
 
-    Raises UserError for 'fer2013' without any file, and as `files.read`, `ferplus.read` and `ferplus.join` do.
+    Raises UserError as these three do, and as `ferplus.read` does.
+    """
+    dataset = files.with_validation(load_published(options, terminal), options["split_seed"], terminal)
+    if not options["ferplus"]:
+        return dataset
+    dataset, said = ferplus.join(
+        dataset, load_votes(options), task=options["ferplus_task"], target_weight=options["ferplus_target_weight"]
+    )
+    terminal.say(said)
+    # Where an image of train is left out, its copy in another split is none any more.
+    return duplicates.with_copies_marked(dataset)
+
+
+def load_votes(options: Mapping[str, Any]) -> ferplus.FerPlus:
+    """Returns FER+'s votes from the file that a `config.dataset` names."""
+    return ferplus.read(expand_path(options["ferplus"], "config.dataset.ferplus"))
+
+
+def load_published(options: Mapping[str, Any], terminal: Terminal = SILENT) -> Dataset:
+    """Returns the dataset that a `config.dataset` asks for, with the splits that its files tell.
+
+    source 'fer2013' reads files: `path` or, without one, the first of DEFAULT_PATHS (below the working directory) that
+    is there. 'embedded' is the set that needs no files; 'auto' is 'fer2013' where there is a path or a file, and
+    'embedded' where there is neither.
+
+    Raises UserError for 'fer2013' without any file, and as `load_files` does.
     """
     path = options["path"]
     if options["source"] != "embedded" and not path:
         path = next((default for default in DEFAULT_PATHS if os.path.exists(default)), None)
     if path:
-        dataset = files.with_validation(load_files(path, options, terminal), options["split_seed"], terminal)
-        return _with_ferplus(dataset, options, terminal)
+        return load_files(path, options, terminal)
     if options["source"] == "fer2013":
         raise UserError(
             f"dataset.source 'fer2013' finds no file: neither {' nor '.join(DEFAULT_PATHS)} is in {os.getcwd()}; put"
@@ -40,20 +62,7 @@ def load_dataset(options: Mapping[str, Any], terminal: Terminal = SILENT) -> Dat
             "config.dataset.classes is folders, and there are none: config.dataset.path names a folder of images"
         )
     # The same faces for every run: the seed of a run must not change what it is judged on.
-    dataset = duplicates.with_copies_marked(embedded.make(seed=0, image_size=options["image_size"]))
-    return _with_ferplus(dataset, options, terminal)
-
-
-def _with_ferplus(dataset: Dataset, options: Mapping[str, Any], terminal: Terminal) -> Dataset:
-    if not options["ferplus"]:
-        return dataset
-    labels = ferplus.read(expand_path(options["ferplus"], "config.dataset.ferplus"))
-    dataset, said = ferplus.join(
-        dataset, labels, task=options["ferplus_task"], target_weight=options["ferplus_target_weight"]
-    )
-    terminal.say(said)
-    # Where an image of train is left out, its copy in another split is none any more.
-    return duplicates.with_copies_marked(dataset)
+    return duplicates.with_copies_marked(embedded.make(seed=0, image_size=options["image_size"]))
 
 
 def load_files(

@@ -58,7 +58,7 @@ def answer_help(arguments: list[str], flags: list[str]) -> None:
 
 
 def _describe_flags(names: list[str]) -> str:
-    lines = ["Trains a facial-expression classifier, evaluates one, or exports it to a file.", ""]
+    lines = ["Trains a facial-expression classifier, evaluates one, exports it to a file, or audits the data.", ""]
     for name in names:
         flag = absl_flags.FLAGS[name]
         values = "|".join(getattr(flag.parser, "enum_values", [])) or ("" if flag.boolean else name.upper())
@@ -76,6 +76,7 @@ def _describe_flags(names: list[str]) -> str:
             "  fer-jax --config=resnet50 --data=fer2013.csv --workdir=runs/mine",
             "  fer-jax --mode=evaluate --workdir=runs/mine --split=test",
             "  fer-jax --mode=export --workdir=runs/mine --out=net.safetensors --dtype=float16",
+            "  fer-jax --mode=audit --data=fer2013.csv",
         ]
     )
 
