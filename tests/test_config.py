@@ -194,7 +194,7 @@ def test_an_error_says_what_would_be_right():
     with pytest.raises(UserError, match=r"one of 10, 18, 34, 50, 101, 152 \(int\)"):
         check(changed("model.depth", 51))
     with pytest.raises(UserError, match=r"one of constant, cosine, linear \(str\)"):
-        check(changed("optimizer.schedule", "linear"))
+        check(changed("optimizer.schedule", "steps"))
     with pytest.raises(UserError, match=r"from 0 to 2147483647 \(int\)"):
         check(changed("seed", 2**32))
 
