@@ -3,7 +3,7 @@
     python -m fer_jax.main --config=configs/wrn16_4.py --data=fer2013.csv
 
 SGD with Nesterov momentum and a cosine, on random crops of 40 pixels, with label smoothing and a moving average of the
-weights (docs/results.md has what each is worth).
+weights. All 40 epochs were not run yet; docs/results.md has runs of 12, and what its ingredients are worth so far.
 """
 
 from ml_collections import config_dict
