@@ -121,7 +121,8 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written_is_one_line_and_status
     status, out, err = run(limited(arguments, 26))  # a checkpoint has a file of 30 kB
     assert status == 4, err
     assert "Going on from the checkpoint of step" in out
-    lines = [line for line in err.splitlines() if line.startswith("fer_jax: ")]
+    # Orbax's threads print what they met at the same time, half a line maybe.
+    lines = [line for line in err.splitlines() if "fer_jax: " in line]
     assert len(lines) == 1, err
     assert "a checkpoint can't be written" in lines[0]
     assert "File too large" in lines[0]
