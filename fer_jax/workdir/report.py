@@ -140,8 +140,8 @@ def table(evaluation: dict) -> str:
         f"  macro F1           {evaluation['macro_f1']:.4f}",
         f"  loss               {evaluation['loss']:.4f}",
     ]
-    if others := evaluation.get("without_copies"):
-        copies = evaluation["num_examples"] - others["num_examples"]
+    others = evaluation.get("without_copies", evaluation)
+    if copies := evaluation["num_examples"] - others["num_examples"]:
         lines.append(f"  accuracy           {describe_accuracy(others)} without the {copies:,} that are in train too")
     views = evaluation.get("views", {})
     if len(views) > 1:
