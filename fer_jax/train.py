@@ -267,7 +267,7 @@ def _describe_targets(config: config_dict.ConfigDict) -> str:
     parts = [f"smoothed by {config.loss.label_smoothing}"] if config.loss.label_smoothing else []
     parts += ["mixed"] if config.mix.mixup or config.mix.cutmix else []
     parts += ["weighted by class"] if config.loss.class_weights != "none" else []
-    return ", ".join(["labels", *parts])
+    return f"labels{' and votes' if config.dataset.ferplus_target_weight else ''} {', '.join(parts)}".strip()
 
 
 def _report(

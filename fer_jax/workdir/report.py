@@ -66,9 +66,9 @@ def write_history(
     axes = figure.subplots(1, 2)
     for axis, figure_of, scale in zip(axes, ("accuracy", "loss"), (100, 1), strict=True):
         for split, color, label in (
-            ("train", "tab:gray", f"train (against {targets})"),
-            ("validation", "tab:blue", "validation (against labels)"),
-            ("validation_ema", "tab:green", "the same, averaged weights"),
+            ("train", "tab:gray", "train"),
+            ("validation", "tab:blue", "validation"),
+            ("validation_ema", "tab:green", "validation, averaged weights"),
         ):
             if f"{split}_{figure_of}" in table:
                 values = table[f"{split}_{figure_of}"] * scale
@@ -79,6 +79,9 @@ def write_history(
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].legend()
+    # Where they differ the two losses can't be compared, which a picture should say.
+    if targets != "labels":
+        axes[1].set_title(f"in training against {targets}, in validation against labels", fontsize=9)
     title = f"{dataset_name} ({dataset_fingerprint})"
     figure.suptitle(f"{title}: best validation accuracy {best_accuracy:.2%}", fontsize=11)
     _save(figure, folder / "curves.png", dpi=120)
