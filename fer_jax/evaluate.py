@@ -34,9 +34,6 @@ from fer_jax.workdir.paths import Workdir
 _BORDERLINE_IMAGES = 3
 _BORDERLINE_SHARE = 0.005
 
-# What the best checkpoint is the best by.
-SELECTED_ON = "validation accuracy"
-
 
 def evaluate(
     config: config_dict.ConfigDict | None,
@@ -82,8 +79,7 @@ def evaluate(
         else:
             dataset = load_other(classifier, path, split, asked or own.dataset, terminal)
         dataset.split(split)
-    processes.require_agreement({"the dataset": f"{dataset.name} ({dataset.fingerprint})"})
-    terminal.say(f"Data set: {dataset.describe()}")
+    _agree_on(dataset, terminal)
     with stop:
         report_checkpoint(
             classifier,
@@ -91,7 +87,7 @@ def evaluate(
             dataset,
             splits=[split],
             views=split_views(own if config is None else config),
-            selected_on=f"not selected ({checkpoint})" if checkpoint != "best" else SELECTED_ON,
+            selected_on=describe_selection(own, checkpoint),
             strict=strict,
             stop=stop,
             terminal=terminal,
@@ -123,8 +119,7 @@ def evaluate_weights(
         dataset.split(split)
         if workdir is not None and jax.process_index() == 0:
             workdir.path.mkdir(parents=True, exist_ok=True)
-    processes.require_agreement({"the dataset": f"{dataset.name} ({dataset.fingerprint})"})
-    terminal.say(f"Data set: {dataset.describe()}")
+    _agree_on(dataset, terminal)
     name = os.path.basename(path)
     with stop:
         report_checkpoint(
@@ -139,6 +134,17 @@ def evaluate_weights(
             stop=stop,
             terminal=terminal,
         )
+
+
+def describe_selection(config: config_dict.ConfigDict, checkpoint: str) -> str:
+    """Returns what a checkpoint of a run was chosen by, as reports and exported files say it."""
+    by = f"validation {config.early_stopping.metric.replace('_', ' ')}"
+    return by if checkpoint == "best" else f"not selected ({checkpoint})"
+
+
+def _agree_on(dataset: Dataset, terminal: Terminal) -> None:
+    processes.require_agreement({"the dataset": f"{dataset.name} ({dataset.fingerprint})"})
+    terminal.say(f"Data set: {dataset.describe()}")
 
 
 def report_checkpoint(

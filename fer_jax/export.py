@@ -9,7 +9,7 @@ import jax
 from fer_jax.config import expand_path
 from fer_jax.data.dataset import Dataset
 from fer_jax.errors import UserError
-from fer_jax.evaluate import SELECTED_ON, make_evaluator
+from fer_jax.evaluate import describe_selection, make_evaluator
 from fer_jax.inference import metrics, weights
 from fer_jax.inference.classifier import Classifier
 from fer_jax.inference.evaluation_data import load_other, load_own
@@ -57,8 +57,9 @@ def export(
     path = _check_out(out)
     classifier = Classifier.load(workdir, checkpoint)
     dataset = _find_data(classifier, workdir, data, terminal)
-    selected_on = SELECTED_ON if checkpoint == "best" else f"not selected ({checkpoint})"
-    extra = {"selected_on": selected_on} | ({"licence": licence} if licence else {})
+    extra = {"selected_on": describe_selection(classifier.config, checkpoint)} | (
+        {"licence": licence} if licence else {}
+    )
     # Under this name until it is evaluated: a file without accuracies is never taken for one with them.
     unevaluated = path.with_name(path.name + ".unevaluated")
     try:

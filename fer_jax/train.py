@@ -290,7 +290,7 @@ def _report(
         splits=splits,
         views=evaluate.split_views(config),
         selects_view=True,
-        selected_on=evaluate.SELECTED_ON,
+        selected_on=evaluate.describe_selection(config, "best"),
         strict=False,
         stop=stop,
         terminal=terminal,
