@@ -13,15 +13,15 @@ from fer_jax.config import expand_path
 from fer_jax.data.dataset import Dataset
 from fer_jax.errors import UserError
 from fer_jax.inference import metrics, weights
-from fer_jax.inference.classifier import (
-    Classifier,
+from fer_jax.inference.evaluation_data import load_other, load_own
+from fer_jax.inference.evaluator import Evaluator
+from fer_jax.inference.preprocessing import Preprocessing
+from fer_jax.inference.trained_model import (
+    TrainedModel,
     describe_computation,
     make_predict,
     make_prepare,
 )
-from fer_jax.inference.evaluation_data import load_other, load_own
-from fer_jax.inference.evaluator import Evaluator
-from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.models.resnet import ResNet
 from fer_jax.system import processes
 from fer_jax.system.signals import StopRequest
@@ -70,19 +70,19 @@ def evaluate(
                 advice="Leave --config out to use the run's own; only options that change no results may differ",
             )
     # Before the data, since its checkpoint says what they were.
-    classifier = Classifier.load(workdir, checkpoint)
+    trained = TrainedModel.load(workdir, checkpoint)
     with processes.agreeing_on_errors():
         asked = config.dataset if config is not None else None
         path = data or (asked.path if asked else None)
         if path is None and not (asked and asked.source == "embedded"):
-            dataset = load_own(classifier, f"the run in {workdir.path}", terminal)
+            dataset = load_own(trained, f"the run in {workdir.path}", terminal)
         else:
-            dataset = load_other(classifier, path, split, asked or own.dataset, terminal)
+            dataset = load_other(trained, path, split, asked or own.dataset, terminal)
         dataset.split(split)
     _agree_on(dataset, terminal)
     with stop:
         report_checkpoint(
-            classifier,
+            trained,
             workdir,
             dataset,
             splits=[split],
@@ -110,12 +110,12 @@ def evaluate_weights(
     terminal = Terminal(is_primary=jax.process_index() == 0)
     # Not within agreeing_on_errors, whose body must not communicate: to place weights on all devices does.
     path = os.fspath(weights.resolve(expand_path(path, "--weights")))
-    classifier = Classifier.load(path)
+    trained = TrainedModel.load(path)
     with processes.agreeing_on_errors():
         if data is None:
-            dataset = load_own(classifier, f"the network in {path}", terminal)
+            dataset = load_own(trained, f"the network in {path}", terminal)
         else:
-            dataset = load_other(classifier, data, split, classifier.config.dataset, terminal)
+            dataset = load_other(trained, data, split, trained.config.dataset, terminal)
         dataset.split(split)
         if workdir is not None and jax.process_index() == 0:
             workdir.path.mkdir(parents=True, exist_ok=True)
@@ -123,12 +123,12 @@ def evaluate_weights(
     name = os.path.basename(path)
     with stop:
         report_checkpoint(
-            classifier,
+            trained,
             workdir,
             dataset,
             splits=[split],
-            views=split_views(classifier.config),
-            selected_on=f"{classifier.metadata.get('selected_on', 'not known how it was selected')}; in {name}",
+            views=split_views(trained.config),
+            selected_on=f"{trained.metadata.get('selected_on', 'not known how it was selected')}; in {name}",
             weights_file=name,
             strict=strict,
             stop=stop,
@@ -148,7 +148,7 @@ def _agree_on(dataset: Dataset, terminal: Terminal) -> None:
 
 
 def report_checkpoint(
-    classifier: Classifier,
+    trained: TrainedModel,
     workdir: Workdir | None,
     dataset: Dataset,
     *,
@@ -173,44 +173,44 @@ def report_checkpoint(
     validation accuracy becomes the network's own; `splits` then begin with validation.
     """
     # By name: an equal number of classes in another order would be evaluated without a complaint.
-    if classifier.class_names != dataset.class_names:
+    if trained.class_names != dataset.class_names:
         raise UserError(
-            f"{weights_file or f'the run in {workdir.path}'} tells {', '.join(classifier.class_names)} apart, "
+            f"{weights_file or f'the run in {workdir.path}'} tells {', '.join(trained.class_names)} apart, "
             f"{dataset.name} has {', '.join(dataset.class_names)}"
         )
     # Another program may have written a weights file, which need not say where it is from.
-    logged = classifier.metadata.get("validation")
-    trained_view = (logged or {}).get("view", classifier.preprocessing.view)
-    views = list(dict.fromkeys([trained_view, classifier.preprocessing.view, *views]))
-    evaluator = make_evaluator(classifier.config, classifier.model, classifier.preprocessing, stop, views)
+    logged = trained.metadata.get("validation")
+    trained_view = (logged or {}).get("view", trained.preprocessing.view)
+    views = list(dict.fromkeys([trained_view, trained.preprocessing.view, *views]))
+    evaluator = make_evaluator(trained.config, trained.model, trained.preprocessing, stop, views)
     metric_sums = {}
-    is_own = classifier.metadata.get("dataset_fingerprint") == dataset.fingerprint
+    is_own = trained.metadata.get("dataset_fingerprint") == dataset.fingerprint
     if logged and is_own:
-        metric_sums["validation"] = evaluator(classifier.variables, dataset.split("validation"))
-        _compare_with_training(classifier, metric_sums["validation"][trained_view], strict, terminal)
+        metric_sums["validation"] = evaluator(trained.variables, dataset.split("validation"))
+        _compare_with_training(trained, metric_sums["validation"][trained_view], strict, terminal)
     else:
-        terminal.say(f"Restored step {classifier.step}.")
+        terminal.say(f"Restored step {trained.step}.")
     if selects_view and len(views) > 1:
         accuracies = {view: metrics.accuracy(metric_sums["validation"][view]) for view in views}
         # The first of equal ones, which is the one that was trained with.
-        classifier = classifier.with_view(max(accuracies, key=accuracies.get))
+        trained = trained.with_view(max(accuracies, key=accuracies.get))
         if jax.process_index() == 0:
             with workdir.time_limit():
-                selection.write_view(workdir, classifier.preprocessing.view, accuracies)
+                selection.write_view(workdir, trained.preprocessing.view, accuracies)
 
     for split in splits:
         # The validation split may have been evaluated for the comparison already.
         if split not in metric_sums:
-            metric_sums[split] = evaluator(classifier.variables, dataset.split(split))
-        own_view = classifier.preprocessing.view
+            metric_sums[split] = evaluator(trained.variables, dataset.split(split))
+        own_view = trained.preprocessing.view
         evaluation = {
             "split": split,
-            **metrics.summarize(metric_sums[split][own_view], classifier.class_names),
+            **metrics.summarize(metric_sums[split][own_view], trained.class_names),
             "view": own_view,
             # In the order in which they were asked for, which JAX doesn't keep.
             "views": {view: metrics.summarize_shortly(metric_sums[split][view]) for view in views},
-            "class_names": list(classifier.class_names),
-            "checkpoint_step": classifier.step,
+            "class_names": list(trained.class_names),
+            "checkpoint_step": trained.step,
             "selected_on": selected_on,
             "dataset": dataset.name,
             "dataset_fingerprint": dataset.fingerprint,
@@ -254,32 +254,32 @@ def make_evaluator(
     )
 
 
-def _compare_with_training(classifier: Classifier, metric_sums: dict, strict: bool, terminal: Terminal) -> None:
+def _compare_with_training(trained: TrainedModel, metric_sums: dict, strict: bool, terminal: Terminal) -> None:
     """Says whether the validation accuracy is the logged one; warns, or raises UserError if strict, where it's far."""
-    logged, computed = classifier.metadata["validation"]["accuracy"], metrics.accuracy(metric_sums)
+    logged, computed = trained.metadata["validation"]["accuracy"], metrics.accuracy(metric_sums)
     if computed == logged:
         terminal.say(
-            f"Restored step {classifier.step}: its validation accuracy, {computed:.4%}, is the one logged in training."
+            f"Restored step {trained.step}: its validation accuracy, {computed:.4%}, is the one logged in training."
         )
         return
     num_images = int(metric_sums["confusion"].sum())
     # Weights are held by checksums, so only how they are computed can differ.
-    trained_on, here = classifier.metadata.get("computation"), describe_computation(classifier.model)
+    trained_on, here = trained.metadata.get("computation"), describe_computation(trained.model)
     if trained_on is None:
         reason = "what it was trained on was not stored"
     else:
         pairs = {key: (trained_on.get(key), value) for key, value in here.items()}
         different = [f"{key} {theirs} there and {ours} here" for key, (theirs, ours) in pairs.items() if theirs != ours]
         # A file in two bytes a value is another network, if only by a little.
-        stored_as = classifier.metadata.get("weights_dtype", "float32")
+        stored_as = trained.metadata.get("weights_dtype", "float32")
         different += [f"kernels stored in {stored_as}"] if stored_as != "float32" else []
         reason = ", ".join(different) or "device and versions are the same, so look for what else changed"
     message = (
-        f"step {classifier.step} had a validation accuracy of {logged:.4%} in training and has {computed:.4%} here, "
+        f"step {trained.step} had a validation accuracy of {logged:.4%} in training and has {computed:.4%} here, "
         f"{abs(computed - logged) * num_images:.0f} of {num_images:,} images ({reason})"
     )
     if abs(computed - logged) * num_images <= max(_BORDERLINE_IMAGES, _BORDERLINE_SHARE * num_images) + 1e-6:
-        terminal.say(f"Restored step {classifier.step}: {message}; a few borderline images explain that.")
+        terminal.say(f"Restored step {trained.step}: {message}; a few borderline images explain that.")
     elif strict:
         raise UserError(f"{message}; that is more than a few borderline images explain")
     else:

@@ -11,8 +11,8 @@ from fer_jax.data.dataset import Dataset
 from fer_jax.errors import UserError
 from fer_jax.evaluate import describe_selection, make_evaluator
 from fer_jax.inference import metrics, weights
-from fer_jax.inference.classifier import Classifier
 from fer_jax.inference.evaluation_data import load_other, load_own
+from fer_jax.inference.trained_model import TrainedModel
 from fer_jax.system.signals import StopRequest
 from fer_jax.system.terminal import Terminal
 from fer_jax.workdir import report
@@ -55,26 +55,24 @@ def export(
         raise UserError(f"--mode=export is for one process; this run has {jax.process_count()}")
     # Before the network is loaded: an evaluation takes minutes, which a mistake needn't wait for.
     path = _check_out(out)
-    classifier = Classifier.load(workdir, checkpoint)
-    dataset = _find_data(classifier, workdir, data, terminal)
-    extra = {"selected_on": describe_selection(classifier.config, checkpoint)} | (
-        {"licence": licence} if licence else {}
-    )
+    trained = TrainedModel.load(workdir, checkpoint)
+    dataset = _find_data(trained, workdir, data, terminal)
+    extra = {"selected_on": describe_selection(trained.config, checkpoint)} | ({"licence": licence} if licence else {})
     # Under this name until it is evaluated: a file without accuracies is never taken for one with them.
     unevaluated = path.with_name(path.name + ".unevaluated")
     try:
-        _with_metadata(classifier, extra).save(unevaluated, dtype=dtype)
-        written = Classifier.load(unevaluated)
+        _with_metadata(trained, extra).save(unevaluated, dtype=dtype)
+        written = TrainedModel.load(unevaluated)
         if dataset is not None:
             with stop:
-                extra = {"accuracies": _compare(classifier, written, workdir, path, dtype, dataset, stop, terminal)}
+                extra = {"accuracies": _compare(trained, written, workdir, path, dtype, dataset, stop, terminal)}
             # The kernels have this dtype's values already, so they are written as they were evaluated.
             _with_metadata(written, extra).save(unevaluated, dtype=dtype)
         unevaluated.replace(path)
     finally:
         unevaluated.unlink(missing_ok=True)
     size = path.stat().st_size / 1e6
-    terminal.say(f"\n{path}: step {classifier.step}, {len(classifier.class_names)} classes, {dtype}, {size:.3g} MB")
+    terminal.say(f"\n{path}: step {trained.step}, {len(trained.class_names)} classes, {dtype}, {size:.3g} MB")
 
 
 def _check_out(out: str | None) -> pathlib.Path:
@@ -95,33 +93,33 @@ def _check_out(out: str | None) -> pathlib.Path:
     return path
 
 
-def _find_data(classifier: Classifier, workdir: Workdir, data: str | None, terminal: Terminal) -> Dataset | None:
+def _find_data(trained: TrainedModel, workdir: Workdir, data: str | None, terminal: Terminal) -> Dataset | None:
     """Returns the data that the run was trained on, or None, with a warning, where they are nowhere."""
-    own = classifier.metadata["dataset_fingerprint"]
+    own = trained.metadata["dataset_fingerprint"]
     if data is not None:
-        dataset = load_other(classifier, data, "test", classifier.config.dataset, terminal)
+        dataset = load_other(trained, data, "test", trained.config.dataset, terminal)
         # Accuracies on anything else would be stored as if they were the run's.
         if dataset.fingerprint != own:
             raise UserError(
-                f"the run in {workdir.path} was trained on {classifier.metadata['dataset']} ({own}); at {data} is "
+                f"the run in {workdir.path} was trained on {trained.metadata['dataset']} ({own}); at {data} is "
                 f"{dataset.name} ({dataset.fingerprint}): --mode=evaluate --weights=FILE evaluates on other data"
             )
         return dataset
     # Weights are of use where the data are not, such as on the machine of a colleague.
     try:
-        return load_own(classifier, f"the run in {workdir.path}", terminal)
+        return load_own(trained, f"the run in {workdir.path}", terminal)
     except UserError as error:
         terminal.warn(f"nothing is evaluated and the file holds no accuracies: {'; '.join(str(error).splitlines())}")
         return None
 
 
-def _with_metadata(classifier: Classifier, extra: dict) -> Classifier:
-    return dataclasses.replace(classifier, metadata={**classifier.metadata, **extra})
+def _with_metadata(trained: TrainedModel, extra: dict) -> TrainedModel:
+    return dataclasses.replace(trained, metadata={**trained.metadata, **extra})
 
 
 def _compare(
-    classifier: Classifier,
-    written: Classifier,
+    trained: TrainedModel,
+    written: TrainedModel,
     workdir: Workdir,
     path: pathlib.Path,
     dtype: str,
@@ -131,7 +129,7 @@ def _compare(
 ) -> dict[str, dict]:
     """Evaluates both on validation and test, prints both accuracies, and returns the figures of `written` by split."""
     terminal.say(f"Data set: {dataset.describe()}")
-    names = {f"step {classifier.step} of {workdir.path}": classifier, f"{path}, {dtype}": written}
+    names = {f"step {trained.step} of {workdir.path}": trained, f"{path}, {dtype}": written}
     # Each is evaluated by its own description: the file's config and preprocessing are read back too.
     evaluators = [make_evaluator(one.config, one.model, one.preprocessing, stop) for one in names.values()]
     accuracies = {}

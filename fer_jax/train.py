@@ -14,8 +14,8 @@ from fer_jax.data.dataset import Dataset
 from fer_jax.data.load import load_dataset
 from fer_jax.errors import Diverged
 from fer_jax.inference import metrics
-from fer_jax.inference.classifier import Classifier, describe_computation, make_model
 from fer_jax.inference.preprocessing import make_preprocessing
+from fer_jax.inference.trained_model import TrainedModel, describe_computation, make_model
 from fer_jax.loop.initial import read_initial
 from fer_jax.loop.meter import Meter, Profiler
 from fer_jax.loop.program import Program
@@ -284,7 +284,7 @@ def _report(
         terminal.say(f"Report, curves and confusion matrices: {workdir.report}")
         return
     evaluate.report_checkpoint(
-        Classifier.load(workdir),
+        TrainedModel.load(workdir),
         workdir,
         dataset,
         splits=splits,

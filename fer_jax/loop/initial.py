@@ -11,7 +11,7 @@ from ml_collections import config_dict
 from fer_jax import config as config_lib
 from fer_jax.errors import UserError
 from fer_jax.inference import weights
-from fer_jax.inference.classifier import stored_description
+from fer_jax.inference.trained_model import stored_description
 from fer_jax.recipe.state import TrainState
 from fer_jax.system import processes
 from fer_jax.system.terminal import Terminal

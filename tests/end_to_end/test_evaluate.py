@@ -11,7 +11,7 @@ from PIL import Image
 
 from fer_jax import evaluate
 from fer_jax.errors import UserError
-from fer_jax.inference.classifier import Classifier
+from fer_jax.inference.trained_model import TrainedModel
 from fer_jax.system.signals import StopRequest
 from fer_jax.workdir import checkpoints as checkpoint_lib
 from fer_jax.workdir.checkpoints import Checkpoints
@@ -222,7 +222,7 @@ def test_an_accuracy_that_differs_by_more_is_a_warning_and_with_strict_an_error(
 
 
 def test_a_checkpoint_stores_what_it_was_computed_with(workdir):
-    metadata = Classifier.load(workdir).metadata
+    metadata = TrainedModel.load(workdir).metadata
     assert metadata["computation"]["backend"] == "cpu"
     assert metadata["computation"]["conv"] == "lax"
     assert metadata["computation"]["jax"] == jax.__version__

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from fer_jax import evaluate, export
 from fer_jax.errors import UserError
-from fer_jax.inference.classifier import Classifier
+from fer_jax.inference.trained_model import TrainedModel
 from fer_jax.system.signals import StopRequest
 from fer_jax.workdir.paths import Workdir
 from tests.support.commands import main, run
@@ -70,7 +70,7 @@ def test_an_export_stores_and_prints_what_the_written_network_reaches(workdir, c
     assert metadata["licence"] == "MIT"
     assert metadata["weights_dtype"] == dtype
     kernel = safetensors.numpy.load_file(path)["params.stem_conv.kernel"]
-    expected = np.asarray(Classifier.load(workdir).variables["params"]["stem_conv"]["kernel"]).astype(dtype)
+    expected = np.asarray(TrainedModel.load(workdir).variables["params"]["stem_conv"]["kernel"]).astype(dtype)
     np.testing.assert_array_equal(kernel, expected)
     assert sorted(other.name for other in tmp_path.iterdir()) == ["elsewhere", "net.safetensors", "run"]
 
@@ -123,7 +123,7 @@ def test_a_file_that_can_not_be_meant_is_refused_before_anything_is_loaded(tmp_p
 
 def test_a_file_is_evaluated_without_a_workdir_and_its_report_is_no_run_s(workdir, csv_file, tmp_path, capsys):
     path = tmp_path / "net.safetensors"
-    Classifier.load(workdir).save(path)
+    TrainedModel.load(workdir).save(path)
     own = report_of(workdir, "test")
     before = sorted(tmp_path.rglob("*"))
     run_evaluation(path, data=csv_file)
@@ -145,7 +145,7 @@ def test_a_file_is_evaluated_without_a_workdir_and_its_report_is_no_run_s(workdi
 
 def test_other_data_have_a_report_of_another_name(workdir, csv_file, tmp_path):
     path = tmp_path / "net.safetensors"
-    Classifier.load(workdir).save(path)
+    TrainedModel.load(workdir).save(path)
     other = tmp_path / "other.csv"
     other.write_text("".join(csv_file.read_text().splitlines(keepends=True)[:-3]))
     run_evaluation(path, tmp_path / "reports", data=other)
@@ -155,12 +155,10 @@ def test_other_data_have_a_report_of_another_name(workdir, csv_file, tmp_path):
 
 def test_a_file_that_does_not_say_what_it_was_trained_on_needs_data(workdir, csv_file, tmp_path, capsys):
     path = tmp_path / "net.safetensors"
-    classifier = Classifier.load(workdir)
-    classifier.metadata.clear()
-    classifier.metadata.update(
-        class_names=list(classifier.class_names), preprocessing=classifier.preprocessing.to_metadata()
-    )
-    classifier.save(path)
+    trained = TrainedModel.load(workdir)
+    trained.metadata.clear()
+    trained.metadata.update(class_names=list(trained.class_names), preprocessing=trained.preprocessing.to_metadata())
+    trained.save(path)
     with pytest.raises(UserError, match="does not say what it was trained on: name the data by --data"):
         run_evaluation(path)
     run_evaluation(path, data=csv_file)

@@ -10,7 +10,7 @@ import safetensors.numpy
 from PIL import Image
 
 from fer_jax.errors import UserError
-from fer_jax.inference.classifier import Classifier
+from fer_jax.inference.trained_model import TrainedModel
 from tests.end_to_end.conftest import read_metrics
 from tests.end_to_end.test_main import command
 from tests.support.checkpoints import read_arrays
@@ -23,7 +23,7 @@ NAMES = ("bored", "happy", "tired")
 @pytest.fixture(scope="module")
 def weights_file(finished, tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("weights") / "net.safetensors"
-    Classifier.load(finished).save(path)
+    TrainedModel.load(finished).save(path)
     return path
 
 
@@ -178,7 +178,7 @@ def test_processes_read_the_same_file_or_all_leave(are_equal, finished, weights_
     folders = [tmp_path / "first", tmp_path / "second"]
     for path, dtype in zip(folders, ("float32", "float32" if are_equal else "float16"), strict=True):
         path.mkdir()
-        Classifier.load(finished).save(path / "net.safetensors", dtype=dtype)
+        TrainedModel.load(finished).save(path / "net.safetensors", dtype=dtype)
     common = {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
         "JAX_NUM_PROCESSES": "2",

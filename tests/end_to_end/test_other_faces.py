@@ -11,7 +11,7 @@ from fer_jax import evaluate
 from fer_jax.data import ferplus, load
 from fer_jax.data.dataset import CLASS_NAMES
 from fer_jax.errors import UserError
-from fer_jax.inference.classifier import Classifier
+from fer_jax.inference.trained_model import TrainedModel
 from fer_jax.system.signals import StopRequest
 from fer_jax.workdir.paths import Workdir
 from tests.support import tiny_run
@@ -42,12 +42,12 @@ def test_a_folder_of_eight_classes_in_colour_trains_evaluates_and_reports(photog
         report = json.loads((tmp_path / "run" / "report" / f"evaluation_{split}.json").read_text())
         assert tuple(report["class_names"]) == tuple(report["per_class"]) == NAMES
         assert np.sum(report["confusion_matrix"], axis=1).tolist() == [2] * 8
-    classifier = Classifier.load(tmp_path / "run")
-    assert classifier.class_names == NAMES
-    assert classifier.preprocessing.image_shape == (32, 32, 1)
-    assert classifier.probabilities(np.zeros((3, 32, 32, 1), np.uint8)).shape == (3, 8)
+    trained = TrainedModel.load(tmp_path / "run")
+    assert trained.class_names == NAMES
+    assert trained.preprocessing.image_shape == (32, 32, 1)
+    assert trained.probabilities(np.zeros((3, 32, 32, 1), np.uint8)).shape == (3, 8)
     with pytest.raises(UserError, match=r"uint8 \[n, 32, 32, 1\]"):
-        classifier.logits(np.zeros((3, 48, 48, 1), np.uint8))
+        trained.logits(np.zeros((3, 48, 48, 1), np.uint8))
 
     # Some of its classes elsewhere are classes of it; FER-2013's are not.
     shutil.copytree(photographs / "test" / "contempt", tmp_path / "others" / "Contempt")
@@ -72,7 +72,7 @@ def test_drawn_faces_of_three_classes_at_32_pixels_train_and_report(make_config,
     report = json.loads((tmp_path / "report" / "evaluation_test.json").read_text())
     assert tuple(report["class_names"]) == names != CLASS_NAMES
     assert np.sum(report["confusion_matrix"], axis=1).tolist() == [3, 3, 3]
-    assert Classifier.load(tmp_path).logits(np.zeros((1, 32, 32, 1), np.uint8)).shape == (1, 3)
+    assert TrainedModel.load(tmp_path).logits(np.zeros((1, 32, 32, 1), np.uint8)).shape == (1, 3)
 
 
 @pytest.mark.parametrize("loader", ["tf.data", "device"])
@@ -87,7 +87,7 @@ def test_fer_plus_trains_evaluates_and_keeps_its_file_s_name_only(make_config, r
     # The run's own data again, votes included.
     asked = {"split": "validation", "checkpoint": "best", "strict": True, "stop": StopRequest()}
     evaluate.evaluate(None, Workdir(tmp_path / "run"), **asked)
-    classifier = Classifier.load(tmp_path / "run")
-    assert classifier.class_names == ferplus.FERPLUS_CLASSES
-    classifier.save(tmp_path / "net.safetensors")
-    assert Classifier.load(tmp_path / "net.safetensors").config.dataset.ferplus == "fer2013new.csv"
+    trained = TrainedModel.load(tmp_path / "run")
+    assert trained.class_names == ferplus.FERPLUS_CLASSES
+    trained.save(tmp_path / "net.safetensors")
+    assert TrainedModel.load(tmp_path / "net.safetensors").config.dataset.ferplus == "fer2013new.csv"

@@ -14,7 +14,7 @@ import pytest
 
 from fer_jax import evaluate, parallel
 from fer_jax.errors import UserError
-from fer_jax.inference.classifier import Classifier
+from fer_jax.inference.trained_model import TrainedModel
 from fer_jax.native import build
 from fer_jax.system import accelerators
 from fer_jax.system.signals import StopRequest
@@ -328,7 +328,7 @@ def test_a_run_by_native_convolutions_stops_and_resumes_exactly_and_goes_on_by_o
     for key in whole:
         np.testing.assert_array_equal(stopped[key], whole[key], err_msg=key)
     # The same run on a machine without a compiler.
-    assert Classifier.load(tmp_path / "whole").metadata["computation"]["conv"] == "native"
+    assert TrainedModel.load(tmp_path / "whole").metadata["computation"]["conv"] == "native"
     stored = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert stored["model"]["conv"] == "auto"
     monkeypatch = pytest.MonkeyPatch()
@@ -390,8 +390,8 @@ def test_the_averaged_weights_are_evaluated_beside_the_others_and_the_better_one
     assert [len(accuracies) for accuracies in by_kind.values()] == [2, 2]
     history = pd.read_csv(full / "report" / "history.csv")
     np.testing.assert_allclose(history["validation_ema_accuracy"], by_kind["validation_ema"], rtol=1e-12)
-    classifier = Classifier.load(full)
-    validation = classifier.metadata["validation"]
+    trained = TrainedModel.load(full)
+    validation = trained.metadata["validation"]
     assert validation["accuracy"] == max(*by_kind["validation"], *by_kind["validation_ema"])
     assert validation["view"] == "centre_crop"
     kind = "validation_ema" if validation["is_ema"] else "validation"
@@ -411,16 +411,16 @@ def test_the_view_of_the_greatest_validation_accuracy_is_the_network_s_own(full)
         assert report["view"] == best
         assert report["accuracy"] == report["views"][best]["accuracy"]
     # Who loads the network gets that view, from the run and from a file of its own.
-    classifier = Classifier.load(full)
-    assert classifier.preprocessing.view == best
-    classifier.save(full / "net.safetensors")
-    assert Classifier.load(full / "net.safetensors").preprocessing == classifier.preprocessing
+    trained = TrainedModel.load(full)
+    assert trained.preprocessing.view == best
+    trained.save(full / "net.safetensors")
+    assert TrainedModel.load(full / "net.safetensors").preprocessing == trained.preprocessing
     images = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 1), np.uint8)
-    np.testing.assert_array_equal(Classifier.load(full / "net.safetensors").logits(images), classifier.logits(images))
+    np.testing.assert_array_equal(TrainedModel.load(full / "net.safetensors").logits(images), trained.logits(images))
 
 
 def test_selection_may_leave_out_the_copies(make_config, run, tmp_path):
     config = make_config(num_epochs=1, **{"early_stopping.metric": "accuracy_without_copies"})
     assert run(config, tmp_path / "run") == 0
-    validation = Classifier.load(tmp_path / "run").metadata["validation"]
+    validation = TrainedModel.load(tmp_path / "run").metadata["validation"]
     assert validation["score"] == validation["accuracy_without_copies"]

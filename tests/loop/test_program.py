@@ -11,9 +11,9 @@ import pytest
 
 from fer_jax import parallel
 from fer_jax.data.dataset import IMAGE_SHAPE
-from fer_jax.inference.classifier import make_predict
 from fer_jax.inference.evaluator import make_eval_step
 from fer_jax.inference.preprocessing import Preprocessing
+from fer_jax.inference.trained_model import make_predict
 from fer_jax.models.resnet import ResNet
 from fer_jax.recipe import optimizer, state
 from fer_jax.recipe.images import AugmentConfig

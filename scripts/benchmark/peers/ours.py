@@ -12,8 +12,8 @@ import numpy as np
 from configs import resnet50
 from fer_jax import parallel
 from fer_jax.data.dataset import CLASS_NAMES, Split
-from fer_jax.inference.classifier import make_model, make_predict, make_prepare
 from fer_jax.inference.preprocessing import Preprocessing
+from fer_jax.inference.trained_model import make_model, make_predict, make_prepare
 from fer_jax.loop.program import Program, make_training
 from fer_jax.models import resnet
 from fer_jax.recipe import state
