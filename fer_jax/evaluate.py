@@ -169,8 +169,8 @@ def report_checkpoint(
     Where the checkpoint's validation accuracy was logged on the same data, it is computed again and held against it.
     Reports on other data than the run's have their name and fingerprint in the files' names.
 
-    views: of `preprocessing.VIEWS`, reported beside the network's own. selects_view: whether the one with the greatest
-    validation accuracy becomes the network's own; `splits` then begin with validation.
+    views: of `preprocessing.VIEWS`, reported beside the network's own. selects_view: whether the one that is
+    best on validation, by `early_stopping.metric`, becomes the network's own; `splits` then begin with validation.
     """
     # By name: an equal number of classes in another order would be evaluated without a complaint.
     if trained.class_names != dataset.class_names:
@@ -191,12 +191,14 @@ def report_checkpoint(
     else:
         terminal.say(f"Restored step {trained.step}.")
     if selects_view and len(views) > 1:
-        accuracies = {view: metrics.accuracy(metric_sums["validation"][view]) for view in views}
+        # As the checkpoint was, so that the two choices don't disagree on which images count.
+        metric = trained.config.early_stopping.metric
+        scores = {view: metrics.selection_metrics(metric_sums["validation"][view])[metric] for view in views}
         # The first of equal ones, which is the one that was trained with.
-        trained = trained.with_view(max(accuracies, key=accuracies.get))
+        trained = trained.with_view(max(scores, key=scores.get))
         if jax.process_index() == 0:
             with workdir.time_limit():
-                selection.write_view(workdir, trained.preprocessing.view, accuracies)
+                selection.write_view(workdir, trained.preprocessing.view, metric, scores)
 
     for split in splits:
         # The validation split may have been evaluated for the comparison already.

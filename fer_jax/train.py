@@ -19,7 +19,7 @@ from fer_jax.inference.trained_model import TrainedModel, describe_computation, 
 from fer_jax.loop.initial import read_initial
 from fer_jax.loop.meter import Meter, Profiler
 from fer_jax.loop.program import Program
-from fer_jax.loop.resumption import Saver, open_workdir, resolve_dtype, restore
+from fer_jax.loop.resumption import Saver, open_workdir, resolve, restore
 from fer_jax.models import flops
 from fer_jax.native import build
 from fer_jax.recipe.state import TrainState, num_parameters
@@ -49,7 +49,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
     with contextlib.ExitStack() as stack:
         # --- Data, network and program: what is compiled, and the batches that go in. Equal in every process.
         with processes.agreeing_on_errors():
-            config = resolve_dtype(config, workdir, terminal)
+            config = resolve(config, workdir, terminal)
             dataset = load_dataset(config.dataset, terminal)
             train_split, validation_split = dataset.split("train"), dataset.split("validation")
         processes.require_agreement(

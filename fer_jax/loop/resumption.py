@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -62,13 +63,20 @@ def open_workdir(
         stack.enter_context(guards.hold_lock(workdir, terminal))
 
 
-def resolve_dtype(config: config_dict.ConfigDict, workdir: Workdir, terminal: Terminal) -> config_dict.ConfigDict:
-    """Returns `config` with the dtype that 'auto' stands for: that of the run in `workdir`, or this machine's."""
+def resolve(config: config_dict.ConfigDict, workdir: Workdir, terminal: Terminal) -> config_dict.ConfigDict:
+    """Returns `config` as it is stored with the run: with a dtype for 'auto', and the whole path of FER+'s file.
+
+    The dtype is that of the run in `workdir`, or this machine's.
+    """
+    resolved = config.copy_and_resolve_references()
+    # Evaluation, which finds the votes by the stored config, may start in another folder.
+    if config.dataset.ferplus:
+        expanded = config_lib.expand_path(config.dataset.ferplus, "config.dataset.ferplus")
+        resolved.dataset.ferplus = os.path.abspath(expanded)
     if config.model.dtype != "auto":
-        return config
+        return resolved
     with workdir.time_limit():
         stored = config_lib.load(workdir.config).model.dtype if workdir.config.exists() else "auto"
-    resolved = config.copy_and_resolve_references()
     resolved.model.dtype = accelerators.resolve_dtype(stored)
     if stored != "auto":
         reason = "as the run in this workdir started"

@@ -1,6 +1,6 @@
 """selection.json: what was chosen on validation after the training of a run, beside its best checkpoint.
 
-{"view": the view that the network is shown, "validation_accuracy": {view: accuracy}}.
+{"view": the view that the network is shown, "metric": what it is the best by, "validation": {view: that metric}}.
 """
 
 import json
@@ -26,9 +26,9 @@ def read_view(workdir: Workdir) -> str | None:
         ) from None
 
 
-def write_view(workdir: Workdir, view: str, accuracies: dict[str, float]) -> None:
-    """Writes the view that was chosen and each view's validation accuracy, whole or not at all."""
+def write_view(workdir: Workdir, view: str, metric: str, scores: dict[str, float]) -> None:
+    """Writes the view that was chosen and, by view, the scores that it was chosen by, whole or not at all."""
     # Renamed into place, so that a crash never leaves half of it.
     partial = workdir.selection.with_suffix(".partial")
-    partial.write_text(json.dumps({"view": view, "validation_accuracy": accuracies}, indent=2) + "\n")
+    partial.write_text(json.dumps({"view": view, "metric": metric, "validation": scores}, indent=2) + "\n")
     partial.replace(workdir.selection)

@@ -79,12 +79,15 @@ def test_drawn_faces_of_three_classes_at_32_pixels_train_and_report(make_config,
 def test_fer_plus_trains_evaluates_and_keeps_its_file_s_name_only(make_config, run, tmp_path, monkeypatch, loader):
     monkeypatch.setattr(ferplus, "ROWS", {"train": 40, "validation": 21, "test": 17})
     votes = tiny_run.write_votes(tmp_path / "fer2013new.csv")
-    values = {"dataset.ferplus": str(votes), "dataset.ferplus_task": "soft", "dataset.loader": loader}
+    # As it is typed in that folder; the run is evaluated from another one.
+    monkeypatch.chdir(tmp_path)
+    values = {"dataset.ferplus": votes.name, "dataset.ferplus_task": "soft", "dataset.loader": loader}
     assert run(make_config(num_epochs=1, **values), tmp_path / "run") == 0
     report = json.loads((tmp_path / "run" / "report" / "evaluation_test.json").read_text())
     assert tuple(report["class_names"]) == ferplus.FERPLUS_CLASSES
     assert np.sum(report["confusion_matrix"], axis=1).tolist() == [2, 2, 2, 2, 3, 3, 3, 0]
     # The run's own data again, votes included.
+    monkeypatch.chdir(tmp_path.parent)
     asked = {"split": "validation", "checkpoint": "best", "strict": True, "stop": StopRequest()}
     evaluate.evaluate(None, Workdir(tmp_path / "run"), **asked)
     trained = TrainedModel.load(tmp_path / "run")

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from fer_jax import evaluate, parallel
+from fer_jax.data import ferplus
 from fer_jax.errors import UserError
 from fer_jax.inference.trained_model import TrainedModel
 from fer_jax.native import build
@@ -23,7 +24,7 @@ from fer_jax.workdir import guards
 from fer_jax.workdir.checkpoints import Checkpoints
 from fer_jax.workdir.paths import Workdir
 from tests.end_to_end.conftest import read_metrics
-from tests.support import native
+from tests.support import native, tiny_run
 from tests.support.checkpoints import read_arrays
 
 # Questions whether to stop in a run of two epochs: five before steps, then one before each of three evaluation
@@ -368,15 +369,25 @@ FULL = {
 
 
 @pytest.fixture(scope="module")
-def full(make_config, run, tmp_path_factory):
+def full_config(make_config, tmp_path_factory):
+    """The config of all that a recipe can switch on, FER+ included."""
+    votes = tiny_run.write_votes(tmp_path_factory.mktemp("votes") / "fer2013new.csv")
+    ferplus_options = {"dataset.ferplus": str(votes), "dataset.ferplus_target_weight": 0.3}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ferplus, "ROWS", {"train": 40, "validation": 21, "test": 17})
+        yield make_config(**FULL, **ferplus_options)
+
+
+@pytest.fixture(scope="module")
+def full(full_config, run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "full"
-    assert run(make_config(**FULL), workdir) == 0
+    assert run(full_config, workdir) == 0
     return workdir
 
 
-def test_a_recipe_with_everything_goes_on_from_a_stop_as_if_there_had_been_none(full, make_config, run, tmp_path):
-    assert run(make_config(**FULL), tmp_path / "run", QUESTIONS["within an epoch"]) == 128 + 15
-    assert run(make_config(**FULL), tmp_path / "run") == 0
+def test_a_recipe_with_everything_goes_on_from_a_stop_as_if_there_had_been_none(full, full_config, run, tmp_path):
+    assert run(full_config, tmp_path / "run", QUESTIONS["within an epoch"]) == 128 + 15
+    assert run(full_config, tmp_path / "run") == 0
     assert_same_run(tmp_path / "run", full)
     name = "report/evaluation_test.json"
     assert json.loads((tmp_path / "run" / name).read_text()) == json.loads((full / name).read_text())

@@ -124,6 +124,11 @@ def make_batch(number: int = 0) -> dict:
     return {"image": images.astype(np.uint8), "label": labels, "index": np.arange(BATCH_SIZE)}
 
 
+def make_votes(number: int = 0) -> np.ndarray:
+    """Returns targets [batch, classes] that are no labels."""
+    return np.random.default_rng(number).dirichlet(np.ones(7), BATCH_SIZE).astype(np.float32)
+
+
 def take_steps(setup: Setup, current, batches: list[dict], data: dict | None = None):
     """Takes a step for each of the batches in one call; sums are stacked."""
     stacked = {key: np.stack([batch[key] for batch in batches]) for key in batches[0]}
@@ -141,7 +146,9 @@ def take_step(setup: Setup, current, batch: dict):
 def three_steps(setup: Setup):
     current, all_sums = first_state(setup), []
     for number in range(3):
-        current, sums = take_step(setup, current, make_batch(number))
+        # With everything on, the targets are mixtures of label and votes.
+        votes = {"target": make_votes(number)} if setup.is_full else {}
+        current, sums = take_step(setup, current, make_batch(number) | votes)
         all_sums.append(sums)
     return current, all_sums
 
@@ -217,12 +224,11 @@ def test_the_average_is_that_of_the_weights_and_the_statistics():
 
 def test_targets_of_the_batch_take_the_place_of_the_labels():
     setup = Setup(num_devices=1, label_smoothing=0.1, augment_config=NO_AUGMENTATION)
-    votes = np.random.default_rng(0).dirichlet(np.ones(7), BATCH_SIZE).astype(np.float32)
     _, with_labels = take_step(setup, first_state(setup), make_batch())
     _, with_the_same = take_step(
         setup, first_state(setup), make_batch() | {"target": np.eye(7, dtype=np.float32)[make_batch()["label"]]}
     )
-    _, with_votes = take_step(setup, first_state(setup), make_batch() | {"target": votes})
+    _, with_votes = take_step(setup, first_state(setup), make_batch() | {"target": make_votes()})
     assert_close(with_the_same, with_labels, rtol=1e-6)
     # A mean of the labels' losses over the votes, smoothed: linear in the targets.
     losses = [

@@ -8,7 +8,7 @@ from fer_jax.workdir.paths import Workdir
 def test_the_view_that_was_chosen_is_read_back(tmp_path):
     workdir = Workdir(tmp_path)
     assert selection.read_view(workdir) is None
-    selection.write_view(workdir, "ten_crops", {"whole": 0.5, "ten_crops": 0.6})
+    selection.write_view(workdir, "ten_crops", "accuracy", {"whole": 0.5, "ten_crops": 0.6})
     assert selection.read_view(workdir) == "ten_crops"
     assert [path.name for path in tmp_path.iterdir()] == ["selection.json"]
 
