@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from typing import NamedTuple
 
 import jax
 from ml_collections import config_dict
@@ -16,12 +17,8 @@ from fer_jax.inference import metrics, weights
 from fer_jax.inference.evaluation_data import load_other, load_own
 from fer_jax.inference.evaluator import Evaluator
 from fer_jax.inference.preprocessing import Preprocessing
-from fer_jax.inference.trained_model import (
-    TrainedModel,
-    describe_computation,
-    make_predict,
-    make_prepare,
-)
+from fer_jax.inference.reproduction import compare_with_training
+from fer_jax.inference.trained_model import TrainedModel, make_predict, make_prepare
 from fer_jax.models.resnet import ResNet
 from fer_jax.system import processes
 from fer_jax.system.signals import StopRequest
@@ -29,10 +26,14 @@ from fer_jax.system.terminal import Terminal
 from fer_jax.workdir import report, selection
 from fer_jax.workdir.paths import Workdir
 
-# What a few borderline images explain: logits that differ in their last bits, on another device or by another
-# convolution, change the prediction where two classes are nearly equal.
-_BORDERLINE_IMAGES = 3
-_BORDERLINE_SHARE = 0.005
+
+class Evaluated(NamedTuple):
+    """What was evaluated, and the name of its report."""
+
+    trained: TrainedModel
+    dataset: Dataset
+    split: str
+    report_name: str
 
 
 def evaluate(
@@ -44,7 +45,7 @@ def evaluate(
     checkpoint: str,
     strict: bool,
     stop: StopRequest,
-) -> None:
+) -> Evaluated:
     """Evaluates a checkpoint of the run in `workdir` on a split; prints its report and writes it to the workdir.
 
     Args:
@@ -92,6 +93,7 @@ def evaluate(
             stop=stop,
             terminal=terminal,
         )
+    return Evaluated(trained, dataset, split, _report_name(trained, dataset, split))
 
 
 def evaluate_weights(
@@ -102,7 +104,7 @@ def evaluate_weights(
     split: str,
     strict: bool,
     stop: StopRequest,
-) -> None:
+) -> Evaluated:
     """Evaluates a weights file on a split and prints the report; see `evaluate`.
 
     workdir: whose report/ gets the report too, under the file's name; None for nowhere.
@@ -134,6 +136,7 @@ def evaluate_weights(
             stop=stop,
             terminal=terminal,
         )
+    return Evaluated(trained, dataset, split, _report_name(trained, dataset, split, name))
 
 
 def describe_selection(config: config_dict.ConfigDict, checkpoint: str) -> str:
@@ -187,7 +190,7 @@ def report_checkpoint(
     is_own = trained.metadata.get("dataset_fingerprint") == dataset.fingerprint
     if logged and is_own:
         metric_sums["validation"] = evaluator(trained.variables, dataset.split("validation"))
-        _compare_with_training(trained, metric_sums["validation"][trained_view], strict, terminal)
+        compare_with_training(trained, metric_sums["validation"][trained_view], strict, terminal)
     else:
         terminal.say(f"Restored step {trained.step}.")
     if selects_view and len(views) > 1:
@@ -222,14 +225,20 @@ def report_checkpoint(
         # Printed before it is written: what was computed isn't lost to a folder that can't be written.
         terminal.say("\n" + report.table(evaluation))
         if workdir is not None and jax.process_index() == 0:
-            # A run's own report is of its checkpoint, whatever file is evaluated in its workdir.
-            name = f"{split}_{_as_file_name(weights_file.removesuffix(weights.SUFFIX))}" if weights_file else split
-            name = name if is_own else f"{name}_{_as_file_name(dataset.name)}_{dataset.fingerprint[:8]}"
-            _write(evaluation, workdir, name, terminal)
+            _write(evaluation, workdir, _report_name(trained, dataset, split, weights_file), terminal)
 
 
-def _as_file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name.partition(",")[0])
+def _report_name(trained: TrainedModel, dataset: Dataset, split: str, weights_file: str | None = None) -> str:
+    """Returns what the files of a report are called: by the split, the weights file and data that aren't the run's."""
+
+    def as_file_name(name: str) -> str:
+        return re.sub(r"[^\w.-]+", "_", name.partition(",")[0])
+
+    # A run's own report is of its checkpoint, whatever file is evaluated in its workdir.
+    name = f"{split}_{as_file_name(weights_file.removesuffix(weights.SUFFIX))}" if weights_file else split
+    if trained.metadata.get("dataset_fingerprint") == dataset.fingerprint:
+        return name
+    return f"{name}_{as_file_name(dataset.name)}_{dataset.fingerprint[:8]}"
 
 
 def split_views(config: config_dict.ConfigDict) -> list[str]:
@@ -254,38 +263,6 @@ def make_evaluator(
         prepare=make_prepare(model),
         stop=stop,
     )
-
-
-def _compare_with_training(trained: TrainedModel, metric_sums: dict, strict: bool, terminal: Terminal) -> None:
-    """Says whether the validation accuracy is the logged one; warns, or raises UserError if strict, where it's far."""
-    logged, computed = trained.metadata["validation"]["accuracy"], metrics.accuracy(metric_sums)
-    if computed == logged:
-        terminal.say(
-            f"Restored step {trained.step}: its validation accuracy, {computed:.4%}, is the one logged in training."
-        )
-        return
-    num_images = int(metric_sums["confusion"].sum())
-    # Weights are held by checksums, so only how they are computed can differ.
-    trained_on, here = trained.metadata.get("computation"), describe_computation(trained.model)
-    if trained_on is None:
-        reason = "what it was trained on was not stored"
-    else:
-        pairs = {key: (trained_on.get(key), value) for key, value in here.items()}
-        different = [f"{key} {theirs} there and {ours} here" for key, (theirs, ours) in pairs.items() if theirs != ours]
-        # A file in two bytes a value is another network, if only by a little.
-        stored_as = trained.metadata.get("weights_dtype", "float32")
-        different += [f"kernels stored in {stored_as}"] if stored_as != "float32" else []
-        reason = ", ".join(different) or "device and versions are the same, so look for what else changed"
-    message = (
-        f"step {trained.step} had a validation accuracy of {logged:.4%} in training and has {computed:.4%} here, "
-        f"{abs(computed - logged) * num_images:.0f} of {num_images:,} images ({reason})"
-    )
-    if abs(computed - logged) * num_images <= max(_BORDERLINE_IMAGES, _BORDERLINE_SHARE * num_images) + 1e-6:
-        terminal.say(f"Restored step {trained.step}: {message}; a few borderline images explain that.")
-    elif strict:
-        raise UserError(f"{message}; that is more than a few borderline images explain")
-    else:
-        terminal.warn(f"{message}; that is more than a few borderline images explain")
 
 
 def _write(evaluation: dict, workdir: Workdir, name: str, terminal: Terminal) -> None:

@@ -22,12 +22,15 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _STRICT = flags.DEFINE_bool("strict", False, "Fail if the logged validation accuracy is not reproduced.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "Evaluate this weights file, or 'pretrained', instead of a run.")
+_EXPLAIN = flags.DEFINE_integer(
+    "explain", 0, "How many errors of each class are drawn with what the network looked at.", lower_bound=0
+)
 # The four of --mode=export.
 _OUT = flags.DEFINE_string("out", None, "The file that --mode=export writes.")
 _FORMAT = flags.DEFINE_enum("format", "safetensors", ["safetensors"], "The format of that file.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"], "The dtype of its kernels.")
 _LICENCE = flags.DEFINE_string("licence", None, "A text on the licence of the weights, stored in the file.")
-_SHOWN = ["mode", "config", "workdir", "data", "split", "checkpoint", "strict", "weights"]
+_SHOWN = ["mode", "config", "workdir", "data", "split", "checkpoint", "strict", "weights", "explain"]
 _SHOWN += ["out", "format", "dtype", "licence"]
 
 
@@ -37,6 +40,10 @@ def _check_flags() -> None:
     # Refused rather than ignored: whoever gives a flag believes that it has an effect.
     if weights and mode != "evaluate":
         raise UserError("--weights goes with --mode=evaluate; --config.model.init=FILE trains from a weights file")
+    if _EXPLAIN.value and mode != "evaluate":
+        raise UserError("--explain goes with --mode=evaluate, whose errors it draws")
+    if _EXPLAIN.value and weights and not _WORKDIR.value:
+        raise UserError("--workdir is missing: where is the sheet of --explain to be written?")
     if weights and _CHECKPOINT.value:
         raise UserError("--checkpoint is of a run; the file of --weights holds one network")
     if config is not None and (weights or mode == "export"):
@@ -61,7 +68,7 @@ def _command() -> None:
         _audit(options)
         return
     # JAX takes a second to import, which a mistake needn't wait for.
-    from fer_jax import evaluate, export, train
+    from fer_jax import evaluate, explain, export, train
     from fer_jax.system import accelerators, processes
     from fer_jax.system.signals import StopRequest
     from fer_jax.workdir.paths import Workdir
@@ -83,9 +90,11 @@ def _command() -> None:
     else:
         asked = {"data": _DATA.value, "split": _SPLIT.value, "strict": _STRICT.value, "stop": stop}
         if _WEIGHTS.value:
-            evaluate.evaluate_weights(_WEIGHTS.value, workdir, **asked)
+            evaluated = evaluate.evaluate_weights(_WEIGHTS.value, workdir, **asked)
         else:
-            evaluate.evaluate(config, workdir, **asked, checkpoint=checkpoint)
+            evaluated = evaluate.evaluate(config, workdir, **asked, checkpoint=checkpoint)
+        if _EXPLAIN.value:
+            explain.draw_errors(evaluated, number=_EXPLAIN.value, workdir=workdir)
 
 
 def _audit(config) -> None:

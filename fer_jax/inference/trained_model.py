@@ -116,11 +116,8 @@ class TrainedModel:
         metadata = {**kept, **described, "weights_dtype": dtype, "step": self.step}
         weights.write(path, self.variables, metadata, dtype=dtype)
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Returns the logits, float32 [n, classes]; images: uint8 [n, height, width, channels], as trained on.
-
-        Raises UserError where the images have another shape or dtype.
-        """
+    def check_images(self, images: np.ndarray) -> np.ndarray:
+        """Returns the images as an array; raises UserError where they are not what the network was trained on."""
         images = np.asarray(images)
         shape = self.preprocessing.image_shape
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
@@ -128,6 +125,14 @@ class TrainedModel:
                 f"the images are {images.dtype} {list(images.shape)}; this network takes uint8 [n, "
                 f"{', '.join(map(str, shape))}]"
             )
+        return images
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Returns the logits, float32 [n, classes]; images: uint8 [n, height, width, channels], as trained on.
+
+        Raises UserError where the images have another shape or dtype.
+        """
+        images = self.check_images(images)
         parts = [images[first : first + _BATCH_SIZE] for first in range(0, len(images), _BATCH_SIZE)]
         # So that no images have no logits, rather than an error.
         empty = np.zeros((0, len(self.class_names)), np.float32)

@@ -84,7 +84,7 @@ def write_history(
         axes[1].set_title(f"in training against {targets}, in validation against labels", fontsize=9)
     title = f"{dataset_name} ({dataset_fingerprint})"
     figure.suptitle(f"{title}: best validation accuracy {best_accuracy:.2%}", fontsize=11)
-    _save(figure, folder / "curves.png", dpi=120)
+    save_figure(figure, folder / "curves.png", dpi=120)
 
 
 def write_evaluation(evaluation: dict, folder: epath.Path, name: str | None = None) -> None:
@@ -110,7 +110,7 @@ def write_evaluation(evaluation: dict, folder: epath.Path, name: str | None = No
     axis.set(xlabel="predicted", ylabel="true")
     title = f"{evaluation['dataset']} ({evaluation['dataset_fingerprint']}), {split}"
     axis.set_title(f"{title}\naccuracy {describe_accuracy(evaluation)}", fontsize=10)
-    _save(figure, folder / f"confusion_matrix_{name}.png", dpi=110)
+    save_figure(figure, folder / f"confusion_matrix_{name}.png", dpi=110)
     # The last of the two, because `reported_step` takes it for the whole report.
     text = json.dumps(without_nonfinite(evaluation), indent=2, allow_nan=False)
     (folder / f"evaluation_{name}.json").write_text(text + "\n")
@@ -125,7 +125,8 @@ def reported_step(folder: epath.Path, split: str) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def _save(figure: Figure, path: epath.Path, *, dpi: int) -> None:
+def save_figure(figure: Figure, path: epath.Path, *, dpi: int) -> None:
+    """Writes the figure to a PNG, in a bucket too."""
     with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=dpi)
 

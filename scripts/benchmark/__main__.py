@@ -10,6 +10,7 @@ startup     from the command to the first trained step, with nothing compiled be
 conv        each convolution of these networks alone, by every way of computing it, against the processor's peak
 trace       where the time of a training step goes, by kind of operation
 csv         reading a FER-2013 csv, against pandas
+explain     which map says best what a network looked at, by the deletion test
 memory      the peak memory of an epoch of the command
 scaling     a step on many devices, predicted; --measure holds the prediction against two processes
 
@@ -182,7 +183,7 @@ PARTS = {
 
 
 # Modules of this package with a command line of their own.
-OTHERS = ("conv", "csv", "memory", "scaling", "trace")
+OTHERS = ("conv", "csv", "explain", "memory", "scaling", "trace")
 
 
 def main(argv: list[str]) -> None:

@@ -1,0 +1,39 @@
+"""Maps of what a network looked at, drawn over the pictures that they are of."""
+
+import functools
+
+import numpy as np
+from PIL import Image
+
+# Equal steps of the values look equally large in it, also to the colour-blind and in print (Nuñez et al. 2018,
+# https://doi.org/10.1371/journal.pone.0199239).
+COLOR_MAP = "cividis"
+# How much of the picture the most important pixels cover: the face has to be seen through them.
+_MAX_OPACITY = 0.75
+
+
+@functools.cache
+def _colors() -> np.ndarray:
+    import matplotlib  # takes a while to import, which a prediction without a map needn't wait for
+
+    return (matplotlib.colormaps[COLOR_MAP](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+
+
+def overlay(picture: np.ndarray, importance: np.ndarray) -> np.ndarray:
+    """Returns the picture with a map over it, uint8 [height, width, 3]; what counts little stays as it was.
+
+    picture: uint8 [height, width, 3] or [height, width, 1]. importance: float [any height, any width] from 0 to 1,
+    resized to the picture.
+    """
+    picture = np.broadcast_to(picture, (*picture.shape[:2], 3))
+    resized = Image.fromarray(importance.astype(np.float32)).resize(picture.shape[1::-1], Image.Resampling.BILINEAR)
+    values = np.clip(np.asarray(resized), 0, 1)[..., None]
+    colors = _colors()[(values[..., 0] * 255).round().astype(np.uint8)]
+    opacity = _MAX_OPACITY * values
+    return (picture * (1 - opacity) + colors * opacity).round().astype(np.uint8)
+
+
+def legend(width: int, height: int) -> np.ndarray:
+    """Returns the colours from 0 at the left to 1 at the right, uint8 [height, width, 3]."""
+    ramp = _colors()[np.linspace(0, 255, width).round().astype(np.uint8)]
+    return np.broadcast_to(ramp, (height, width, 3)).copy()
