@@ -1,0 +1,194 @@
+"""A classifier over HTTP: a page for people, JSON for programs. The standard library's server; nothing is stored.
+
+GET  /         the page
+GET  /healthz  {"status": "ok", "classes": [...]}
+POST /predict  the bytes of a picture -> the list that `Classifier` returns for it, as JSON. ?explain=METHOD adds to
+               each face the picture of what counted, as a data URL; ?faces=all|largest|none; ?frame=1 says that the
+               picture is one of many, which is dropped (status 503) while another is being worked on.
+
+Every error is {"error": "one line"}.
+"""
+
+import contextlib
+import http.server
+import importlib.resources
+import json
+import sys
+import threading
+import urllib.parse
+from collections.abc import Callable
+from http import HTTPStatus
+
+from fer_jax.errors import UserError
+
+# A picture of a phone has 5 to 10 MB.
+MAX_BODY = 20_000_000
+# Seconds that a connection may say nothing; who sends a byte a minute would else keep its thread for ever.
+_PATIENCE = 30
+_QUERY = {"explain": None, "faces": "all", "frame": "0"}
+
+
+class Refused(Exception):
+    """A request that is answered by a status and a line."""
+
+    def __init__(self, status: HTTPStatus, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers requests, one picture at a time.
+
+    Args of the constructor:
+      address: (host, port) to listen at; port 0 for any that is free.
+      predict: (bytes of a picture, explain method or None, 'all', 'largest' or 'none') -> what JSON is made of. Raises
+        UserError where the bytes can't be used.
+      class_names: said by /healthz.
+    """
+
+    daemon_threads = True
+    # The default of 5 turns away a burst of clients.
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], predict: Callable, class_names: tuple[str, ...]):
+        self.predict, self.class_names = predict, class_names
+        # Two pictures at once would take as long, and twice the memory.
+        self.lock = threading.Lock()
+        self.page = importlib.resources.files("fer_jax").joinpath("page", "index.html").read_bytes()
+        super().__init__(address, _Handler)
+        # A name that a page elsewhere lets point here, to read what is answered (DNS rebinding), is none of these.
+        self.hosts = {"localhost", "127.0.0.1", "[::1]", address[0]}
+
+    @property
+    def url(self) -> str:
+        """The address of the page."""
+        host, port = self.server_address[:2]
+        return f"http://{'localhost' if host == '127.0.0.1' else host}:{port}/"
+
+    def handle_error(self, request, client_address):
+        # Who leaves before the answer is no mistake of ours; everything else is answered in _Handler.
+        pass
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "fer_jax", ""
+    timeout = _PATIENCE
+
+    def do_GET(self) -> None:
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        self._answer(self._post)
+
+    def _get(self) -> tuple[str, bytes]:
+        path = urllib.parse.urlsplit(self.path).path
+        if path == "/":
+            return "text/html; charset=utf-8", self.server.page
+        if path == "/healthz":
+            return _json({"status": "ok", "classes": list(self.server.class_names)})
+        raise Refused(HTTPStatus.NOT_FOUND, f"there is no {path[:100]}; there are /, /healthz and POST /predict")
+
+    def _post(self) -> tuple[str, bytes]:
+        parts = urllib.parse.urlsplit(self.path)
+        if parts.path != "/predict":
+            raise Refused(HTTPStatus.NOT_FOUND, f"there is no POST {parts.path[:100]}; there is /predict")
+        query = _QUERY | dict(urllib.parse.parse_qsl(parts.query))
+        if unknown := sorted(query.keys() - _QUERY.keys()):
+            raise Refused(
+                HTTPStatus.BAD_REQUEST, f"there is no option {unknown[0][:50]!r}; there are {', '.join(_QUERY)}"
+            )
+        picture = self._body()
+        is_mine = self.server.lock.acquire(blocking=query["frame"] != "1")
+        if not is_mine:
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "busy with another picture; this frame is dropped")
+        try:
+            return _json(self.server.predict(picture, query["explain"], query["faces"]))
+        finally:
+            self.server.lock.release()
+
+    def _body(self) -> bytes:
+        if "Transfer-Encoding" in self.headers or "Content-Length" not in self.headers:
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing: the number of bytes of the picture")
+        text = self.headers["Content-Length"]
+        if not text.isascii() or not text.isdigit():
+            raise Refused(HTTPStatus.BAD_REQUEST, f"Content-Length is {text[:50]!r}; it must be a number of bytes")
+        # Before it is read, so that nobody fills the memory.
+        if (length := int(text)) > MAX_BODY:
+            raise Refused(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the picture has {length:,} bytes; {MAX_BODY:,} are taken at most",
+            )
+        body = self.rfile.read(length)
+        if len(body) < length:
+            raise Refused(HTTPStatus.BAD_REQUEST, f"the picture ended after {len(body):,} of {length:,} bytes")
+        return body
+
+    def _answer(self, make: Callable[[], tuple[str, bytes]]) -> None:
+        """Sends what `make` returns, or says in JSON why not."""
+        try:
+            self._check_sender()
+            content_type, content = make()
+            status = HTTPStatus.OK
+        except Refused as refused:
+            status, (content_type, content) = refused.status, _json({"error": str(refused)})
+        except UserError as error:
+            status, (content_type, content) = HTTPStatus.BAD_REQUEST, _json({"error": " ".join(str(error).split())})
+        except OSError:
+            # The connection is gone or silent: there is nobody to tell.
+            self.close_connection = True
+            return
+        except Exception as error:
+            self.log_error("%s: %s", type(error).__name__, error)
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            content_type, content = _json({"error": f"a mistake of ours: {type(error).__name__}: {error}"})
+        self._send(status, content_type, content)
+
+    def _check_sender(self) -> None:
+        host = self.headers.get("Host", "")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        if name.lower() not in self.server.hosts:
+            raise Refused(HTTPStatus.FORBIDDEN, f"Host is {host[:100]!r}, which is not this server")
+        # Any page that is open in the browser may send a request here; only our own may use the network.
+        origin = self.headers.get("Origin")
+        if origin and urllib.parse.urlsplit(origin).netloc.lower() != host.lower():
+            raise Refused(HTTPStatus.FORBIDDEN, f"a page of {origin[:100]!r} may not ask this server")
+
+    def _send(self, status: HTTPStatus, content_type: str, content: bytes) -> None:
+        # A body that wasn't read would be taken for the next request.
+        self.close_connection = self.close_connection or status != HTTPStatus.OK
+        with contextlib.suppress(OSError):
+            self.send_response(status)
+            headers = {
+                "Content-Type": content_type,
+                "Content-Length": str(len(content)),
+                "Cache-Control": "no-store",
+                "X-Content-Type-Options": "nosniff",
+                "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src 'self' blob: data:",
+            } | ({"Connection": "close"} if self.close_connection else {})
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+    def send_error(self, code, message=None, explain=None) -> None:
+        """Answers what http.server itself refuses, such as a request of 100,000 characters, in JSON too."""
+        status = HTTPStatus(code)
+        self.close_connection = True
+        # A request line that can't be read has no command yet.
+        self.command = getattr(self, "command", None) or "GET"
+        self.request_version = getattr(self, "request_version", self.protocol_version) or self.protocol_version
+        self._send(status, *_json({"error": f"{message or status.phrase}"[:200]}))
+
+    def log_message(self, format, *args) -> None:
+        # A line for each frame of a webcam would hide what matters.
+        pass
+
+    def log_error(self, format, *args) -> None:
+        print(f"fer_jax: {format % args}", file=sys.stderr)
+
+
+def _json(value) -> tuple[str, bytes]:
+    return "application/json", json.dumps(value, allow_nan=False).encode()
