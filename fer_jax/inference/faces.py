@@ -19,9 +19,13 @@ BATCH_SIZE = 16
 _WEIGHTS = "blazeface_full_range.safetensors"
 # A second look and a look at parts see more that is no face, so they must be surer.
 _SURE = 0.7
-# Of two boxes that overlap by more than this share of their union, or of the worse one, only the better is a face.
+# Two boxes that overlap by more than this share of their union are of one face, and so is one with more of itself in a
+# better one.
 _MAX_OVERLAP = 0.3
 _MAX_INSIDE = 0.6
+# A smaller face, in sides of the picture, is looked at again where it has this size, and needn't be as sure.
+_CLOSE = 0.25
+_UNSURE = 0.3
 
 
 class Frame(NamedTuple):
@@ -76,6 +80,14 @@ class _View(NamedTuple):
     threshold: float
 
 
+class Candidate(NamedTuple):
+    """What may be a face: its box (left, top, width, height), its score, and KEYPOINTS' (x, y), [6, 2]."""
+
+    box: np.ndarray
+    score: float
+    keypoints: np.ndarray
+
+
 class BlazeFaceDetector:
     """Finds faces from 7 % of a picture's longer side on, and half of that in parts of the picture."""
 
@@ -108,30 +120,59 @@ class BlazeFaceDetector:
             # Grey faces score lower: of 12 in four photographs 10 are found in grey as a whole, all with the parts.
             if small_faces or _is_grey(pictures[number]):
                 views += [_View(number, tile, sure) for tile in tiles(image.size)]
-        found = self._search(images, views)
+        found = [[] for _ in images]
+        for view, candidates in zip(views, self._search(images, views), strict=True):
+            found[view.picture] += candidates
+        found = list(map(suppress, found))
         # The network was trained on people at a distance: a face that fills the picture is found in a wider one.
         empty = [number for number, faces in enumerate(found) if not faces]
-        wider = self._search(images, [_View(number, whole(images[number].size, 2.0), sure) for number in empty])
-        return [faces or more for faces, more in zip(found, wider, strict=True)]
+        views = [_View(number, whole(images[number].size, 2.0), sure) for number in empty]
+        for view, candidates in zip(views, self._search(images, views), strict=True):
+            found[view.picture] = suppress(candidates)
+        self._look_closer(images, found)
+        return [[self._face(candidate) for candidate in faces] for faces in found]
 
-    def _search(self, images: Sequence[Image.Image], views: Sequence[_View]) -> list[list[Face]]:
-        """Returns the faces of each picture that are in the views."""
-        candidates = [[] for _ in images]
+    def _look_closer(self, images: Sequence[Image.Image], found: list[list[Candidate]]) -> None:
+        """Puts faces that are small in their picture where they are seen in a window of their own.
+
+        In a whole picture, a face of 7 % of its side comes out a fifth too small and an eighth of itself beside its
+        place, which costs some two points of accuracy each.
+        """
+        small = [
+            (number, row)
+            for number, faces in enumerate(found)
+            for row, face in enumerate(faces)
+            if face.box[2] < _CLOSE * max(images[number].size)
+        ]
+        views = []
+        for number, row in small:
+            left, top, width, height = found[number][row].box.tolist()
+            side = width / _CLOSE
+            window = Window(left + (width - side) / 2, top + (height - side) / 2, side)
+            views.append(_View(number, window, _UNSURE))
+        for (number, row), candidates in zip(small, self._search(images, views), strict=True):
+            face = found[number][row]
+            same = [other for other in suppress(candidates) if _overlap(other.box, face.box) > _MAX_OVERLAP]
+            if same:
+                found[number][row] = same[0]._replace(score=face.score)
+
+    def _search(self, images: Sequence[Image.Image], views: Sequence[_View]) -> list[list[Candidate]]:
+        """Returns what may be a face in each view, in pixels of the picture."""
+        found = []
         for start, stop, size in batches(len(views)):
             inputs = np.zeros((size, blazeface.IMAGE_SIZE, blazeface.IMAGE_SIZE, 3), np.uint8)
             for row, view in enumerate(views[start:stop]):
                 _look(images[view.picture], view.window, inputs[row])
             cells = jax.device_get(self._detect(self._variables, inputs))
-            for row, view in enumerate(views[start:stop]):
-                candidates[view.picture] += _candidates(blazeface.Cells(*(x[row] for x in cells)), view)
-        return [[self._face(*candidate) for candidate in suppress(each)] for each in candidates]
+            found += [_candidates(cells, row, view) for row, view in enumerate(views[start:stop])]
+        return found
 
-    def _face(self, box: np.ndarray, score: float, keypoints: np.ndarray) -> Face:
-        left, top, width, height = box.tolist()
+    def _face(self, candidate: Candidate) -> Face:
+        left, top, width, height = candidate.box.tolist()
         side = (width + height) / 2
         frame = Frame(left + width / 2, top + height / 2 - self._FRAME_UP * side, self._FRAME_SIDE * side)
-        named = dict(zip(blazeface.KEYPOINTS, map(tuple, keypoints.tolist()), strict=True))
-        return Face((left, top, width, height), score, frame, named)
+        keypoints = dict(zip(blazeface.KEYPOINTS, map(tuple, candidate.keypoints.tolist()), strict=True))
+        return Face((left, top, width, height), candidate.score, frame, keypoints)
 
 
 def batches(count: int) -> Iterator[tuple[int, int, int]]:
@@ -186,26 +227,50 @@ def _look(image: Image.Image, window: Window, out: np.ndarray) -> None:
     out[y : y + size[1], x : x + size[0]] = np.asarray(part)[: len(out) - y, : len(out) - x]
 
 
-def _candidates(cells: blazeface.Cells, view: _View) -> list[tuple]:
-    """Returns (box, score, keypoints) of a view's cells with a face, in pixels of the picture."""
-    chosen, side = cells.scores >= view.threshold, view.window.side
+def _candidates(cells: blazeface.Cells, row: int, view: _View) -> list[Candidate]:
+    """Returns what the cells of a view's row of a batch hold, in pixels of the picture."""
+    chosen, side = cells.scores[row] >= view.threshold, view.window.side
     corner = np.array([view.window.left, view.window.top])
-    boxes = cells.boxes[chosen] * side + np.array([*corner, 0, 0])
-    return list(zip(boxes, cells.scores[chosen].tolist(), cells.keypoints[chosen] * side + corner, strict=True))
+    boxes = cells.boxes[row][chosen] * side + np.array([*corner, 0, 0])
+    keypoints = cells.keypoints[row][chosen] * side + corner
+    return list(map(Candidate, boxes, cells.scores[row][chosen].tolist(), keypoints))
 
 
-def suppress(candidates: Sequence[tuple]) -> list[tuple]:
-    """Returns the candidates (box, score, ...) that aren't another, better one's second box, the best first."""
-    kept = []
-    for candidate in sorted(candidates, key=lambda candidate: -candidate[1]):
-        left, top, width, height = candidate[0]
-        for other, *_ in kept:
-            across = min(left + width, other[0] + other[2]) - max(left, other[0])
-            down = min(top + height, other[1] + other[3]) - max(top, other[1])
-            common, area = max(across, 0) * max(down, 0), width * height
-            # A box much larger than a better one has little of itself in it, and little of the union.
-            if common > _MAX_OVERLAP * (area + other[2] * other[3] - common) or common > _MAX_INSIDE * area:
+def suppress(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Returns one candidate for each face, the best first.
+
+    Its places are the mean over those that overlap with the best, weighted by their scores, as in the paper: they
+    jitter a third less.
+    """
+    groups = []
+    for candidate in sorted(candidates, key=lambda candidate: -candidate.score):
+        for group in groups:
+            best = group[0]
+            if _overlap(candidate.box, best.box) > _MAX_OVERLAP:
+                group.append(candidate)
+                break
+            # A part of a better one's face. One much larger than that has little of itself in it, and stays.
+            if _common(candidate.box, best.box) > _MAX_INSIDE * candidate.box[2] * candidate.box[3]:
                 break
         else:
-            kept.append(candidate)
-    return kept
+            groups.append([candidate])
+    return [_mean(group) for group in groups]
+
+
+def _common(box: np.ndarray, other: np.ndarray) -> float:
+    """Returns the area that is in both boxes."""
+    low, high = np.maximum(box[:2], other[:2]), np.minimum(box[:2] + box[2:], other[:2] + other[2:])
+    return float(np.prod(np.maximum(high - low, 0)))
+
+
+def _overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Returns the area that is in both boxes over that which is in either."""
+    common = _common(box, other)
+    return common / (np.prod(box[2:]) + np.prod(other[2:]) - common)
+
+
+def _mean(group: Sequence[Candidate]) -> Candidate:
+    weights = [candidate.score for candidate in group]
+    box = np.average([candidate.box for candidate in group], axis=0, weights=weights)
+    keypoints = np.average([candidate.keypoints for candidate in group], axis=0, weights=weights)
+    return Candidate(box, group[0].score, keypoints)

@@ -121,6 +121,14 @@ class TrainedModel:
 
         Raises UserError where the images have another shape or dtype.
         """
+        images = self.check(images)
+        parts = [images[first : first + _BATCH_SIZE] for first in range(0, len(images), _BATCH_SIZE)]
+        # So that no images have no logits, rather than an error.
+        empty = np.zeros((0, len(self.class_names)), np.float32)
+        return np.concatenate([empty, *map(self._logits_of_batch, parts)])
+
+    def check(self, images: np.ndarray) -> np.ndarray:
+        """Returns the images as an array; raises UserError where their shape or dtype isn't what the network takes."""
         images = np.asarray(images)
         shape = self.preprocessing.image_shape
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
@@ -128,10 +136,7 @@ class TrainedModel:
                 f"the images are {images.dtype} {list(images.shape)}; this network takes uint8 [n, "
                 f"{', '.join(map(str, shape))}]"
             )
-        parts = [images[first : first + _BATCH_SIZE] for first in range(0, len(images), _BATCH_SIZE)]
-        # So that no images have no logits, rather than an error.
-        empty = np.zeros((0, len(self.class_names)), np.float32)
-        return np.concatenate([empty, *map(self._logits_of_batch, parts)])
+        return images
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Returns the softmax of `logits(images)`, float32 [n, classes]."""
