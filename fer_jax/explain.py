@@ -5,7 +5,8 @@ import numpy as np
 
 from fer_jax.errors import UserError
 from fer_jax.evaluate import Evaluated
-from fer_jax.inference import explanation, overlay
+from fer_jax.faces import overlay
+from fer_jax.inference import explanation
 from fer_jax.system.terminal import Terminal
 from fer_jax.workdir import error_sheet
 from fer_jax.workdir.paths import Workdir

@@ -1,6 +1,6 @@
 """Many devices: the mesh, mapping a step over it, and putting arrays on its devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,10 +11,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXIS_NAME = "data"
 
 
-def make_mesh() -> Mesh:
-    """Returns a mesh of one axis over all devices, sorted by process, so that each process's part is contiguous."""
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh of one axis, sorted by process, so that each process's part is contiguous.
+
+    devices: all of them if None.
+    """
     # jax.devices() may interleave the processes; then a process would hold rows that it has not read.
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), (AXIS_NAME,), axis_types=(AxisType.Auto,))
 
 

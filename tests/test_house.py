@@ -18,7 +18,7 @@ FLOORS = [
     {"main"},
     {"train", "explain"},
     {"evaluate", "export", "audit"},
-    {"loop"},
+    {"loop", "faces"},
     {"inference"},
     {"workdir"},
     {"data"},
@@ -93,7 +93,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_the_classifier_is_exported():
-    from fer_jax.inference.classifier import Classifier
+    from fer_jax.faces.classifier import Classifier
 
     assert fer_jax.Classifier is Classifier
     with pytest.raises(AttributeError, match="nothing"):

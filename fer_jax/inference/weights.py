@@ -22,8 +22,9 @@ from fer_jax.errors import UserError, naming
 
 SUFFIX = ".safetensors"
 DTYPES = ("float32", "float16", "bfloat16")
-# The file that is installed with the package goes by this name.
+# The file that is installed with the package goes by this name; the face detector's file lies beside it.
 PRETRAINED = "pretrained"
+PRETRAINED_FILE = f"fer2013{SUFFIX}"
 _KEY = "fer_jax"
 _FORMAT = 1
 
@@ -57,14 +58,13 @@ def resolve(source: str | os.PathLike, folder: pathlib.Path | None = None) -> st
         return source
     if folder is None:
         folder = pathlib.Path(str(importlib.resources.files("fer_jax.pretrained")))
-    # Sorted, so that of several the answer is not the file system's.
-    packaged = sorted(folder.glob(f"*{SUFFIX}"))
-    if not packaged:
+    packaged = folder / PRETRAINED_FILE
+    if not packaged.exists():
         raise UserError(
-            f"this installation of fer_jax has no pretrained weights: {folder} holds no {SUFFIX} file; name a file of "
-            "your own, which --mode=export writes"
+            f"this installation of fer_jax has no pretrained weights: {folder} holds no {PRETRAINED_FILE}; name a file "
+            "of your own, which --mode=export writes"
         )
-    return packaged[-1]
+    return packaged
 
 
 def write(path: str | os.PathLike, variables: Mapping[str, Any], metadata: Mapping[str, Any], *, dtype: str) -> None:

@@ -1,1 +1,2 @@
-"""Holds the weights file (.safetensors) that is installed with the package and goes by the name 'pretrained'."""
+"""Holds the weights files (.safetensors) that are installed with the package: the face detector's, whose origin NOTICE
+gives, and, under the name 'pretrained', a classifier's."""

@@ -12,6 +12,7 @@ trace       where the time of a training step goes, by kind of operation
 csv         reading a FER-2013 csv, against pandas
 explain     which map says best what a network looked at, by the deletion test
 memory      the peak memory of an epoch of the command
+detect      face detectors on photographs with known faces: found, false, milliseconds
 scaling     a step on many devices, predicted; --measure holds the prediction against two processes
 
 Every contestant is a process of its own (scripts/benchmark/peers), which waits while another has its turn; turns go
@@ -183,7 +184,7 @@ PARTS = {
 
 
 # Modules of this package with a command line of their own.
-OTHERS = ("conv", "csv", "explain", "memory", "scaling", "trace")
+OTHERS = ("conv", "csv", "detect", "explain", "memory", "scaling", "trace")
 
 
 def main(argv: list[str]) -> None:

@@ -177,7 +177,11 @@ def test_a_file_that_can_not_be_written_is_named_and_leaves_nothing(trained, tmp
 def test_pretrained_is_the_file_of_the_package_unless_something_there_is_called_so(tmp_path, monkeypatch):
     package = tmp_path / "package"
     package.mkdir()
-    with pytest.raises(UserError, match=rf"no pretrained weights: {package} holds no \.safetensors file"):
+    with pytest.raises(UserError, match=rf"no pretrained weights: {package} holds no fer2013\.safetensors"):
+        weights.resolve("pretrained", package)
+    # The detector's file lies beside it.
+    (package / "blazeface_full_range.safetensors").touch()
+    with pytest.raises(UserError, match="no pretrained weights"):
         weights.resolve("pretrained", package)
     (package / "fer2013.safetensors").touch()
     assert weights.resolve("pretrained", package) == package / "fer2013.safetensors"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fer_jax.inference import overlay
+from fer_jax.faces import overlay
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fer_jax.inference.smoothing import Smoother, overlap
+from fer_jax.faces.smoothing import Smoother, overlap
 
 
 def face(happy: float, x: int = 0) -> dict:

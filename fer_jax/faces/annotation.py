@@ -1,0 +1,46 @@
+"""Draws what was found onto pictures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_DARK, _LIGHT = (20, 20, 20), (255, 255, 255)
+
+
+def annotate(picture: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Returns a picture with a box around each face, its expression and its probability.
+
+    Lines and letters scale with the picture and are light on dark, so that they can be read on any background.
+
+    Args:
+      picture: uint8 [height, width, 3], RGB.
+      faces: dicts with `box` [x, y, width, height] in the picture's pixels, `emotion` and `score`, as `Classifier`
+        returns them.
+    """
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    line = max(1, round(max(image.size) / 400))
+    # The smallest last, so that it isn't covered.
+    for face in faces:
+        x, y, width, height = face["box"]
+        box = (x, y, x + width - 1, y + height - 1)
+        for grown, colour, thickness in ((line, _DARK, 3 * line), (0, _LIGHT, line)):
+            corners = (box[0] - grown, box[1] - grown, box[2] + grown, box[3] + grown)
+            draw.rectangle(corners, outline=colour, width=thickness)
+        _label(draw, image.size, box, f"{face['emotion']} {face['score']:.0%}", line)
+    return image
+
+
+def _label(draw: ImageDraw.ImageDraw, size: tuple[int, int], box, text: str, line: int) -> None:
+    """Writes a face's label above its box, or in it where there is no room, and never beside the picture."""
+    font = ImageFont.load_default(max(10, 7 * line))
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    margin = 2 * line
+    width, height = right - left + 2 * margin, bottom - top + 2 * margin
+    x = min(max(box[0] - line, 0), max(size[0] - width, 0))
+    above = box[1] - line - height
+    y = above if above >= 0 else min(max(box[1], 0), max(size[1] - height, 0))
+    draw.rectangle((x, y, x + width, y + height), fill=_DARK)
+    draw.text((x + margin - left, y + margin - top), text, font=font, fill=_LIGHT)

@@ -1,0 +1,270 @@
+"""A trained network put to use on pictures of faces."""
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from fer_jax import parallel
+from fer_jax.errors import UserError
+from fer_jax.faces import annotation, pictures, video
+from fer_jax.faces.cropping import crop
+from fer_jax.faces.detection import BATCH_SIZE, Face, batches
+from fer_jax.faces.detectors import make_detector, take_whole
+from fer_jax.faces.pictures import Picture
+from fer_jax.inference import features, weights
+from fer_jax.inference.trained_model import TrainedModel
+
+# A face of 24 pixels, enlarged, costs 7 points of accuracy; below 30 the answer says that it is small.
+_SMALL_FACE = 30
+_WHICH = ("all", "largest", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """The arguments of `Classifier.__call__`; raises UserError where a value can't be meant."""
+
+    faces: str = "all"
+    min_face: float = 24
+    threshold: float = 0.5
+    small_faces: bool = False
+    bgr: bool = False
+
+    def __post_init__(self):
+        if self.faces not in _WHICH:
+            raise UserError(f"faces is {self.faces!r}; it must be one of {', '.join(map(repr, _WHICH))}")
+        if not 0 < self.threshold < 1:
+            raise UserError(f"threshold is {self.threshold}; it must be between 0 and 1")
+
+
+class Classifier:
+    """Says which expressions the faces in a picture have.
+
+        classifier = Classifier()
+        faces = classifier("photo.jpg")  # one dict a face, the largest first
+
+    trained: the network, with its config and metadata.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike = weights.PRETRAINED,
+        checkpoint: str | None = None,
+        *,
+        detector: str = "blazeface",
+    ):
+        """Loads a network and a detector.
+
+        Args:
+          source: 'pretrained', the network that is installed with the package; the workdir of a run; or a weights file.
+          checkpoint: of a run: 'best' (by validation accuracy; the default), 'latest' or a step.
+          detector: what finds the faces: 'blazeface', which is installed with the package, 'yunet:FILE.onnx' through
+            OpenCV, or 'none' for pictures that are faces.
+
+        Raises:
+          UserError: there is no such run, checkpoint, file or detector, it is damaged, or a checkpoint of a file is
+            asked for.
+        """
+        # Single pictures would only be computed several times over on several devices.
+        mesh = parallel.make_mesh(jax.local_devices()[:1])
+        self.trained = TrainedModel.load(source, checkpoint, mesh=mesh)
+        self._detector = make_detector(detector)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the expressions, in the order of `faces`."""
+        return self.trained.class_names
+
+    def __call__(
+        self,
+        x: Any,
+        *,
+        faces: str = "all",
+        min_face: float = 24,
+        threshold: float = 0.5,
+        small_faces: bool = False,
+        bgr: bool = False,
+    ) -> Any:
+        """Returns the faces of a picture, the largest first, each a dict that JSON can hold.
+
+        `box` [x, y, width, height] within the picture; `emotions` {name: probability}; `emotion`, the most probable
+        one, and its `score`; `face_score`, how sure the detector is; `eyes` [[x, y], [x, y]], that on the left first,
+        and `roll`, the degrees by which they are turned clockwise, both None where the detector doesn't know; and
+        `small`, True, where the face has fewer than 30 pixels a side. Lengths are pixels of the upright picture. A
+        picture without a face gives [].
+
+        Args:
+          x: a picture as `pictures.read` takes it. A list of them gives a list of lists; an iterator, a video or an
+            animated picture gives a generator of lists, which reads 16 pictures at a time. In a list or an iterator an
+            animated picture stands for its first frame. A video is as in `video.is_video`.
+          faces: 'all', 'largest', or 'none' to take each picture for a face.
+          min_face: the side of the smallest face, in pixels.
+          threshold: the lowest `face_score`.
+          small_faces: whether faces of less than 7 % of the picture's longer side are searched too, which takes longer.
+          bgr: whether arrays are in BGR, as OpenCV's are.
+
+        Raises:
+          UserError: a picture can't be read, or an argument can't be meant. Other pictures of a list are lost with it.
+        """
+        options = _Options(faces, min_face, threshold, small_faces, bgr)
+        if hasattr(x, "read"):
+            # A file can be read but once, and is an iterator too, of lines.
+            x = x.read()
+        if isinstance(x, Picture):
+            return self._classify([x], options)[0]
+        if isinstance(x, list | tuple):
+            return list(self._classify_each(x, options))
+        if isinstance(x, Iterator):
+            return self._classify_each(x, options)
+        if video.is_video(x) or pictures.is_animated(x):
+            return (answer["faces"] for answer in self._stream(x, 1, options))
+        return self._classify([_read(x, options)], options)[0]
+
+    def faces(self, images: np.ndarray) -> np.ndarray:
+        """Returns the probability of each expression, float32 [n, classes].
+
+        images: uint8 [n, height, width, channels] of faces, as the network was trained on, or [n, height, width] where
+        it has one channel. Raises UserError where they have another shape or dtype.
+        """
+        return self._in_batches(self.trained.probabilities, self._with_channels(images))
+
+    def features(self, x: Any, **options: Any) -> np.ndarray:
+        """Returns the inputs of the network's last layer, float32 [n, d], for whoever trains one of their own.
+
+        Args:
+          x: images of faces as in `faces`; or a picture, whose faces come in the order of a call.
+          **options: for a picture, those of a call.
+        """
+        shape = self.trained.preprocessing.image_shape
+        # A picture in colour has three or four columns at most where these have an image's.
+        if not (isinstance(x, np.ndarray) and x.shape[1:] in (shape, shape[:2])):
+            options = _Options(**options)
+            picture = _read(x, options)
+            x = self._cut([picture], self._find([picture], options))
+        return self._in_batches(self._features, self._with_channels(x))
+
+    def top(self, x: Any, **options: Any) -> tuple[str, float] | tuple[None, None]:
+        """Returns the expression of a picture's largest face and its probability; (None, None) without a face."""
+        found = self(x, **options | {"faces": options.get("faces", "largest")})
+        return (found[0]["emotion"], found[0]["score"]) if found else (None, None)
+
+    def stream(self, source: Any, every: int = 1, **options: Any) -> Iterator[dict[str, Any]]:
+        """Yields {'frame': number, 'time': seconds, 'faces': as of a call} of a video's frames.
+
+        Args:
+          source: the path of a video, the number of a camera (0), or an animated picture; see `video.frames`.
+          every: one frame in so many is looked at.
+          **options: those of a call.
+        """
+        return self._stream(source, every, _Options(**options))
+
+    def annotate(self, image: Any, faces: Sequence[Mapping[str, Any]]) -> Image.Image:
+        """Returns a picture with what a call said of it drawn upon it; image: as in a call."""
+        return annotation.annotate(pictures.read(image, reduce=False).pixels, faces)
+
+    def _stream(self, source: Any, every: int, options: _Options) -> Iterator[dict[str, Any]]:
+        # A camera's frame is answered at once; of a file, sixteen together are quicker on a GPU.
+        size = 1 if isinstance(source, int) else BATCH_SIZE
+        for frames in _grouped(video.frames(source, every), size):
+            found = self._classify([Picture(frame.pixels) for frame in frames], options)
+            for frame, faces in zip(frames, found, strict=True):
+                yield {"frame": frame.index, "time": frame.time, "faces": faces}
+
+    def _classify_each(self, sources: Iterable, options: _Options) -> Iterator[list[dict[str, Any]]]:
+        for group in _grouped(sources, BATCH_SIZE):
+            yield from self._classify([_read(x, options) for x in group], options)
+
+    def _find(self, group: Sequence[Picture], options: _Options) -> list[list[Face]]:
+        """Returns the wanted faces of each picture, the largest first."""
+        detector = take_whole if options.faces == "none" else self._detector
+        found = detector(
+            [picture.pixels for picture in group], threshold=options.threshold, small_faces=options.small_faces
+        )
+        wanted = []
+        for picture, faces in zip(group, found, strict=True):
+            # A picture that is a face is one at any size.
+            if detector is not take_whole:
+                faces = [face for face in faces if _side(face, picture) >= options.min_face]
+            faces = sorted(faces, key=lambda face: -face.box[2] * face.box[3])
+            wanted.append(faces[:1] if options.faces == "largest" else faces)
+        return wanted
+
+    def _cut(self, group: Sequence[Picture], found: Sequence[Sequence[Face]]) -> np.ndarray:
+        """Returns the faces of all pictures, one after the other, as the network is shown them."""
+        shape = self.trained.preprocessing.image_shape
+        crops = [
+            crop(picture.pixels, face, shape) for picture, faces in zip(group, found, strict=True) for face in faces
+        ]
+        return np.stack(crops) if crops else np.zeros((0, *shape), np.uint8)
+
+    def _classify(self, group: Sequence[Picture], options: _Options) -> list[list[dict[str, Any]]]:
+        """Returns what is said of the faces of each picture."""
+        found = self._find(group, options)
+        rows = iter(self.faces(self._cut(group, found)).tolist())
+        return [
+            [self._describe(picture, face, next(rows)) for face in faces]
+            for picture, faces in zip(group, found, strict=True)
+        ]
+
+    def _describe(self, picture: Picture, face: Face, probabilities: list[float]) -> dict[str, Any]:
+        scale = picture.scale
+        height, width = (scale * length for length in picture.pixels.shape[:2])
+        left, top = (max(0, round(scale * edge)) for edge in face.box[:2])
+        right = min(width, round(scale * (face.box[0] + face.box[2])))
+        bottom = min(height, round(scale * (face.box[1] + face.box[3])))
+        emotions = dict(zip(self.class_names, probabilities, strict=True))
+        emotion = max(emotions, key=emotions.get)
+        described = {
+            "box": [left, top, right - left, bottom - top],
+            "emotions": emotions,
+            "emotion": emotion,
+            "score": emotions[emotion],
+            "face_score": face.score,
+            "eyes": face.eyes and [[scale * x, scale * y] for x, y in face.eyes],
+            "roll": face.roll,
+        }
+        return described | ({"small": True} if _side(face, picture) < _SMALL_FACE else {})
+
+    def _with_channels(self, images: np.ndarray) -> np.ndarray:
+        images = np.asarray(images)
+        shape = self.trained.preprocessing.image_shape
+        return images[..., None] if images.shape[1:] == shape[:2] and shape[2] == 1 else images
+
+    @functools.cached_property
+    def _features(self) -> Callable:
+        compute = jax.jit(features.make_features(self.trained.model, self.trained.preprocessing))
+        return lambda images: np.asarray(compute(self.trained.variables, images))
+
+    def _in_batches(self, function: Callable, images: np.ndarray) -> np.ndarray:
+        """Returns function(images), applied to batches of one or BATCH_SIZE images only."""
+        images = self.trained.check_images(images)
+        if not len(images):
+            # Computed of one, so that no images have a result of the right shape.
+            return function(np.zeros((1, *images.shape[1:]), images.dtype))[:0]
+        parts = []
+        for start, stop, size in batches(len(images)):
+            part = images[start:stop]
+            padded = np.pad(part, ((0, size - len(part)), *((0, 0),) * (part.ndim - 1)))
+            parts.append(function(padded)[: len(part)])
+        return np.concatenate(parts)
+
+
+def _read(x: Any, options: _Options) -> Picture:
+    # Small faces are small in the file's own resolution.
+    return x if isinstance(x, Picture) else pictures.read(x, bgr=options.bgr, reduce=not options.small_faces)
+
+
+def _side(face: Face, picture: Picture) -> float:
+    return picture.scale * (face.box[2] + face.box[3]) / 2
+
+
+def _grouped(items: Iterable, size: int) -> Iterator[list]:
+    items = iter(items)
+    while group := list(itertools.islice(items, size)):
+        yield group

@@ -1,0 +1,76 @@
+"""The frames of videos, cameras and animated pictures."""
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fer_jax.errors import UserError
+from fer_jax.faces import pictures
+from fer_jax.faces.detectors import import_opencv
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ogv", ".3gp")
+
+
+class VideoFrame(NamedTuple):
+    """index: from 0. time: in seconds from the first frame. pixels: uint8 [height, width, 3], RGB."""
+
+    index: int
+    time: float
+    pixels: np.ndarray
+
+
+def is_video(source: Any) -> bool:
+    """Whether `source` is the number of a camera, a video's path by its suffix, or its address (rtsp://...)."""
+    if isinstance(source, int):
+        return True
+    return isinstance(source, str | os.PathLike) and (
+        os.fspath(source).lower().endswith(SUFFIXES) or "://" in os.fspath(source)
+    )
+
+
+def frames(source: Any, every: int = 1) -> Iterator[VideoFrame]:
+    """Yields one frame in `every`, upright; those of a camera as they come, until the generator is closed.
+
+    Args:
+      source: as in `is_video`, for which OpenCV is needed, or an animated picture, as `pictures.is_animated` takes it.
+      every: 1 for all frames.
+
+    Raises:
+      UserError: there is no such file or camera, it is no video, or OpenCV is not installed.
+    """
+    if every < 1:
+        raise UserError(f"every is {every}; it must be at least 1")
+    if is_video(source):
+        return _decode(source, every)
+    numbered = enumerate(pictures.frames(source))
+    return (VideoFrame(index, seconds, pixels) for index, (seconds, pixels) in numbered if index % every == 0)
+
+
+def _decode(source: int | str | os.PathLike, every: int) -> Iterator[VideoFrame]:
+    is_camera = isinstance(source, int)
+    name = f"camera {source}" if is_camera else os.fspath(source)
+    cv2 = import_opencv(name)
+    if not is_camera and "://" not in name and not os.path.isfile(name):
+        raise UserError(f"{name} is not there")
+    capture = cv2.VideoCapture(source if is_camera else name)
+    try:
+        if not capture.isOpened():
+            raise UserError(f"{name} can't be opened" + ("" if is_camera else ": it is no video that OpenCV reads"))
+        start = time.monotonic()
+        # Frames that aren't wanted are not decoded.
+        for index in itertools.count():
+            if not capture.grab():
+                break
+            if index % every == 0:
+                # A camera has no clock of its own that OpenCV would tell.
+                seconds = time.monotonic() - start if is_camera else capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                is_decoded, pixels = capture.retrieve()
+                if is_decoded:
+                    yield VideoFrame(index, seconds, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+    finally:
+        # A camera is free for others again, however the loop ends.
+        capture.release()
