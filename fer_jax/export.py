@@ -89,6 +89,9 @@ def export(
         _remove(unverified)
     size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file()) / 1e6
     terminal.say(f"\n{path}: step {trained.step}, {len(trained.class_names)} classes, {dtype}, {size:.3g} MB")
+    terminal.say(f"Its probabilities are of {', '.join(trained.class_names)}, in this order.")
+    if kind.note:
+        terminal.say(f"{kind.note}.")
 
 
 def _check_out(out: str | None, file_format: str) -> pathlib.Path:

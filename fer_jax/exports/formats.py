@@ -17,7 +17,7 @@ class Format(NamedTuple):
     module: of this package; its `write(trained, path, *, dtype)` writes the network, and its `read(path)` returns
     `predict(uint8 images) -> probabilities`, by the program that the format is for. suffix: of a file's name, '' where
     a folder is written. dtypes: of the weights. writers, readers: the packages that writing and reading take beside
-    those of fer_jax. extra: of fer_jax, that brings these.
+    those of fer_jax. extra: of fer_jax, that brings these. note: what whoever exports should know.
     """
 
     module: str
@@ -26,6 +26,7 @@ class Format(NamedTuple):
     writers: tuple[str, ...] = ()
     readers: tuple[str, ...] = ()
     extra: str = ""
+    note: str = ""
 
     def load(self) -> types.ModuleType:
         """Imports the module."""
@@ -40,6 +41,13 @@ class Format(NamedTuple):
 FORMATS = {
     "safetensors": Format("weights_file", ".safetensors", ("float32", "float16", "bfloat16")),
     "onnx": Format("onnx_file", ".onnx", ("float32", "float16"), ("onnx",), ("onnxruntime",), "onnx"),
+    "stablehlo": Format(
+        "stablehlo_file",
+        ".stablehlo",
+        ("float32",),
+        note="JAX promises to read this file for six months; keep the run, or a weights file, beside it",
+    ),
+    "tflite": Format("tflite_file", ".tflite", ("float32", "float16", "int8")),
 }
 # Of all formats.
 DTYPES = ("float32", "float16", "bfloat16", "int8")

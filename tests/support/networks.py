@@ -10,6 +10,16 @@ from fer_jax.config import make_config
 from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.inference.trained_model import TrainedModel, make_model
 
+# What networks may have that an exporter can get wrong, and what they may be shown.
+CASES = [
+    (Preprocessing((13, 14, 1)), {}),
+    (Preprocessing((12, 13, 3), standardize=True), {"depth": 50, "width": 2, "squeeze_excitation": True}),
+    (
+        Preprocessing((14, 14, 1), crop=11, view="ten_crops"),
+        {"depth": 18, "stages": 3, "stem_kernel": 3, "stem_stride": 1, "stem_pool": False},
+    ),
+]
+
 
 def random_network(
     preprocessing: Preprocessing | None = None, *, class_names=("sad", "happy", "bored"), seed: int = 0, **options
