@@ -15,6 +15,7 @@ from fer_jax.evaluate import describe_selection, make_evaluator
 from fer_jax.exports import formats, function, verification
 from fer_jax.inference import metrics, weights
 from fer_jax.inference.evaluation_data import load_other, load_own
+from fer_jax.inference.preprocessing import VIEWS
 from fer_jax.inference.trained_model import TrainedModel
 from fer_jax.system.signals import StopRequest
 from fer_jax.system.terminal import Terminal
@@ -71,6 +72,12 @@ def export(
     path = _check_out(out, file_format)
     trained, name = _load(source, checkpoint)
     trained = _with_metadata(trained, {"licence": licence} if licence else {})
+    # Said, since its accuracy is not the one that was reported.
+    if kind.one_picture and VIEWS[trained.preprocessing.view].count > 1:
+        view = "centre_crop" if VIEWS[trained.preprocessing.view].is_cropped else "whole"
+        own = trained.preprocessing.view
+        terminal.warn(f"{path} will be shown one picture, {view}, where the network's own view is {own}")
+        trained = trained.with_view(view)
     # Under this name until it is verified: what is wrong never has the name of what is right.
     unverified = path.with_name(path.name + ".unverified")
     try:

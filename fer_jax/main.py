@@ -43,7 +43,7 @@ def _config() -> config_dict.ConfigDict:
 
 def _start(config: config_dict.ConfigDict) -> "StopRequest":
     """Joins the processes of the run, requires its devices, and returns a StopRequest."""
-    # JAX takes a second to import, which a mistake needn't wait for.
+    # JAX takes a second to import, which a mistake in the flags needn't wait for; so do the commands' modules.
     from fer_jax.system import accelerators, processes
     from fer_jax.system.signals import StopRequest
 

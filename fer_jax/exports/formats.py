@@ -18,6 +18,7 @@ class Format(NamedTuple):
     `predict(uint8 images) -> probabilities`, by the program that the format is for. suffix: of a file's name, '' where
     a folder is written. dtypes: of the weights. writers, readers: the packages that writing and reading take beside
     those of fer_jax. extra: of fer_jax, that brings these. note: what whoever exports should know.
+    one_picture: whether it can't hold a view of several pictures.
     """
 
     module: str
@@ -27,6 +28,7 @@ class Format(NamedTuple):
     readers: tuple[str, ...] = ()
     extra: str = ""
     note: str = ""
+    one_picture: bool = False
 
     def load(self) -> types.ModuleType:
         """Imports the module."""
@@ -48,6 +50,10 @@ FORMATS = {
         note="JAX promises to read this file for six months; keep the run, or a weights file, beside it",
     ),
     "tflite": Format("tflite_file", ".tflite", ("float32", "float16", "int8")),
+    "torch": Format("torch_folder", "", ("float32",), (), ("torch", "torchvision"), "torch"),
+    "transformers": Format(
+        "transformers_folder", "", ("float32",), (), ("torch", "transformers"), "transformers", one_picture=True
+    ),
 }
 # Of all formats.
 DTYPES = ("float32", "float16", "bfloat16", "int8")

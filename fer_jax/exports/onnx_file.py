@@ -31,6 +31,7 @@ def write(trained: TrainedModel, path: pathlib.Path, *, dtype: str) -> None:
     fingerprint, that of the training data, and licence, where they are known. Raises UserError where a kernel is too
     large for `dtype`, and OSError or StorageError where the file can't be written.
     """
+    # Of an extra, as is the runtime: training needs neither.
     import onnx
 
     graph = _Graph(dtype)
@@ -45,6 +46,7 @@ def write(trained: TrainedModel, path: pathlib.Path, *, dtype: str) -> None:
         producer_name="fer_jax",
     )
     onnx.helper.set_model_props(model, _describe(trained))
+    # With the shapes of all values, so that what is wrong is said here and not by some runtime.
     onnx.checker.check_model(model, full_check=True)
     with naming(path):
         path.write_bytes(model.SerializeToString())
@@ -54,6 +56,7 @@ def read(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     """Returns `predict(uint8 images) -> probabilities`, float32 [batch, classes], by ONNX Runtime on the CPU."""
     import onnxruntime
 
+    # On a machine with a GPU, ONNX Runtime would round products as the GPU likes.
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(["probabilities"], {"images": images})[0]
 
@@ -92,6 +95,7 @@ class _Graph:
         # Folded with a batch norm, a kernel may be larger than any that was trained.
         if not np.isfinite(stored).all():
             raise UserError(f"{name}, with its batch norm, holds a value that is not finite in {self._dtype}")
+        # Runtimes cast it once, as they load the file.
         name = self.constant(stored, name)
         return name if self._dtype == "float32" else self.add("Cast", name, to=TensorProto.FLOAT)
 
@@ -144,6 +148,7 @@ def _first_part(graph: _Graph, x: str, count: int) -> str:
     """Returns the first of `count` equal parts of the batch x."""
     from onnx import helper
 
+    # Split tells the number of parts by that of its outputs, and needs no sizes, of which the batch's isn't known.
     parts = [f"part_{number}" for number in range(count)]
     graph.nodes.append(helper.make_node("Split", [x], parts, name="Split_views", axis=0))
     return parts[0]
@@ -207,6 +212,7 @@ def _block(graph: _Graph, x: str, params: Mapping, stats: Mapping, name: str, *,
         y = _conv(graph, y, *folded, f"{name}/Conv_{number}", stride=layer_stride)
         if number < len(strides) - 1:
             y = graph.add("Relu", y)
+    # A projection only where the identity doesn't fit.
     if "shortcut_conv" in params:
         x = _conv(graph, x, *_fold(params, stats, "shortcut_conv", "shortcut_norm"), f"{name}/shortcut", stride=stride)
     if "squeeze_excitation" in params:

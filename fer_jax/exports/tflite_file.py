@@ -34,6 +34,7 @@ def write(trained: TrainedModel, path: pathlib.Path, *, dtype: str) -> None:
     module = tf.Module()
     module.predict = tf.function(converted, input_signature=[spec], autograph=False)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.predict.get_concrete_function()], module)
+    # "Optimised" is int8 unless a dtype is named.
     if dtype != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if dtype == "float16":

@@ -148,6 +148,7 @@ def _with_mode(arguments: list[str], commands: Mapping[str, Command]) -> list[st
     program, *others = arguments
     if not others or others[0] not in commands:
         return arguments
+    # absl would take the last one without a word.
     if any(re.match(r"--?mode(=|$)", argument) for argument in others):
         raise UserError(f"{others[0]} and --mode both say what to do; leave one out")
     return [program, f"--mode={others[0]}", *others[1:]]
