@@ -1,88 +1,116 @@
-"""Exports a checkpoint of a run to a file of its own, and stores what the network in that file reaches."""
+"""Exports a trained network to a file or folder of another program's, and runs what was written."""
 
 import dataclasses
 import os
 import pathlib
+import shutil
 
 import jax
+import numpy as np
 
 from fer_jax.config import expand_path
 from fer_jax.data.dataset import Dataset
 from fer_jax.errors import UserError
 from fer_jax.evaluate import describe_selection, make_evaluator
+from fer_jax.exports import formats, function, verification
 from fer_jax.inference import metrics, weights
 from fer_jax.inference.evaluation_data import load_other, load_own
+from fer_jax.inference.preprocessing import VIEWS
 from fer_jax.inference.trained_model import TrainedModel
 from fer_jax.system.signals import StopRequest
 from fer_jax.system.terminal import Terminal
 from fer_jax.workdir import report
 from fer_jax.workdir.paths import Workdir
 
-# The figures of an evaluation that are stored in the file.
+# The figures of an evaluation that are stored in a weights file.
 _STORED = ("accuracy", "accuracy_ci95", "num_examples", "without_copies", "loss", "macro_f1", "balanced_accuracy")
+# On which an export is run. TensorFlow Lite takes them one by one; more would change neither figure much.
+_NUM_IMAGES = 256
 
 
 def export(
-    workdir: Workdir,
+    source: Workdir | str,
     *,
+    file_format: str = "safetensors",
     out: str | None,
     dtype: str,
-    checkpoint: str,
+    checkpoint: str | None,
     data: str | None,
     licence: str | None,
     stop: StopRequest,
 ) -> None:
-    """Writes a checkpoint of the run in `workdir` to a weights file, whole or not at all.
+    """Writes a trained network in a format of `exports.formats.FORMATS`, whole or not at all.
 
-    The run's checkpoint and the network that is read back from the file are both evaluated on the run's validation and
-    test splits. The latter's figures are printed beside the former's and stored in the file's metadata, under
-    `accuracies`. Where the run's data can't be found, nothing is evaluated, and a warning says so.
+    What was written is read by the program that it is for, and its probabilities on images of the run's validation
+    split, or on random images where the run's data can't be found, are held against the network's. Where that program
+    isn't installed, a warning says so.
+
+    A weights file is also evaluated on validation and test beside the network that it is from, and has its figures in
+    its metadata, under `accuracies`.
 
     Args:
-      out: the file. dtype: of its kernels (see `weights.write`).
-      checkpoint: 'best', 'latest' or a step.
+      source: the workdir of a run; or a weights file, or 'pretrained'.
+      out: the file or, for some formats, the folder.
+      dtype: of the weights, as they are stored.
+      checkpoint: of a run: 'best' (None means it too), 'latest' or a step.
       data: where the run's data are now, if not where they were.
       licence: a text that is stored in the metadata, or None.
 
     Raises:
-      UserError: there is no such run, checkpoint or data, or `out` is missing, there already, or in no folder.
-      OSError: the file can't be written.
+      UserError: there is no such network or data; `out` is missing, there already, or in no folder; the format can't
+        hold the network; or what was written answers otherwise than the network does, beyond its dtype's rounding.
+      OSError: it can't be written.
       Stopped: a signal came.
     """
     terminal = Terminal(is_primary=True)
     # Processes would have to see each other's file; one device is enough for an evaluation.
     if jax.process_count() > 1:
-        raise UserError(f"--mode=export is for one process; this run has {jax.process_count()}")
+        raise UserError(f"an export is for one process; this run has {jax.process_count()}")
     # Before the network is loaded: an evaluation takes minutes, which a mistake needn't wait for.
-    path = _check_out(out)
-    trained = TrainedModel.load(workdir, checkpoint)
-    dataset = _find_data(trained, workdir, data, terminal)
-    extra = {"selected_on": describe_selection(trained.config, checkpoint)} | ({"licence": licence} if licence else {})
-    # Under this name until it is evaluated: a file without accuracies is never taken for one with them.
-    unevaluated = path.with_name(path.name + ".unevaluated")
+    kind = formats.find(file_format, dtype)
+    module = kind.load()
+    path = _check_out(out, file_format)
+    trained, name = _load(source, checkpoint)
+    trained = _with_metadata(trained, {"licence": licence} if licence else {})
+    # Said, since its accuracy is not the one that was reported.
+    if kind.one_picture and VIEWS[trained.preprocessing.view].count > 1:
+        view = "centre_crop" if VIEWS[trained.preprocessing.view].is_cropped else "whole"
+        own = trained.preprocessing.view
+        terminal.warn(f"{path} will be shown one picture, {view}, where the network's own view is {own}")
+        trained = trained.with_view(view)
+    # Under this name until it is verified: what is wrong never has the name of what is right.
+    unverified = path.with_name(path.name + ".unverified")
     try:
-        _with_metadata(trained, extra).save(unevaluated, dtype=dtype)
-        written = TrainedModel.load(unevaluated)
-        if dataset is not None:
-            with stop:
-                extra = {"accuracies": _compare(trained, written, workdir, path, dtype, dataset, stop, terminal)}
-            # The kernels have this dtype's values already, so they are written as they were evaluated.
-            _with_metadata(written, extra).save(unevaluated, dtype=dtype)
-        unevaluated.replace(path)
+        module.write(trained, unverified, dtype=dtype)
+        dataset = _find_data(trained, name, data, file_format, terminal)
+        with stop:
+            if file_format == "safetensors" and dataset is not None:
+                written = TrainedModel.load(unverified)
+                names = {f"step {trained.step} of {name}": trained, f"{path}, {dtype}": written}
+                extra = {"accuracies": _compare_accuracies(names, dataset, stop, terminal)}
+                # The kernels have this dtype's values already, so they are written as they were evaluated.
+                _with_metadata(written, extra).save(unverified, dtype=dtype)
+            _verify(kind, unverified, trained, path, dtype, dataset, terminal)
+        unverified.replace(path)
     finally:
-        unevaluated.unlink(missing_ok=True)
-    size = path.stat().st_size / 1e6
+        _remove(unverified)
+    size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file()) / 1e6
     terminal.say(f"\n{path}: step {trained.step}, {len(trained.class_names)} classes, {dtype}, {size:.3g} MB")
+    terminal.say(f"Its probabilities are of {', '.join(trained.class_names)}, in this order.")
+    if kind.note:
+        terminal.say(f"{kind.note}.")
 
 
-def _check_out(out: str | None) -> pathlib.Path:
-    """Returns the path of the file to be written; raises UserError before anything is computed for nothing."""
+def _check_out(out: str | None, file_format: str) -> pathlib.Path:
+    """Returns the path to be written to; raises UserError before anything is computed for nothing."""
+    suffix = formats.FORMATS[file_format].suffix
     if not out:
-        raise UserError(f"--out is missing: which file? For example --out=net{weights.SUFFIX}")
+        raise UserError(f"--out is missing: which {'file' if suffix else 'folder'}? For example --out=net{suffix}")
     path = pathlib.Path(expand_path(out, "--out"))
     # By its name a file is told from a workdir when it is loaded.
-    if path.suffix != weights.SUFFIX:
-        raise UserError(f"--out is {out}; a weights file's name ends in {weights.SUFFIX}")
+    if suffix and path.suffix != suffix:
+        kind = "a weights file" if suffix == weights.SUFFIX else f"a file of --format={file_format}"
+        raise UserError(f"--out is {out}; the name of {kind} ends in {suffix}")
     # There may be no other copy of what would be written over.
     if path.exists():
         raise UserError(f"--out is {out}, which is there already; remove it or choose another name")
@@ -93,55 +121,115 @@ def _check_out(out: str | None) -> pathlib.Path:
     return path
 
 
-def _find_data(trained: TrainedModel, workdir: Workdir, data: str | None, terminal: Terminal) -> Dataset | None:
-    """Returns the data that the run was trained on, or None, with a warning, where they are nowhere."""
-    own = trained.metadata["dataset_fingerprint"]
-    if data is not None:
-        dataset = load_other(trained, data, "test", trained.config.dataset, terminal)
-        # Accuracies on anything else would be stored as if they were the run's.
-        if dataset.fingerprint != own:
-            raise UserError(
-                f"the run in {workdir.path} was trained on {trained.metadata['dataset']} ({own}); at {data} is "
-                f"{dataset.name} ({dataset.fingerprint}): --mode=evaluate --weights=FILE evaluates on other data"
-            )
-        return dataset
-    # Weights are of use where the data are not, such as on the machine of a colleague.
-    try:
-        return load_own(trained, f"the run in {workdir.path}", terminal)
-    except UserError as error:
-        terminal.warn(f"nothing is evaluated and the file holds no accuracies: {'; '.join(str(error).splitlines())}")
-        return None
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _load(source: Workdir | str, checkpoint: str | None) -> tuple[TrainedModel, str]:
+    """Returns the network, and where it is from."""
+    if isinstance(source, Workdir):
+        trained = TrainedModel.load(source, checkpoint or "best")
+        selected_on = describe_selection(trained.config, checkpoint or "best")
+        return _with_metadata(trained, {"selected_on": selected_on}), str(source.path)
+    path = os.fspath(weights.resolve(expand_path(source, "--weights")))
+    # A file says itself what its network was chosen by, and what it reaches may be another's after rounding.
+    trained = TrainedModel.load(path)
+    kept = {key: value for key, value in trained.metadata.items() if key != "accuracies"}
+    return dataclasses.replace(trained, metadata=kept), path
 
 
 def _with_metadata(trained: TrainedModel, extra: dict) -> TrainedModel:
     return dataclasses.replace(trained, metadata={**trained.metadata, **extra})
 
 
-def _compare(
-    trained: TrainedModel,
-    written: TrainedModel,
-    workdir: Workdir,
-    path: pathlib.Path,
-    dtype: str,
-    dataset: Dataset,
-    stop: StopRequest,
-    terminal: Terminal,
+def _find_data(
+    trained: TrainedModel, name: str, data: str | None, file_format: str, terminal: Terminal
+) -> Dataset | None:
+    """Returns the data that the network was trained on, or None, with a warning, where they are nowhere."""
+    own = trained.metadata.get("dataset_fingerprint")
+    if data is not None:
+        dataset = load_other(trained, data, "test", trained.config.dataset, terminal)
+        # Accuracies on anything else would be stored as if they were the run's.
+        if dataset.fingerprint != own:
+            raise UserError(
+                f"the network in {name} was trained on {trained.metadata.get('dataset', 'unknown data')} ({own}); at "
+                f"{data} is {dataset.name} ({dataset.fingerprint}): --mode=evaluate --weights=FILE evaluates on other "
+                "data"
+            )
+        return dataset
+    # Weights are of use where the data are not, such as on the machine of a colleague.
+    try:
+        return load_own(trained, f"the network in {name}", terminal)
+    except UserError as error:
+        without = "nothing is evaluated, the file holds no accuracies, and " if file_format == "safetensors" else ""
+        terminal.warn(f"{without}what is written is tried on random images: {error}")
+        return None
+
+
+def _compare_accuracies(
+    networks: dict[str, TrainedModel], dataset: Dataset, stop: StopRequest, terminal: Terminal
 ) -> dict[str, dict]:
-    """Evaluates both on validation and test, prints both accuracies, and returns the figures of `written` by split."""
+    """Evaluates each on validation and test, prints the accuracies, and returns the last one's figures by split."""
     terminal.say(f"Data set: {dataset.describe()}")
-    names = {f"step {trained.step} of {workdir.path}": trained, f"{path}, {dtype}": written}
     # Each is evaluated by its own description: the file's config and preprocessing are read back too.
-    evaluators = [make_evaluator(one.config, one.model, one.preprocessing, stop) for one in names.values()]
+    evaluators = [make_evaluator(one.config, one.model, one.preprocessing, stop) for one in networks.values()]
     accuracies = {}
     for split in (split for split in ("validation", "test") if split in dataset.splits):
         terminal.say(f"\n{split} split, {len(dataset.split(split)):,} images")
-        for (name, network), evaluator in zip(names.items(), evaluators, strict=True):
+        for (name, network), evaluator in zip(networks.items(), evaluators, strict=True):
             metric_sums = evaluator(network.variables, dataset.split(split))[network.preprocessing.view]
             figures = metrics.summarize(metric_sums, network.class_names)
-            terminal.say(f"  {name:<{max(map(len, names))}}  {report.describe_accuracy(figures)}")
+            terminal.say(f"  {name:<{max(map(len, networks))}}  {report.describe_accuracy(figures)}")
         accuracies[split] = {key: figures[key] for key in _STORED if key in figures} | {
-            "view": written.preprocessing.view,
+            "view": network.preprocessing.view,
             "dataset": dataset.name,
             "dataset_fingerprint": dataset.fingerprint,
         }
     return accuracies
+
+
+def _verify(
+    kind: formats.Format,
+    written: pathlib.Path,
+    trained: TrainedModel,
+    path: pathlib.Path,
+    dtype: str,
+    dataset: Dataset | None,
+    terminal: Terminal,
+) -> None:
+    """Says how far what was written answers as the network does; raises UserError where that is too far."""
+    # Whoever exports for another machine need not have on this one what reads it there.
+    missing = kind.missing_readers()
+    if missing:
+        terminal.warn(
+            f"{path} is not verified, since {' and '.join(missing)} to read it with are not installed: "
+            f"pip install 'fer_jax[{kind.extra}]' brings them"
+        )
+        return
+    images, of = _images(trained, dataset)
+    expected = function.predict(trained, images)["probabilities"]
+    difference, equal, number = verification.compare(kind.load().read(written), images, expected)
+    bound = verification.BOUNDS[dtype]
+    result = f"probabilities differ by up to {difference:.2g}, {equal:.1%} of the predictions are equal"
+    # A difference that is not a number is none within the bound.
+    if not difference <= bound:
+        raise UserError(
+            f"{path} is not written, since it answers otherwise than the network: on {number} {of} {result}; {dtype} "
+            f"explains a difference of {bound:g}"
+        )
+    terminal.say(f"\nRead back and run on {number} {of}: {result}")
+
+
+def _images(trained: TrainedModel, dataset: Dataset | None) -> tuple[np.ndarray, str]:
+    """Returns uint8 images to try a network on, and what they are."""
+    if dataset is None:
+        shape = (_NUM_IMAGES, *trained.preprocessing.image_shape)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), "random images"
+    # Which no network was trained on, and none should be chosen by the answers on test.
+    images = dataset.split("validation").images
+    # Spread over the split: files may be sorted by class. At least two, as `compare` takes them.
+    number = max(2, min(_NUM_IMAGES, len(images)))
+    return images[np.linspace(0, len(images) - 1, number).astype(int)], "validation images"

@@ -95,23 +95,45 @@ def predict_views(
         if not wanted:
             continue
         # All pictures of a size go through the network at once; each view is the first few of them.
-        pictures = _pictures(images, preprocessing.crop if is_cropped else None, max(wanted.values()))
-        each = network(pictures.reshape(-1, *pictures.shape[2:])).reshape(len(pictures), len(images), -1)
+        crop = preprocessing.crop if is_cropped else None
+        cut = [_cut(images, picture) for picture in _pictures(images.shape[1:], crop, max(wanted.values()))]
+        pictures = jnp.stack(cut)
+        # The batch's size by its shape: where it is symbolic (jax.export), len() has no answer.
+        each = network(pictures.reshape(-1, *pictures.shape[2:])).reshape(len(cut), images.shape[0], -1)
         logits |= {name: _combine(each[:count]) for name, count in wanted.items()}
     return {name: logits[name] for name in names}
 
 
-def _pictures(images, crop: int | None, count: int):
-    """Returns the first `count` pictures of each image, float32 [count, batch, height, width, channels]."""
-    height, width = images.shape[1:3]
-    if crop is None:
-        parts = [images]
-    else:
-        bottom, right = height - crop, width - crop
-        corners = [(bottom // 2, right // 2), (0, 0), (0, right), (bottom, 0), (bottom, right)]
-        parts = [images[:, top : top + crop, left : left + crop] for top, left in corners[: -(-count // 2)]]
-    both = [picture for part in parts for picture in (part, part[:, :, ::-1])]
-    return jnp.stack(both[:count])
+class Picture(NamedTuple):
+    """A part of an image, [top : top + height, left : left + width], mirrored or not."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    is_mirrored: bool
+
+
+def pictures_of(view: str, preprocessing: Preprocessing) -> list[Picture]:
+    """Returns the pictures of an image that a view of VIEWS shows, in order."""
+    crop = preprocessing.crop if VIEWS[view].is_cropped else None
+    return _pictures(preprocessing.image_shape, crop, VIEWS[view].count)
+
+
+def _pictures(image_shape: Sequence[int], crop: int | None, count: int) -> list[Picture]:
+    height, width = image_shape[:2]
+    size = (height, width) if crop is None else (crop, crop)
+    bottom, right = height - size[0], width - size[1]
+    # Where the picture is the whole image, all five are the same place, and no view shows more than one.
+    corners = [(bottom // 2, right // 2), (0, 0), (0, right), (bottom, 0), (bottom, right)]
+    both = [Picture(*corner, *size, is_mirrored) for corner in corners for is_mirrored in (False, True)]
+    return both[:count]
+
+
+def _cut(images, picture: Picture):
+    """Returns that part of float32 images [batch, height, width, channels]."""
+    part = images[:, picture.top : picture.top + picture.height, picture.left : picture.left + picture.width]
+    return part[:, :, ::-1] if picture.is_mirrored else part
 
 
 def _combine(logits):

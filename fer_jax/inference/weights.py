@@ -104,21 +104,36 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
     Raises UserError where the file isn't there, is cut off or damaged, was not written by `write`, or has metadata that
     no network can be made of.
     """
+    tensors, stored = read_any(path)
+    return tensors, describe(stored, path)
+
+
+def read_any(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Returns the tensors and the metadata of any program's safetensors file.
+
+    Raises UserError where the file isn't there, is cut off or damaged, or is none.
+    """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            document = (file.metadata() or {}).get(_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            metadata = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (it is no mapping)
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None
     except (OSError, KeyError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+        # PyTorch's own files are pickles, which run code as they are read.
+        is_torch = os.path.splitext(path)[1] in (".pt", ".pth", ".bin")
+        advice = "; safetensors.torch.save_file(state_dict, FILE) makes one of PyTorch's" if is_torch else ""
+        raise UserError(f"{path} is not a whole safetensors file: {error}{advice}") from None
+
+
+def describe(stored: Mapping[str, str], path: str | os.PathLike) -> dict[str, Any]:
+    """Returns what the metadata of a file of ours say, without the format.
+
+    Raises UserError where the file is another program's, or its metadata are not as needed.
+    """
+    document = stored.get(_KEY)
     if document is None:
         raise UserError(f"{path} is a safetensors file of another program: its metadata lack {_KEY!r}")
-    return tensors, _checked(document, path)
-
-
-def _checked(document: str, path: str | os.PathLike) -> dict[str, Any]:
-    """Returns the metadata that `document` holds, without the format; raises UserError where they are not as needed."""
     try:
         metadata = json.loads(document)
     except ValueError as error:

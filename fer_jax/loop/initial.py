@@ -1,23 +1,26 @@
 """The weights that training starts from where they are those of a file (config.model.init)."""
 
 import hashlib
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from flax import traverse_util
 from ml_collections import config_dict
 
 from fer_jax import config as config_lib
 from fer_jax.errors import UserError
-from fer_jax.inference import weights
+from fer_jax.inference import torch_names, weights
 from fer_jax.inference.trained_model import stored_description
 from fer_jax.recipe.state import TrainState
 from fer_jax.system import processes
 from fer_jax.system.terminal import Terminal
 
-# The layer whose outputs are the classes.
-_HEAD = "params.head."
+# The kernels whose shapes another network may have without being another one.
+_FIRST, _HEAD = "params.stem_conv.kernel", "params.head.kernel"
 # How a network is computed, and how it was first drawn, don't tell it from another.
 _NOT_OF_A_NETWORK = {"init", "dtype", "conv", "remat", "zero_init", "sync_batch_norm"}
 
@@ -27,8 +30,9 @@ def read_initial(
 ) -> dict | None:
     """Returns the variables of `config.model.init`, float32 {'params', 'batch_stats'}, or None where it is unset.
 
-    Where the file's classes are not the run's, by name and order, the head is left out. All processes must call it at
-    the same point.
+    The file is one of ours, or has the names of torchvision and timm. What it can't give is left out: the head where
+    the file's classes are not the run's, and of the latter's files a stem of another window. All processes must call
+    it at the same point.
 
     Args:
       run_metadata: what is stored of the run, with its class_names and preprocessing.
@@ -42,34 +46,101 @@ def read_initial(
         return None
     with processes.agreeing_on_errors():
         path = os.fspath(weights.resolve(config_lib.expand_path(config.model.init, "config.model.init")))
-        tensors, metadata = weights.read(path)
-        stored_config, preprocessing = stored_description(path, metadata)
-        _refuse_other_preprocessing(path, preprocessing.to_metadata(), run_metadata["preprocessing"])
-        # A tensor that is missing says less than `config.model.depth is 50 there and 18 here`.
-        different = _describe_differences(config, stored_config)
+        tensors, stored = weights.read_any(path)
         # Shapes without shardings: only what `Program.first_state` makes of them goes to all devices.
         wanted = {
             kind: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), getattr(abstract_state, kind))
             for kind in ("params", "batch_stats")
         }
-        there, here = metadata["class_names"], run_metadata["class_names"]
-        if there != here:
-            # Of as many classes too: another name or order is another meaning.
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}
-            del wanted["params"]["head"]
-        try:
-            initial = weights.fill(wanted, tensors, source=path, whose="config.model of this run")
-        except UserError as error:
-            raise UserError(f"{error}{f' ({different})' if different else ''}") from None
+        if torch_names.is_torch(tensors):
+            initial, taken = _of_torch(path, tensors, stored, wanted, run_metadata["class_names"])
+        else:
+            initial, taken = _of_ours(path, tensors, stored, wanted, config, run_metadata)
         # By content: a relative path, or one with a variable, may be another file on another machine.
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     processes.require_agreement({"the content of config.model.init": digest})
-    others = "others " if len(there) == len(here) else ""
-    classes = f"{len(there)} classes there, {len(here)} {others}here"
-    parts = "all layers" if there == here else f"all but the head ({classes})"
-    terminal.say(f"Starts from {path}: {parts}{f'; {different}' if different else ''}.")
+    terminal.say(f"Starts from {path}: {taken}.")
     return initial
+
+
+def _of_ours(
+    path: str,
+    tensors: Mapping[str, np.ndarray],
+    stored: Mapping[str, str],
+    wanted: Mapping[str, Mapping],
+    config: config_dict.ConfigDict,
+    run_metadata: Mapping[str, Any],
+) -> tuple[dict, str]:
+    """Returns the variables that a file of ours gives, and which they are, in words."""
+    metadata = weights.describe(stored, path)
+    stored_config, preprocessing = stored_description(path, metadata)
+    _refuse_other_preprocessing(path, preprocessing.to_metadata(), run_metadata["preprocessing"])
+    # A tensor that is missing says less than `config.model.depth is 50 there and 18 here`.
+    different = _describe_differences(config, stored_config)
+    there, here = metadata["class_names"], run_metadata["class_names"]
+    # Of as many classes too: another name or order is another meaning.
+    left_out = {} if there == here else {"head": _describe_classes(len(there), len(here))}
+    try:
+        initial = _fill(path, tensors, wanted, left_out)
+    except UserError as error:
+        raise UserError(f"{error}{f' ({different})' if different else ''}") from None
+    return initial, f"{_describe_taken(left_out)}{f'; {different}' if different else ''}"
+
+
+def _of_torch(
+    path: str,
+    tensors: Mapping[str, np.ndarray],
+    stored: Mapping[str, str],
+    wanted: Mapping[str, Mapping],
+    class_names: Sequence[str],
+) -> tuple[dict, str]:
+    """Returns the variables that a file with the names of torchvision gives, and which they are, in words."""
+    tensors = torch_names.from_torch(tensors, traverse_util.flatten_dict(wanted, sep="."))
+    left_out, note = {}, ""
+    kernel, window = tensors.get(_FIRST), wanted["params"]["stem_conv"]["kernel"].shape
+    if kernel is not None and kernel.shape[:2] != window[:2]:
+        # What its norm has learnt is of its outputs.
+        left_out |= dict.fromkeys(("stem_conv", "stem_norm"), f"{_window(kernel.shape)} there, {_window(window)} here")
+    elif kernel is not None and window[2] == 1 < kernel.shape[2]:
+        # A grey image is one whose colours are equal.
+        tensors[_FIRST] = kernel.sum(axis=2, keepdims=True, dtype=np.float32)
+        note = f"; the first kernel is the sum over its {kernel.shape[2]} colours"
+    head = tensors.get(_HEAD)
+    # Only an export of ours says which classes they are.
+    named = json.loads(stored.get("class_names", "null")) or list(class_names)
+    if head is None or head.shape[-1] != len(class_names) or named != list(class_names):
+        left_out["head"] = _describe_classes(0 if head is None else head.shape[-1], len(class_names))
+    try:
+        initial = _fill(path, tensors, wanted, left_out)
+    except UserError as error:
+        raise UserError(f"{error}; by its names it is a ResNet of torchvision or timm, but not this run's") from None
+    return initial, f"{_describe_taken(left_out)}, by the names of torchvision{note}"
+
+
+def _fill(path: str, tensors: Mapping[str, np.ndarray], wanted: Mapping, left_out: Collection[str]) -> dict:
+    """Returns the variables of the layers that are not left out."""
+    prefixes = tuple(f"{kind}.{layer}." for kind in wanted for layer in left_out)
+    wanted = {
+        kind: {name: layer for name, layer in layers.items() if name not in left_out} for kind, layers in wanted.items()
+    }
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefixes)}
+    return weights.fill(wanted, tensors, source=path, whose="config.model of this run")
+
+
+def _window(shape: Sequence[int]) -> str:
+    return f"{shape[0]}x{shape[1]}"
+
+
+def _describe_classes(there: int, here: int) -> str:
+    return f"{there} classes there, {here} {'others ' if there == here else ''}here"
+
+
+def _describe_taken(left_out: Mapping[str, str]) -> str:
+    """Returns which layers are taken; left_out: by layer, why it is not."""
+    parts = [f"the {layer.partition('_')[0]} ({reason})" for layer, reason in left_out.items()]
+    # A stem's convolution and norm are one part.
+    return f"all but {' and '.join(dict.fromkeys(parts))}" if parts else "all layers"
 
 
 def _refuse_other_preprocessing(path: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from fer_jax.recipe.keys import Stream, example_keys
 
 # Added to an image's standard deviation: an image of one grey value becomes zeros.
-_EPSILON = 1e-3
+STD_EPSILON = 1e-3
 # The share of the image that random erasing covers, and the sides' ratio (Zhong et al. 2020, with a smaller area).
 _ERASED_AREA = (0.02, 0.2)
 _ERASED_RATIO = (0.3, 3.3)
@@ -47,7 +47,7 @@ def scale_pixels(images, divisor: float = 255.0):
 def standardize(images):
     """Returns float32 images [batch, height, width, channels], each less its mean and over its standard deviation."""
     axes = (1, 2, 3)
-    return (images - images.mean(axes, keepdims=True)) / (images.std(axes, keepdims=True) + _EPSILON)
+    return (images - images.mean(axes, keepdims=True)) / (images.std(axes, keepdims=True) + STD_EPSILON)
 
 
 def alternating_flips(index, epoch, *, seed: int):

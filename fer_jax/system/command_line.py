@@ -1,4 +1,4 @@
-"""The command line: the --config flag, the help, and one line for every mistake."""
+"""The command line: commands and their flags, the --config flag, the help, and one line for every mistake."""
 
 import importlib.metadata
 import os
@@ -8,6 +8,8 @@ import runpy
 import sys
 import textwrap
 import traceback
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from absl import flags as absl_flags
 from ml_collections import config_dict, config_flags
@@ -19,6 +21,20 @@ from fer_jax.options.printed import describe_options
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Beside the package in a clone, in it where it is installed.
 CONFIGS = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), _PACKAGE)
+
+
+class Command(NamedTuple):
+    """What the program can be asked for, as `fer-jax NAME ...` or by --mode=NAME.
+
+    run: does it; takes the words of the command line that are no flags, if it has `words`. about: what it does, for the
+    help. flags: those that it takes. example: what follows `fer-jax`. words: what these words are, or '' for none.
+    """
+
+    run: Callable
+    about: str
+    flags: str
+    example: str
+    words: str = ""
 
 
 class _ConfigFile(absl_flags.ArgumentParser):
@@ -43,13 +59,14 @@ def refuse_windows(platform: str) -> None:
         sys.exit(2)
 
 
-def answer_help(arguments: list[str], flags: list[str]) -> None:
-    """Prints what --help (of the flags listed), --config.help or --version ask for, and exits with status 0."""
+def answer_help(arguments: list[str], commands: Mapping[str, Command]) -> None:
+    """Prints what --help (of a command, if one is named), --config.help or --version ask for, and exits with 0."""
     # Before the flags are parsed: there is no --config to ask yet, and absl would list a hundred flags of others.
     if "--config.help" in arguments:
         print(describe_options())
     elif {"--help", "-h", "-help", "--helpshort"} & set(arguments):
-        print(_describe_flags(flags))
+        name = next(iter(arguments[1:]), "")
+        print(_describe_command(name, commands[name]) if name in commands else _describe_program(commands))
     elif "--version" in arguments:
         print(f"fer_jax {importlib.metadata.version('fer_jax')}")
     else:
@@ -57,28 +74,39 @@ def answer_help(arguments: list[str], flags: list[str]) -> None:
     sys.exit(0)
 
 
-def _describe_flags(names: list[str]) -> str:
-    lines = ["Trains a facial-expression classifier, evaluates one, exports it to a file, or audits the data.", ""]
-    for name in names:
-        flag = absl_flags.FLAGS[name]
-        values = "|".join(getattr(flag.parser, "enum_values", [])) or ("" if flag.boolean else name.upper())
-        default = f" ({flag.default})" if flag.default and not flag.boolean else ""
-        about = re.sub(r"^<.*?>: ", "", flag.help)  # absl lists the values of an enum there
-        lines.append(f"  {f'--{name}={values}' if values else f'--{name}':<35}{about}{default}")
+def _describe_program(commands: Mapping[str, Command]) -> str:
     return "\n".join(
         [
-            *lines,
+            "Trains facial-expression classifiers, and puts them to use.",
+            "",
+            *(f"  {f'fer-jax {name}':<35}{command.about}" for name, command in commands.items()),
+            f"  {'fer-jax COMMAND --help':<35}The flags of a command; where none is named, train is meant.",
+            "",
+            *map(_describe_flag, ["mode", *commands["train"].flags.split()]),
             f"  {'--config.KEY=VALUE':<35}Any option of the config; --config.help lists them.",
             f"  {'--version':<35}The version.",
             "",
             f"Packaged experiments: {_packaged()}",
             "",
-            "  fer-jax --config=resnet50 --data=fer2013.csv --workdir=runs/mine",
-            "  fer-jax --mode=evaluate --workdir=runs/mine --split=test",
-            "  fer-jax --mode=export --workdir=runs/mine --out=net.safetensors --dtype=float16",
-            "  fer-jax --mode=audit --data=fer2013.csv",
+            *(f"  fer-jax {command.example}" for command in commands.values()),
         ]
     )
+
+
+def _describe_command(name: str, command: Command) -> str:
+    usage = " ".join(filter(None, ["fer-jax", name, command.words, "[--FLAG=VALUE ...]"]))
+    flags = map(_describe_flag, command.flags.split())
+    return "\n".join([usage, "", command.about, "", *flags, "", f"  fer-jax {command.example}"])
+
+
+def _describe_flag(name: str) -> str:
+    flag = absl_flags.FLAGS[name]
+    values = "|".join(getattr(flag.parser, "enum_values", [])) or ("" if flag.boolean else name.upper())
+    default = f" ({flag.default})" if flag.default and not flag.boolean else ""
+    about = re.sub(r"^<.*?>: ", "", flag.help)  # absl lists the values of an enum there
+    left = f"--{name}={values}" if values else f"--{name}"
+    # A long list of values has a line of its own.
+    return f"  {left:<35}{about}{default}" if len(left) < 35 else f"  {left}\n  {'':<35}{about}{default}"
 
 
 def _packaged() -> str:
@@ -90,9 +118,14 @@ def name_of_config() -> str:
     return pathlib.Path(config_flags.get_config_filename(absl_flags.FLAGS["config"])).stem
 
 
-def parse(arguments: list[str]) -> list[str]:
-    """Parses the flags and returns the command's name; a mistake is printed in one line and exits with status 2."""
+def parse(arguments: list[str], commands: Mapping[str, Command]) -> list[str]:
+    """Parses the flags and returns the program's name and the words that are no flags.
+
+    A command that is named by the first word becomes the value of --mode. A mistake is printed in one line and exits
+    with status 2.
+    """
     try:
+        arguments = _with_mode(arguments, commands)
         # ml_collections would say no more than the part of the key that it doesn't find.
         matches = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments)
         keys = [match[1] for match in matches if match]
@@ -104,12 +137,37 @@ def parse(arguments: list[str]) -> list[str]:
                 "--data=PATH names the data of a run or file that is evaluated"
             )
         left = absl_flags.FLAGS(arguments)
-        if len(left) > 1:
-            raise UserError(f"{left[1]!r} is no option; options begin with --")
+        _refuse_others(left[1:], commands)
         return left
     except (absl_flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         print(f"fer_jax: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def _with_mode(arguments: list[str], commands: Mapping[str, Command]) -> list[str]:
+    program, *others = arguments
+    if not others or others[0] not in commands:
+        return arguments
+    # absl would take the last one without a word.
+    if any(re.match(r"--?mode(=|$)", argument) for argument in others):
+        raise UserError(f"{others[0]} and --mode both say what to do; leave one out")
+    return [program, f"--mode={others[0]}", *others[1:]]
+
+
+def _refuse_others(words: list[str], commands: Mapping[str, Command]) -> None:
+    """Raises UserError where there are words or flags that the command doesn't take."""
+    if not commands:
+        return
+    mode = absl_flags.FLAGS["mode"].value
+    if words and not commands[mode].words:
+        raise UserError(
+            f"{words[0]!r} is no option, which begins with --, and no command, which comes first: {', '.join(commands)}"
+        )
+    # Refused rather than ignored: whoever gives a flag believes that it has an effect.
+    for name in dict.fromkeys(name for command in commands.values() for name in command.flags.split()):
+        if absl_flags.FLAGS[name].present and name not in commands[mode].flags.split():
+            takers = [f"--mode={other}" for other, command in commands.items() if name in command.flags.split()]
+            raise UserError(f"--{name} goes with {' and '.join(takers)}, not with --mode={mode}")
 
 
 def read_config_file(argument: str) -> config_dict.ConfigDict:

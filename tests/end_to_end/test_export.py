@@ -2,9 +2,11 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
+import onnxruntime
 import pytest
 import safetensors
 import safetensors.numpy
@@ -15,6 +17,7 @@ from fer_jax.inference.trained_model import TrainedModel
 from fer_jax.system.signals import StopRequest
 from fer_jax.workdir.paths import Workdir
 from tests.support.commands import main, run
+from tests.support.networks import random_network
 
 
 def run_export(workdir: pathlib.Path, out, **asked) -> dict:
@@ -97,10 +100,48 @@ def test_without_the_data_the_file_is_written_without_accuracies_and_that_is_sai
     data.unlink()
     status, out, err = run_main("--mode=export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'n.safetensors'}")
     assert status == 0, err
-    assert "fer_jax: warning: nothing is evaluated and the file holds no accuracies: " in err
+    assert "warning: nothing is evaluated, the file holds no accuracies, and what is written is tried on random " in err
     assert "gone.csv: there is no such file" in err
     assert "accuracies" not in metadata_of(tmp_path / "n.safetensors")
     assert "n.safetensors: step 5, 7 classes, float32, " in out
+
+
+def test_an_onnx_file_is_run_on_validation_images_and_on_random_ones_where_there_are_none(workdir, tmp_path):
+    path = tmp_path / "net.onnx"
+    status, out, err = run_main("export", f"--workdir={workdir}", "--format=onnx", f"--out={path}", "--licence=MIT")
+    assert status == 0, err
+    (said,) = re.findall(r"Read back and run on 21 validation images: probabilities differ by up to (.*), 100\.0%", out)
+    assert float(said) < 1e-5
+    trained = TrainedModel.load(workdir)
+    assert f"{path}: step {trained.step}, 7 classes, float32, " in out
+    images = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 1), dtype=np.uint8)
+    (found,) = onnxruntime.InferenceSession(path).run(["probabilities"], {"images": images})
+    np.testing.assert_allclose(found, trained.probabilities(images), atol=1e-5)
+    # From a weights file, which doesn't say where the data are.
+    trained.save(tmp_path / "net.safetensors")
+    source = f"--weights={tmp_path / 'net.safetensors'}"
+    status, out, err = run_main("export", source, "--format=onnx", "--dtype=float16", f"--out={tmp_path / 'half.onnx'}")
+    assert status == 0, err
+    assert "warning: what is written is tried on random images: the network in " in err
+    assert "Read back and run on 256 random images: probabilities differ by up to " in out
+    assert (tmp_path / "half.onnx").stat().st_size < path.stat().st_size
+
+
+def test_what_answers_otherwise_than_the_network_is_not_kept(tmp_path):
+    trained = random_network(seed=1)
+    # Kernels of two classes that differ by less than float16 tells apart, and large enough for that to show.
+    kernel = trained.variables["params"]["head"]["kernel"]
+    kernel[...] = 1e4 * kernel[:, :1] * [1, 1.0003, -1]
+    trained.save(tmp_path / "sharp.safetensors")
+    source = f"--weights={tmp_path / 'sharp.safetensors'}"
+    status, _, err = run_main("export", source, "--format=onnx", "--dtype=float16", f"--out={tmp_path / 'net.onnx'}")
+    assert status == 2
+    assert re.search(
+        r"net\.onnx is not written, since it answers otherwise than the network: on 256 random images probabilities "
+        r"differ by up to [\d.]+, [\d.]+% of the predictions are equal; float16 explains a difference of 0\.02",
+        err,
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["sharp.safetensors"]
 
 
 def run_main(*options: str) -> tuple[int, str, str]:
@@ -112,7 +153,7 @@ def test_a_file_that_can_not_be_meant_is_refused_before_anything_is_loaded(tmp_p
     for out, message in (
         (None, r"--out is missing: which file\? For example --out=net\.safetensors"),
         (tmp_path / "there.safetensors", r"there\.safetensors, which is there already; remove it"),
-        (tmp_path / "net.onnx", r"net\.onnx; a weights file's name ends in \.safetensors"),
+        (tmp_path / "net.onnx", r"net\.onnx; the name of a weights file ends in \.safetensors"),
         (tmp_path / "nowhere" / "net.safetensors", "and there is no folder .*nowhere"),
     ):
         with pytest.raises(UserError, match=message):
@@ -183,10 +224,18 @@ def test_the_command_exports_and_evaluates(csv_file, finished, tmp_path):
     [
         (["--mode=export", "--out=net.safetensors"], "--workdir is missing"),
         (["--mode=export", "--workdir=runs/nothing"], "--out is missing"),
-        (["--mode=export", "--workdir=runs/nothing", "--out=a.safetensors", "--dtype=int8"], "dtype"),
-        (["--mode=export", "--config=resnet50", "--out=a.safetensors"], "--config does not go with --mode=export"),
-        (["--mode=export", "--weights=a.safetensors"], "--weights goes with --mode=evaluate"),
-        (["--config=resnet50", "--weights=a.safetensors"], "--config.model.init=FILE trains from a weights file"),
+        (
+            ["export", "--workdir=runs/nothing", "--out=a.safetensors", "--dtype=int8"],
+            "--dtype is int8; --format=safetensors stores weights as float32, float16 or bfloat16",
+        ),
+        (
+            ["export", "--workdir=runs/nothing", "--format=onnx", "--out=a.safetensors"],
+            "--out is a.safetensors; the name of a file of --format=onnx ends in .onnx",
+        ),
+        (["--mode=export", "--config=resnet50", "--out=a.safetensors"], "--config goes with --mode=train"),
+        (["export", "--workdir=runs/nothing", "--weights=a.safetensors"], "name two networks, and one is exported"),
+        (["export", "--weights=a.safetensors", "--checkpoint=best"], "--checkpoint is of a run"),
+        (["--config=resnet50", "--weights=a.safetensors"], "--weights goes with --mode=evaluate and --mode=export"),
         (["--mode=evaluate", "--weights=a.safetensors", "--config=resnet50"], "--config does not go with --weights"),
         (["--mode=evaluate", "--weights=a.safetensors", "--checkpoint=best"], "--checkpoint is of a run"),
         (["--mode=evaluate", "--weights=nothing.safetensors"], "nothing.safetensors is not there"),

@@ -7,14 +7,18 @@ import shutil
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import traverse_util
 from PIL import Image
 
 from fer_jax.errors import UserError
+from fer_jax.exports import torch_folder
+from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.inference.trained_model import TrainedModel
 from tests.end_to_end.conftest import read_metrics
 from tests.end_to_end.test_main import command
 from tests.support.checkpoints import read_arrays
 from tests.support.commands import start
+from tests.support.networks import random_network
 from tests.support.processes import free_port, said
 
 NAMES = ("bored", "happy", "tired")
@@ -199,3 +203,74 @@ def test_processes_read_the_same_file_or_all_leave(are_equal, finished, weights_
         for _, err in outputs:
             (line,) = said(err)
             assert "the processes of this run differ: the content of config.model.init is " in line
+
+
+@pytest.fixture
+def write_torch(tmp_path):
+    """Writes a network of this shape under torchvision's names; returns the file and the network."""
+
+    def write(channels=1, **options) -> tuple[pathlib.Path, TrainedModel]:
+        trained = random_network(Preprocessing((48, 48, channels)), width=2, **options)
+        torch_folder.write(trained, tmp_path / "torch", dtype="float32")
+        return tmp_path / "torch" / "model.safetensors", trained
+
+    return write
+
+
+def test_a_file_of_torchvision_in_colour_starts_a_grey_network_of_other_classes(
+    write_torch, make_tuning, run, tmp_path, capsys
+):
+    init, trained = write_torch(channels=3, class_names=[f"thing {number}" for number in range(1000)])
+    tuned = first_arrays(make_tuning(init), tmp_path / "tuned", run)
+    assert (
+        f"Starts from {init}: all but the head (1000 classes there, 3 here), by the names of torchvision; the first "
+        "kernel is the sum over its 3 colours.\n"
+    ) in capsys.readouterr().out
+    expected = traverse_util.flatten_dict(trained.variables, sep=".")
+    expected["params.stem_conv.kernel"] = expected["params.stem_conv.kernel"].sum(axis=2, keepdims=True)
+    taken = {in_file(key): value for key, value in tuned.items() if key.startswith("weights") and "head" not in key}
+    assert taken.keys() == {name for name in expected if "head" not in name}
+    for name, value in taken.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-6, atol=1e-7, err_msg=name)
+    assert tuned["weights['params']['head']['kernel']"].shape[-1] == 3
+
+
+def test_our_own_export_for_torch_gives_the_same_classes_all_layers(write_torch, make_tuning, run, tmp_path, capsys):
+    init, trained = write_torch(class_names=NAMES)
+    tuned = first_arrays(make_tuning(init), tmp_path / "tuned", run)
+    assert f"Starts from {init}: all layers, by the names of torchvision.\n" in capsys.readouterr().out
+    for key, value in traverse_util.flatten_dict(trained.variables, sep=".").items():
+        (taken,) = (array for name, array in tuned.items() if name.startswith("weights") and in_file(name) == key)
+        np.testing.assert_array_equal(taken, value, err_msg=key)
+    # As many classes, but others.
+    shutil.rmtree(init.parent)
+    init, _ = write_torch(class_names=NAMES[::-1])
+    first_arrays(make_tuning(init), tmp_path / "reversed", run)
+    assert "all but the head (3 classes there, 3 others here), by the names" in capsys.readouterr().out
+
+
+def test_a_stem_of_another_window_is_left_as_it_was_drawn(write_torch, make_tuning, run, tmp_path, capsys):
+    init, _ = write_torch(class_names=NAMES)
+    options = {"model.stem_kernel": 3}
+    tuned = first_arrays(make_tuning(init, **options), tmp_path / "tuned", run)
+    assert "all but the stem (7x7 there, 3x3 here), by the names of torchvision.\n" in capsys.readouterr().out
+    fresh = first_arrays(make_tuning(None, **options), tmp_path / "fresh", run)
+    for key, value in fresh.items():
+        if "stem" in key:
+            np.testing.assert_array_equal(tuned[key], value, err_msg=key)
+    assert not np.array_equal(*(arrays["weights['params']['head']['kernel']"] for arrays in (tuned, fresh)))
+
+
+def test_a_resnet_of_torch_of_another_depth_and_what_is_none_are_one_line(write_torch, make_tuning, run, tmp_path):
+    init, _ = write_torch(depth=18)
+    with pytest.raises(
+        UserError,
+        match=r"has one tensor too many, layer1\.1\.bn1.*; by its names it is a ResNet of torchvision",
+    ):
+        run(make_tuning(init), tmp_path / "run")
+    (tmp_path / "resnet18.pth").write_bytes(b"PK not a safetensors file")
+    with pytest.raises(UserError, match=r"safetensors\.torch\.save_file\(state_dict, FILE\) makes one of PyTorch's"):
+        run(make_tuning(tmp_path / "resnet18.pth"), tmp_path / "run")
+    safetensors.numpy.save_file({"weight": np.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"other\.safetensors is a safetensors file of another program"):
+        run(make_tuning(tmp_path / "other.safetensors"), tmp_path / "run")

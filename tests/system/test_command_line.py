@@ -25,7 +25,7 @@ def start(*options: str) -> subprocess.CompletedProcess:
     """Parses options in a process of its own, since flags can be defined and parsed once; prints the config."""
     code = (
         "import sys; from fer_jax.system import command_line as c; flag = c.define_config_flag(); "
-        "c.answer_help(sys.argv, []); c.parse(sys.argv); print(flag.value and flag.value.to_json())"
+        "c.answer_help(sys.argv, {}); c.parse(sys.argv, {}); print(flag.value and flag.value.to_json())"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, env=environment)
@@ -170,18 +170,57 @@ def test_help_is_short_and_has_examples():
     done = run_main("--help")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert len(lines) < 25
+    assert len(lines) < 30
     assert max(map(len, lines)) < 121
     for flag in (
         "--config=",
         "--workdir=",
         "--mode=train|evaluate|export|audit",
         "--data=",
-        "--split=validation|test",
-        "--strict",
+        "fer-jax --config=",
+        "fer-jax evaluate --workdir=",
+        "fer-jax export --workdir=",
+        "fer-jax audit --data=",
     ):
         assert any(line.strip().startswith(flag) for line in lines), flag
-    assert sum("fer-jax --" in line for line in lines) == 4
+
+
+def test_a_command_has_a_help_of_its_own():
+    done = run_main("evaluate", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert lines[0] == "fer-jax evaluate [--FLAG=VALUE ...]"
+    assert any(line.startswith("--split=validation|test ") for line in lines)
+    assert not any(line.startswith("--out=") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["exprt"], "'exprt' is no option, which begins with --, and no command, which comes first: train, evaluate, "),
+        (["export", "more"], "'more' is no option"),
+        (["export", "--mode=train"], "export and --mode both say what to do; leave one out"),
+        (["--config=resnet50", "--out=net.onnx"], "--out goes with --mode=export, not with --mode=train"),
+        (["audit", "--split=test"], "--split goes with --mode=evaluate, not with --mode=audit"),
+        (
+            ["train", "--weights=a.safetensors"],
+            "--weights goes with --mode=evaluate and --mode=export, not with",
+        ),
+    ],
+)
+def test_words_and_flags_that_a_command_does_not_take_are_one_line(arguments, message):
+    done = run_main(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"fer_jax: {message}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_package_is_the_program_too():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "fer_jax", "--version"], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout == f"fer_jax {importlib.metadata.version('fer_jax')}\n"
 
 
 def test_the_version_is_that_of_the_package():

@@ -1,0 +1,77 @@
+"""The formats that a trained network is exported to: what each needs, and the module that writes and reads it.
+
+The command line lists them, so nothing that takes long to import is imported here.
+"""
+
+import importlib
+import importlib.util
+import types
+from typing import NamedTuple
+
+from fer_jax.errors import UserError
+
+
+class Format(NamedTuple):
+    """A format.
+
+    module: of this package; its `write(trained, path, *, dtype)` writes the network, and its `read(path)` returns
+    `predict(uint8 images) -> probabilities`, by the program that the format is for. suffix: of a file's name, '' where
+    a folder is written. dtypes: of the weights. writers, readers: the packages that writing and reading take beside
+    those of fer_jax. extra: of fer_jax, that brings these. note: what whoever exports should know.
+    one_picture: whether it can't hold a view of several pictures.
+    """
+
+    module: str
+    suffix: str
+    dtypes: tuple[str, ...]
+    writers: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
+    extra: str = ""
+    note: str = ""
+    one_picture: bool = False
+
+    def load(self) -> types.ModuleType:
+        """Imports the module."""
+        # Only the one that is asked for: TensorFlow and PyTorch take seconds, and need not be installed.
+        return importlib.import_module(f"fer_jax.exports.{self.module}")
+
+    def missing_readers(self) -> list[str]:
+        """Returns those of `readers` that are not installed."""
+        return [package for package in self.readers if not _is_installed(package)]
+
+
+FORMATS = {
+    "safetensors": Format("weights_file", ".safetensors", ("float32", "float16", "bfloat16")),
+    "onnx": Format("onnx_file", ".onnx", ("float32", "float16"), ("onnx",), ("onnxruntime",), "onnx"),
+    "stablehlo": Format(
+        "stablehlo_file",
+        ".stablehlo",
+        ("float32",),
+        note="JAX promises to read this file for six months; keep the run, or a weights file, beside it",
+    ),
+    "tflite": Format("tflite_file", ".tflite", ("float32", "float16", "int8")),
+    "torch": Format("torch_folder", "", ("float32",), (), ("torch", "torchvision"), "torch"),
+    "transformers": Format(
+        "transformers_folder", "", ("float32",), (), ("torch", "transformers"), "transformers", one_picture=True
+    ),
+}
+# Of all formats.
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+
+
+def find(name: str, dtype: str) -> Format:
+    """Returns the format of that name; raises UserError where it has no such dtype, or can't be written here."""
+    found = FORMATS[name]
+    if dtype not in found.dtypes:
+        kinds = " or ".join([", ".join(found.dtypes[:-1]), found.dtypes[-1]] if found.dtypes[1:] else found.dtypes)
+        raise UserError(f"--dtype is {dtype}; --format={name} stores weights as {kinds}")
+    missing = [package for package in found.writers if not _is_installed(package)]
+    if missing:
+        raise UserError(
+            f"--format={name} needs {' and '.join(missing)}: pip install 'fer_jax[{found.extra}]' brings it"
+        )
+    return found
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
