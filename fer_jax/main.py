@@ -25,12 +25,24 @@ _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of a run: 'best' (if unset), 'latest' or a step.")
 _STRICT = flags.DEFINE_bool("strict", False, "Fail if the logged validation accuracy is not reproduced.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "A weights file, or 'pretrained', instead of a run.")
-_EXPLAIN = flags.DEFINE_integer(
-    "explain", 0, "How many errors of each class are drawn with what the network looked at.", lower_bound=0
+_EXPLAIN = flags.DEFINE_string(
+    "explain", None, "What the network looked at: by layercam, gradcam or occlusion; or in how many errors of a class."
 )
 _OUT = flags.DEFINE_string("out", None, "The file or folder that is written.")
 _FORMAT = flags.DEFINE_enum("format", "safetensors", list(formats.FORMATS), "What is written.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", formats.DTYPES, "How weights are stored, if the format can.")
+_DETECTOR = flags.DEFINE_string("detector", "blazeface", "What finds faces: blazeface, yunet:FILE.onnx or none.")
+_FACES = flags.DEFINE_enum("faces", "all", ["all", "largest", "none"], "Which faces; none takes pictures for faces.")
+_SMALL_FACES = flags.DEFINE_bool("small_faces", False, "Search for faces of less than 7 % of a picture, too.")
+_JSON = flags.DEFINE_string("json", None, "Write answers as JSON lines to this file; - for standard output.")
+_CSV = flags.DEFINE_string("csv", None, "Write answers as rows, one a face, to this file; - for standard output.")
+_SAVE = flags.DEFINE_bool("save", False, "Write annotated pictures and videos to --out, or to predictions/.")
+_EVERY = flags.DEFINE_integer("every", 1, "Look at one frame of a video in so many.", lower_bound=1)
+_RAW = flags.DEFINE_bool("raw", False, "Do not smooth the probabilities of a video over half a second.")
+_REQUIRE_FACE = flags.DEFINE_bool("require_face", False, "Fail if no face is found.")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "The address to listen at.")
+_PORT = flags.DEFINE_integer("port", 8000, "The port to listen at; 0 for one that is free.", 0, 65535)
+_OPEN = flags.DEFINE_bool("open", False, "Open the page in the browser.")
 _LICENCE = flags.DEFINE_string("licence", None, "A text on the licence of the weights, stored with them.")
 
 
@@ -92,7 +104,10 @@ def _train() -> None:
 
 def _evaluate() -> None:
     _refuse_no_network()
-    if _EXPLAIN.value and _WEIGHTS.value and not _WORKDIR.value:
+    number = _EXPLAIN.value or "0"
+    if not number.isdecimal():
+        raise UserError(f"--explain is {number}; with --mode=evaluate it is how many errors of each class are drawn")
+    if int(number) and _WEIGHTS.value and not _WORKDIR.value:
         raise UserError("--workdir is missing: where is the sheet of --explain to be written?")
     config = _config()
     asked = {"data": _DATA.value, "split": _SPLIT.value, "strict": _STRICT.value, "stop": _start(config)}
@@ -103,8 +118,8 @@ def _evaluate() -> None:
         evaluated = evaluate.evaluate_weights(_WEIGHTS.value, workdir, **asked)
     else:
         evaluated = evaluate.evaluate(_CONFIG.value, workdir, **asked, checkpoint=_CHECKPOINT.value or "best")
-    if _EXPLAIN.value:
-        explain.draw_errors(evaluated, number=_EXPLAIN.value, workdir=workdir)
+    if int(number):
+        explain.draw_errors(evaluated, number=int(number), workdir=workdir)
 
 
 def _export() -> None:
@@ -128,6 +143,36 @@ def _audit() -> None:
     audit.audit(options, _workdir(config, os.path.join("runs", "audit")))
 
 
+def _network() -> dict:
+    """Returns which network and detector pictures are looked at with."""
+    weights, checkpoint = _WEIGHTS.value or "pretrained", _CHECKPOINT.value
+    return {"weights": weights, "checkpoint": checkpoint, "detector": _DETECTOR.value}
+
+
+def _predict(*words: str) -> None:
+    if _OUT.value and not _SAVE.value:
+        raise UserError("--out goes with --save, which writes annotated pictures there")
+    from fer_jax import predict
+
+    predict.predict(
+        words,
+        **_network(),
+        options={"faces": _FACES.value, "small_faces": _SMALL_FACES.value, "explain": _EXPLAIN.value},
+        json=_JSON.value,
+        csv=_CSV.value,
+        save=(_OUT.value or "predictions") if _SAVE.value else None,
+        every=_EVERY.value,
+        raw=_RAW.value,
+        require_face=_REQUIRE_FACE.value,
+    )
+
+
+def _serve() -> None:
+    from fer_jax import serve
+
+    serve.serve(**_network(), host=_HOST.value, port=_PORT.value, opens=_OPEN.value)
+
+
 _COMMANDS = {
     "train": command_line.Command(
         _train,
@@ -146,6 +191,19 @@ _COMMANDS = {
         "Writes a network in another program's format, and runs it there.",
         "workdir weights checkpoint format out dtype licence data",
         "export --workdir=runs/mine --format=onnx --out=net.onnx",
+    ),
+    "predict": command_line.Command(
+        _predict,
+        "Says which expressions the faces in pictures and videos have.",
+        "weights checkpoint detector faces small_faces explain json csv save out every raw require_face",
+        "predict photo.jpg",
+        words="PICTURE|FOLDER|VIDEO|PATTERN|-|CAMERA ...",
+    ),
+    "serve": command_line.Command(
+        _serve,
+        "Shows a page in the browser that does it, with a webcam too.",
+        "weights checkpoint detector host port open",
+        "serve --open",
     ),
     "audit": command_line.Command(
         _audit,

@@ -17,7 +17,7 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"
 FLOORS = [
     {"main", "__main__"},
     {"train", "explain"},
-    {"evaluate", "export", "audit"},
+    {"evaluate", "export", "audit", "predict", "serve"},
     {"loop", "faces"},
     {"exports"},
     {"inference"},

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fer_jax.faces import overlay
+
 _DARK, _LIGHT = (20, 20, 20), (255, 255, 255)
 
 
@@ -17,7 +19,7 @@ def annotate(picture: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> Image.I
     Args:
       picture: uint8 [height, width, 3], RGB.
       faces: dicts with `box` [x, y, width, height] in the picture's pixels, `emotion` and `score`, as `Classifier`
-        returns them.
+        returns them. Those that have an `explanation` get it in a strip below the picture.
     """
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
@@ -30,7 +32,29 @@ def annotate(picture: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> Image.I
             corners = (box[0] - grown, box[1] - grown, box[2] + grown, box[3] + grown)
             draw.rectangle(corners, outline=colour, width=thickness)
         _label(draw, image.size, box, f"{face['emotion']} {face['score']:.0%}", line)
-    return image
+    explained = [face for face in faces if "explanation" in face]
+    return _with_strip(image, explained) if explained else image
+
+
+def _with_strip(image: Image.Image, faces: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Returns a picture with its faces' explanations below it, in rows, and what their colours mean."""
+    side = min(image.width, max(96, image.width // 6))
+    columns, caption = max(1, image.width // side), max(14, side // 8)
+    rows = -(-len(faces) // columns)
+    whole = Image.new("RGB", (image.width, image.height + rows * (side + caption) + caption), _DARK)
+    whole.paste(image)
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(caption * 0.7)
+    for number, face in enumerate(faces):
+        x, y = number % columns * side, image.height + number // columns * (side + caption)
+        whole.paste(overlay.from_data_url(face["explanation"]).resize((side, side)), (x, y))
+        draw.text((x + 2, y + side), f"{face['emotion']} {face['score']:.0%}", font=font, fill=_LIGHT)
+    y = whole.height - caption
+    draw.text((2, y), "counts little", font=font, fill=_LIGHT)
+    left = round(draw.textlength("counts little ", font=font)) + 4
+    ramp = Image.fromarray(overlay.legend(side, caption // 2))
+    whole.paste(ramp, (left, y + caption // 4))
+    draw.text((left + side + 4, y), "counts most", font=font, fill=_LIGHT)
+    return whole
 
 
 def _label(draw: ImageDraw.ImageDraw, size: tuple[int, int], box, text: str, line: int) -> None:

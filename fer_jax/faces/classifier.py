@@ -13,12 +13,12 @@ from PIL import Image
 
 from fer_jax import parallel
 from fer_jax.errors import UserError
-from fer_jax.faces import annotation, pictures, video
+from fer_jax.faces import annotation, overlay, pictures, video
 from fer_jax.faces.cropping import crop
 from fer_jax.faces.detection import BATCH_SIZE, Face, batches
 from fer_jax.faces.detectors import make_detector, take_whole
 from fer_jax.faces.pictures import Picture
-from fer_jax.inference import features, weights
+from fer_jax.inference import explanation, features, weights
 from fer_jax.inference.trained_model import TrainedModel
 
 # A face of 24 pixels, enlarged, costs 7 points of accuracy; below 30 the answer says that it is small.
@@ -35,12 +35,16 @@ class _Options:
     threshold: float = 0.5
     small_faces: bool = False
     bgr: bool = False
+    explain: str | None = None
 
     def __post_init__(self):
         if self.faces not in _WHICH:
             raise UserError(f"faces is {self.faces!r}; it must be one of {', '.join(map(repr, _WHICH))}")
         if not 0 < self.threshold < 1:
             raise UserError(f"threshold is {self.threshold}; it must be between 0 and 1")
+        # Before a picture is read, not when its first face is found.
+        if self.explain is not None:
+            explanation.check(self.explain)
 
 
 class Classifier:
@@ -90,14 +94,15 @@ class Classifier:
         threshold: float = 0.5,
         small_faces: bool = False,
         bgr: bool = False,
+        explain: str | None = None,
     ) -> Any:
         """Returns the faces of a picture, the largest first, each a dict that JSON can hold.
 
         `box` [x, y, width, height] within the picture; `emotions` {name: probability}; `emotion`, the most probable
         one, and its `score`; `face_score`, how sure the detector is; `eyes` [[x, y], [x, y]], that on the left first,
-        and `roll`, the degrees by which they are turned clockwise, both None where the detector doesn't know; and
-        `small`, True, where the face has fewer than 30 pixels a side. Lengths are pixels of the upright picture. A
-        picture without a face gives [].
+        and `roll`, the degrees by which they are turned clockwise, both None where the detector doesn't know; `small`,
+        True, where the face has fewer than 30 pixels a side; and `explanation`, if asked for. Lengths are pixels of the
+        upright picture. A picture without a face gives [].
 
         Args:
           x: a picture as `pictures.read` takes it. A list of them gives a list of lists; an iterator, a video or an
@@ -108,11 +113,14 @@ class Classifier:
           threshold: the lowest `face_score`.
           small_faces: whether faces of less than 7 % of the picture's longer side are searched too, which takes longer.
           bgr: whether arrays are in BGR, as OpenCV's are.
+          explain: 'layercam', 'gradcam' or 'occlusion', which is the truest and takes the longest, adds `explanation`:
+            a picture of the face with what counted for its expression (data:image/png;base64,...). See
+            `inference.explanation`.
 
         Raises:
           UserError: a picture can't be read, or an argument can't be meant. Other pictures of a list are lost with it.
         """
-        options = _Options(faces, min_face, threshold, small_faces, bgr)
+        options = _Options(faces, min_face, threshold, small_faces, bgr, explain)
         if hasattr(x, "read"):
             # A file can be read but once, and is an iterator too, of lines.
             x = x.read()
@@ -206,13 +214,20 @@ class Classifier:
     def _classify(self, group: Sequence[Picture], options: _Options) -> list[list[dict[str, Any]]]:
         """Returns what is said of the faces of each picture."""
         found = self._find(group, options)
-        rows = iter(self.faces(self._cut(group, found)).tolist())
+        crops = self._cut(group, found)
+        probabilities = self.faces(crops)
+        maps = [None] * len(crops)
+        if options.explain:
+            maps = explanation.explain(self.trained, crops, probabilities.argmax(axis=1), options.explain)
+        rows = zip(crops, probabilities.tolist(), maps, strict=True)
         return [
-            [self._describe(picture, face, next(rows)) for face in faces]
+            [self._describe(picture, face, *next(rows)) for face in faces]
             for picture, faces in zip(group, found, strict=True)
         ]
 
-    def _describe(self, picture: Picture, face: Face, probabilities: list[float]) -> dict[str, Any]:
+    def _describe(
+        self, picture: Picture, face: Face, cut: np.ndarray, probabilities: list[float], importance: np.ndarray | None
+    ) -> dict[str, Any]:
         scale = picture.scale
         height, width = (scale * length for length in picture.pixels.shape[:2])
         left, top = (max(0, round(scale * edge)) for edge in face.box[:2])
@@ -229,6 +244,8 @@ class Classifier:
             "eyes": face.eyes and [[scale * x, scale * y] for x, y in face.eyes],
             "roll": face.roll,
         }
+        if importance is not None:
+            described["explanation"] = overlay.as_data_url(overlay.face_picture(cut, importance))
         return described | ({"small": True} if _side(face, picture) < _SMALL_FACE else {})
 
     def _with_channels(self, images: np.ndarray) -> np.ndarray:

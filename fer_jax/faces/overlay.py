@@ -1,6 +1,8 @@
 """Maps of what a network looked at, drawn over the pictures that they are of."""
 
+import base64
 import functools
+import io
 
 import numpy as np
 from PIL import Image
@@ -10,6 +12,7 @@ from PIL import Image
 COLOR_MAP = "cividis"
 # How much of the picture the most important pixels cover: the face has to be seen through them.
 _MAX_OPACITY = 0.75
+_DATA_URL = "data:image/png;base64,"
 
 
 @functools.cache
@@ -31,6 +34,24 @@ def overlay(picture: np.ndarray, importance: np.ndarray) -> np.ndarray:
     colors = _colors()[(values[..., 0] * 255).round().astype(np.uint8)]
     opacity = _MAX_OPACITY * values
     return (picture * (1 - opacity) + colors * opacity).round().astype(np.uint8)
+
+
+def face_picture(face: np.ndarray, importance: np.ndarray, size: int = 192) -> Image.Image:
+    """Returns a face with its map over it, `size` pixels a side; face: uint8 [height, width, 1 or 3]."""
+    enlarged = Image.fromarray(face.squeeze(-1) if face.shape[-1] == 1 else face).resize((size, size), Image.BICUBIC)
+    return Image.fromarray(overlay(np.asarray(enlarged.convert("RGB")), importance))
+
+
+def as_data_url(picture: Image.Image) -> str:
+    """Returns a picture as text, data:image/png;base64,..., which browsers and notebooks show."""
+    file = io.BytesIO()
+    picture.save(file, "png")
+    return _DATA_URL + base64.b64encode(file.getvalue()).decode()
+
+
+def from_data_url(text: str) -> Image.Image:
+    """Returns the picture of `as_data_url`."""
+    return Image.open(io.BytesIO(base64.b64decode(text.removeprefix(_DATA_URL)))).convert("RGB")
 
 
 def legend(width: int, height: int) -> np.ndarray:

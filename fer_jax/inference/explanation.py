@@ -32,12 +32,17 @@ def explain(trained: TrainedModel, images: np.ndarray, classes: np.ndarray, meth
 
     Raises UserError where the method is another one, or the images are not the network's.
     """
-    if method not in METHODS:
-        raise UserError(f"there is no explanation {method!r}; there are {', '.join(METHODS)}")
+    check(method)
     images, classes = trained.check_images(images), np.asarray(classes)
     if not len(images):
         return np.zeros((0, *images.shape[1:3]), np.float32)
     return _scaled(METHODS[method](trained, images, classes))
+
+
+def check(method: str) -> None:
+    """Raises UserError where there is no such method."""
+    if method not in METHODS:
+        raise UserError(f"there is no explanation {method!r}; there are {', '.join(METHODS)}")
 
 
 def stage_maps(trained: TrainedModel, images: np.ndarray, classes: np.ndarray, weight: Callable) -> np.ndarray:

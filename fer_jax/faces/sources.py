@@ -1,0 +1,56 @@
+"""What a person means by a word of the command line: pictures, folders of them, videos, a camera, standard input."""
+
+import glob
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from fer_jax.errors import UserError
+from fer_jax.faces import video
+
+# Of folders, in which other files may lie too; a file that is named is tried whatever it is called.
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
+
+
+class Source(NamedTuple):
+    """name: for people. value: as `Classifier` and `video.frames` take it."""
+
+    name: str
+    value: Any
+
+
+def expand(words: Sequence[str]) -> Iterator[Source]:
+    """Yields the pictures, videos and cameras that the words mean, in the order of the words.
+
+    A word is a picture or video, a folder, of which all pictures and videos are meant, also in folders within it, by
+    name; a pattern such as 'a*.jpg'; '-' for standard input; or the number of a camera.
+
+    Raises UserError where there is nothing of that name.
+    """
+    for word in words:
+        if word == "-":
+            yield Source("-", sys.stdin.buffer.read())
+        elif os.path.isdir(word):
+            found = False
+            for path in _files_of(word):
+                found = True
+                yield Source(path, path)
+            if not found:
+                raise UserError(f"{word} has no pictures or videos in it: {' '.join(PICTURE_SUFFIXES)} ...")
+        elif os.path.exists(word) or "://" in word:
+            yield Source(word, word)
+        elif word.isdigit():
+            yield Source(f"camera {word}", int(word))
+        elif matches := sorted(glob.glob(word, recursive=True)):
+            yield from expand(matches)
+        else:
+            raise UserError(f"{word} is not there")
+
+
+def _files_of(folder: str) -> Iterator[str]:
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if name.lower().endswith(PICTURE_SUFFIXES + video.SUFFIXES):
+                yield os.path.join(parent, name)

@@ -1,0 +1,166 @@
+"""The command `fer-jax predict`: which expressions the faces in pictures and videos have."""
+
+import contextlib
+import itertools
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO
+
+import tqdm
+
+from fer_jax.errors import UserError
+from fer_jax.faces import pictures, video
+from fer_jax.faces.answers import Answer, CsvWriter, as_lines, write_json
+from fer_jax.faces.classifier import Classifier
+from fer_jax.faces.detection import BATCH_SIZE
+from fer_jax.faces.save import Saver
+from fer_jax.faces.smoothing import Smoother
+from fer_jax.faces.sources import Source, expand
+
+# A folder of damaged files would else be a screen of names.
+_NAMED = 20
+
+
+def predict(
+    words: Sequence[str],
+    *,
+    weights: str,
+    checkpoint: str | None,
+    detector: str,
+    options: dict,
+    json: str | None,
+    csv: str | None,
+    save: str | None,
+    every: int,
+    raw: bool,
+    require_face: bool,
+) -> None:
+    """Prints a line for each face of the pictures and videos that the words mean (see `sources.expand`).
+
+    Files that can't be read are passed over, counted and named at the end.
+
+    Args:
+      weights, checkpoint, detector: of `Classifier`. options: of its call.
+      json, csv: files to which answers are written as JSON lines or rows; '-' for standard output, which then has
+        nothing else.
+      save: the folder to which annotated pictures and videos are written.
+      every: of a video one frame in so many is looked at.
+      raw: whether probabilities of videos are not smoothed.
+      require_face: whether it is an error if no face is found.
+
+    Raises:
+      UserError: a word means nothing, none of the files can be read, or no face is found and one is required.
+      OSError: a file can't be written.
+    """
+    if not words:
+        raise UserError("which picture? For example fer-jax predict photo.jpg; or a folder, a video, 0 for a camera")
+    if json == csv == "-":
+        raise UserError("--json=- and --csv=- both want standard output; write one of them to a file")
+    sources = list(expand(words))
+    classifier = Classifier(weights, checkpoint, detector=detector)
+    unreadable: list[str] = []
+    num_faces, num_answers, started = 0, 0, time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        json_file = json and stack.enter_context(_opened(json))
+        csv_writer = csv and CsvWriter(stack.enter_context(_opened(csv)), classifier.class_names)
+        saver = save and stack.enter_context(Saver(save, words))
+        is_quiet = "-" in (json, csv)
+        total = len(sources) if len(sources) > 1 else None
+        # None: only where standard error is a terminal.
+        bar = stack.enter_context(tqdm.tqdm(total=total, unit="pictures", disable=None if total else True, leave=False))
+        for answer, pixels in _answers(sources, classifier, options, every, raw, unreadable, bar.update):
+            num_answers, num_faces = num_answers + 1, num_faces + len(answer.faces)
+            if not is_quiet:
+                for line in as_lines(answer):
+                    tqdm.tqdm.write(line, file=sys.stdout)
+            if json_file:
+                write_json(answer, json_file)
+            if csv_writer:
+                csv_writer.write(answer)
+            if saver:
+                saver.save(answer, pixels)
+    seconds = time.perf_counter() - started
+    if len(sources) > 1 or unreadable:
+        named = f": {'; '.join(unreadable[:_NAMED])}{' ...' if len(unreadable) > _NAMED else ''}" if unreadable else ""
+        print(
+            f"{num_answers:,} pictures, {num_faces:,} faces, {num_answers / seconds:.1f} pictures/s; "
+            f"{len(unreadable):,} files can't be read{named}",
+            file=sys.stderr,
+        )
+    if unreadable and not num_answers:
+        raise UserError("none of the files can be read")
+    if require_face and not num_faces:
+        raise UserError("no face is found")
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[IO[str]]:
+    if path == "-":
+        yield sys.stdout
+    else:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            yield file
+
+
+def _answers(sources: list[Source], classifier: Classifier, options: dict, every, raw, unreadable, advance) -> Iterator:
+    """Yields (answer, pixels of the whole picture) in the order of the sources; `unreadable` gets what is wrong."""
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        for is_stream, group in itertools.groupby(sources, lambda source: _is_stream(source.value)):
+            if is_stream:
+                for source in group:
+                    try:
+                        yield from _of_stream(source, classifier, options, every, raw)
+                    except UserError as error:
+                        unreadable.append(str(error))
+                    advance()
+                continue
+            # The next files are read while the network looks at these, and no more are kept.
+            reading = []
+            for batch in itertools.chain(_in_batches(group), [[]]):
+                following = [executor.submit(_read, source, options) for source in batch]
+                yield from _of_pictures([future.result() for future in reading], classifier, options, unreadable)
+                advance(len(reading))
+                reading = following
+
+
+def _in_batches(items: Iterable, size: int = BATCH_SIZE) -> Iterator[list]:
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def _is_stream(value) -> bool:
+    if video.is_video(value):
+        return True
+    try:
+        return pictures.is_animated(value)
+    except UserError:
+        return False  # said when it is read
+
+
+def _read(source: Source, options: dict) -> tuple[Source, pictures.Picture | str]:
+    try:
+        return source, pictures.read(source.value, reduce=not options["small_faces"])
+    except UserError as error:
+        return source, str(error)
+
+
+def _of_pictures(group, classifier: Classifier, options: dict, unreadable: list[str]) -> Iterator:
+    unreadable += [message for _, message in group if isinstance(message, str)]
+    readable = [(source, picture) for source, picture in group if not isinstance(picture, str)]
+    found = classifier([picture for _, picture in readable], **options)
+    for (source, _), faces in zip(readable, found, strict=True):
+        yield Answer(source.name, faces), source.value
+
+
+def _of_stream(source: Source, classifier: Classifier, options: dict, every: int, raw: bool) -> Iterator:
+    smooth = (lambda faces, _: faces) if raw else Smoother()
+    # A camera's frame is answered at once.
+    size = 1 if isinstance(source.value, int) else BATCH_SIZE
+    for batch in _in_batches(video.frames(source.value, every), size):
+        found = classifier([pictures.Picture(frame.pixels) for frame in batch], **options)
+        for frame, faces in zip(batch, found, strict=True):
+            yield Answer(source.name, smooth(faces, frame.time), frame.index, frame.time), frame.pixels
