@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -72,25 +73,28 @@ def export(
     path = _check_out(out, file_format)
     trained, name = _load(source, checkpoint)
     trained = _with_metadata(trained, {"licence": licence} if licence else {})
-    # Said, since its accuracy is not the one that was reported.
-    if kind.one_picture and VIEWS[trained.preprocessing.view].count > 1:
-        view = "centre_crop" if VIEWS[trained.preprocessing.view].is_cropped else "whole"
-        own = trained.preprocessing.view
-        terminal.warn(f"{path} will be shown one picture, {view}, where the network's own view is {own}")
-        trained = trained.with_view(view)
+    if kind.one_picture:
+        trained = _with_one_picture(trained, path, terminal)
     # Under this name until it is verified: what is wrong never has the name of what is right.
     unverified = path.with_name(path.name + ".unverified")
+    _remove(unverified)
     try:
         module.write(trained, unverified, dtype=dtype)
-        dataset = _find_data(trained, name, data, file_format, terminal)
-        with stop:
-            if file_format == "safetensors" and dataset is not None:
-                written = TrainedModel.load(unverified)
-                names = {f"step {trained.step} of {name}": trained, f"{path}, {dtype}": written}
-                extra = {"accuracies": _compare_accuracies(names, dataset, stop, terminal)}
-                # The kernels have this dtype's values already, so they are written as they were evaluated.
-                _with_metadata(written, extra).save(unverified, dtype=dtype)
-            _verify(kind, unverified, trained, path, dtype, dataset, terminal)
+        missing = kind.missing_readers()
+        if missing:
+            # Whoever exports for another machine need not have on this one what reads it there.
+            terminal.warn(
+                f"{path} is not verified, since {' and '.join(missing)} to read it with are not installed: "
+                f"pip install 'fer_jax[{kind.extra}]' brings them"
+            )
+        else:
+            dataset = _find_data(trained, name, data, file_format, terminal)
+            with stop:
+                if file_format == "safetensors" and dataset is not None:
+                    networks = {f"step {trained.step} of {name}": trained}
+                    _store_accuracies(unverified, f"{path}, {dtype}", networks, dtype, dataset, stop, terminal)
+                images, of = _choose_images(trained, dataset)
+                _verify(module.read(unverified), images, of, trained, path, dtype, terminal)
         unverified.replace(path)
     finally:
         _remove(unverified)
@@ -145,6 +149,17 @@ def _with_metadata(trained: TrainedModel, extra: dict) -> TrainedModel:
     return dataclasses.replace(trained, metadata={**trained.metadata, **extra})
 
 
+def _with_one_picture(trained: TrainedModel, path: pathlib.Path, terminal: Terminal) -> TrainedModel:
+    """Returns the network with a view of one picture, with a warning where its own has several."""
+    own = trained.preprocessing.view
+    if VIEWS[own].count == 1:
+        return trained
+    view = "centre_crop" if VIEWS[own].is_cropped else "whole"
+    # Said, since the accuracy that was reported is the other view's.
+    terminal.warn(f"{path} holds the view {view}, of one picture, where the network's own is {own}")
+    return trained.with_view(view)
+
+
 def _find_data(
     trained: TrainedModel, name: str, data: str | None, file_format: str, terminal: Terminal
 ) -> Dataset | None:
@@ -169,6 +184,22 @@ def _find_data(
         return None
 
 
+def _store_accuracies(
+    written: pathlib.Path,
+    name: str,
+    networks: dict[str, TrainedModel],
+    dtype: str,
+    dataset: Dataset,
+    stop: StopRequest,
+    terminal: Terminal,
+) -> None:
+    """Evaluates the network of a weights file beside others, and stores the file's accuracies in its metadata."""
+    loaded = TrainedModel.load(written)
+    accuracies = _compare_accuracies({**networks, name: loaded}, dataset, stop, terminal)
+    # The kernels have this dtype's values already, so they are written as they were evaluated.
+    _with_metadata(loaded, {"accuracies": accuracies}).save(written, dtype=dtype)
+
+
 def _compare_accuracies(
     networks: dict[str, TrainedModel], dataset: Dataset, stop: StopRequest, terminal: Terminal
 ) -> dict[str, dict]:
@@ -191,27 +222,30 @@ def _compare_accuracies(
     return accuracies
 
 
+def _choose_images(trained: TrainedModel, dataset: Dataset | None) -> tuple[np.ndarray, str]:
+    """Returns uint8 images to try a network on, and what they are."""
+    if dataset is None:
+        shape = (_NUM_IMAGES, *trained.preprocessing.image_shape)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), "random images"
+    # No network was trained on these, and none should be chosen by its answers on test.
+    images = dataset.split("validation").images
+    # Spread over the split: files may be sorted by class. At least two, as `compare` takes them.
+    number = max(2, min(_NUM_IMAGES, len(images)))
+    return images[np.linspace(0, len(images) - 1, number).astype(int)], "validation images"
+
+
 def _verify(
-    kind: formats.Format,
-    written: pathlib.Path,
+    predict: Callable[[np.ndarray], np.ndarray],
+    images: np.ndarray,
+    of: str,
     trained: TrainedModel,
     path: pathlib.Path,
     dtype: str,
-    dataset: Dataset | None,
     terminal: Terminal,
 ) -> None:
-    """Says how far what was written answers as the network does; raises UserError where that is too far."""
-    # Whoever exports for another machine need not have on this one what reads it there.
-    missing = kind.missing_readers()
-    if missing:
-        terminal.warn(
-            f"{path} is not verified, since {' and '.join(missing)} to read it with are not installed: "
-            f"pip install 'fer_jax[{kind.extra}]' brings them"
-        )
-        return
-    images, of = _images(trained, dataset)
+    """Says how far `predict` answers as the network does; raises UserError where that is too far."""
     expected = function.predict(trained, images)["probabilities"]
-    difference, equal, number = verification.compare(kind.load().read(written), images, expected)
+    difference, equal, number = verification.compare(predict, images, expected)
     bound = verification.BOUNDS[dtype]
     result = f"probabilities differ by up to {difference:.2g}, {equal:.1%} of the predictions are equal"
     # A difference that is not a number is none within the bound.
@@ -221,15 +255,3 @@ def _verify(
             f"explains a difference of {bound:g}"
         )
     terminal.say(f"\nRead back and run on {number} {of}: {result}")
-
-
-def _images(trained: TrainedModel, dataset: Dataset | None) -> tuple[np.ndarray, str]:
-    """Returns uint8 images to try a network on, and what they are."""
-    if dataset is None:
-        shape = (_NUM_IMAGES, *trained.preprocessing.image_shape)
-        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), "random images"
-    # Which no network was trained on, and none should be chosen by the answers on test.
-    images = dataset.split("validation").images
-    # Spread over the split: files may be sorted by class. At least two, as `compare` takes them.
-    number = max(2, min(_NUM_IMAGES, len(images)))
-    return images[np.linspace(0, len(images) - 1, number).astype(int)], "validation images"

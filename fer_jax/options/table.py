@@ -112,7 +112,7 @@ OPTIONS: dict[str, Option] = {
         None,
         str,
         PATH,
-        "A weights file, or 'pretrained', from which training starts. Unset: weights drawn from the seed.",
+        "A weights file, ours or of torchvision's ResNets, or 'pretrained', to start from. Unset: drawn from the seed.",
         optional=True,
     ),
     "model.remat": Option(

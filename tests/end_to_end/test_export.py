@@ -1,5 +1,6 @@
 """Weights files: exported from a run, evaluated without it."""
 
+import importlib.util
 import json
 import pathlib
 import re
@@ -13,6 +14,8 @@ import safetensors.numpy
 
 from fer_jax import evaluate, export
 from fer_jax.errors import UserError
+from fer_jax.exports import formats
+from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.inference.trained_model import TrainedModel
 from fer_jax.system.signals import StopRequest
 from fer_jax.workdir.paths import Workdir
@@ -127,6 +130,39 @@ def test_an_onnx_file_is_run_on_validation_images_and_on_random_ones_where_there
     assert (tmp_path / "half.onnx").stat().st_size < path.stat().st_size
 
 
+@pytest.mark.parametrize("name", ["stablehlo", "tflite", "torch", "transformers"])
+def test_other_formats_are_run_where_what_reads_them_is_installed(workdir, tmp_path, name):
+    kind = formats.FORMATS[name]
+    path = tmp_path / f"net{kind.suffix}"
+    status, out, err = run_main("export", f"--workdir={workdir}", f"--format={name}", f"--out={path}")
+    assert status == 0, err
+    if missing := [package for package in kind.readers if importlib.util.find_spec(package) is None]:
+        assert f"warning: {path} is not verified, since {' and '.join(missing)} to read it with are not inst" in err
+        assert f"pip install 'fer_jax[{name}]' brings them" in err
+    else:
+        (said,) = re.findall(r"run on 21 validation images: probabilities differ by up to (.*), 100\.0%", out)
+        assert float(said) < 1e-5
+    assert "Its probabilities are of angry, disgust, fear, happy, sad, surprise, neutral, in this order." in out
+    assert ("JAX promises to read this file for six months" in out) == (name == "stablehlo")
+    assert path.is_dir() == (name in ("torch", "transformers"))
+    assert sorted(other.name for other in tmp_path.iterdir()) == [path.name, "run"]
+    # Nothing is written over.
+    status, _, err = run_main("export", f"--workdir={workdir}", f"--format={name}", f"--out={path}")
+    assert status == 2
+    assert "which is there already; remove it or choose another name" in err
+
+
+def test_a_format_of_one_picture_says_so_where_the_network_is_shown_ten(tmp_path):
+    preprocessing = Preprocessing((48, 48, 1), crop=40, view="ten_crops")
+    random_network(preprocessing).save(tmp_path / "net.safetensors")
+    source = f"--weights={tmp_path / 'net.safetensors'}"
+    status, _, err = run_main("export", source, "--format=transformers", f"--out={tmp_path / 'net'}")
+    assert status == 0, err
+    assert "net holds the view centre_crop, of one picture, where the network's own is ten_crops" in err
+    processor = json.loads((tmp_path / "net" / "preprocessor_config.json").read_text())
+    assert (processor["do_center_crop"], processor["crop_size"]) == (True, {"height": 40, "width": 40})
+
+
 def test_what_answers_otherwise_than_the_network_is_not_kept(tmp_path):
     trained = random_network(seed=1)
     # Kernels of two classes that differ by less than float16 tells apart, and large enough for that to show.
@@ -227,6 +263,10 @@ def test_the_command_exports_and_evaluates(csv_file, finished, tmp_path):
         (
             ["export", "--workdir=runs/nothing", "--out=a.safetensors", "--dtype=int8"],
             "--dtype is int8; --format=safetensors stores weights as float32, float16 or bfloat16",
+        ),
+        (
+            ["export", "--workdir=runs/nothing", "--format=stablehlo", "--out=a.stablehlo", "--dtype=float16"],
+            "--dtype is float16; --format=stablehlo stores weights as float32",
         ),
         (
             ["export", "--workdir=runs/nothing", "--format=onnx", "--out=a.safetensors"],
