@@ -234,7 +234,8 @@ def run(*, may_restart: bool = False) -> None:
     """
     command_line.refuse_windows(sys.platform)
     command_line.answer_help(sys.argv, _COMMANDS)
-    if may_restart:
+    # One picture is answered sooner than a restart pays.
+    if may_restart and not {"predict", "serve"} & set(sys.argv[1:2]):
         memory.restart_tuned()
     app.run(main, flags_parser=functools.partial(command_line.parse, commands=_COMMANDS))
 

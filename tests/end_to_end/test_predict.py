@@ -1,0 +1,154 @@
+"""The command predict on pictures, folders and videos, by a small network."""
+
+import io
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fer_jax import predict as predict_command
+from fer_jax.data.dataset import CLASS_NAMES
+from fer_jax.errors import UserError
+from tests.support import commands
+
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
+PHOTOGRAPH = FIXTURES / "astronaut.jpg"
+
+
+def predict(*words, faces: str = "all", explain: str | None = None, **asked) -> None:
+    defaults = {"weights": str(FIXTURES / "run_0.1"), "checkpoint": None, "detector": "blazeface"}
+    defaults |= {"json": None, "csv": None, "save": None, "every": 1, "raw": False, "require_face": False}
+    options = {"faces": faces, "small_faces": False, "explain": explain}
+    predict_command.predict([str(word) for word in words], options=options, **defaults | asked)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Eighteen photographs in two folders, one without a face, one damaged, and an animation of three frames."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "more").mkdir()
+    photograph = Image.open(PHOTOGRAPH)
+    for number in range(9):
+        photograph.save(folder / f"{number}.png")
+        photograph.save(folder / "more" / f"{number}.png")
+    Image.new("RGB", (100, 80), (90, 120, 90)).save(folder / "lawn.jpg")
+    (folder / "damaged.jpg").write_bytes(PHOTOGRAPH.read_bytes()[:1500])
+    # Equal frames would be stored as one.
+    dotted = [photograph.copy() for _ in range(3)]
+    for number, image in enumerate(dotted):
+        image.paste((255, 255, 255), (0, 0, 5 * number + 1, 5))
+    dotted[0].save(folder / "three.gif", save_all=True, append_images=dotted[1:], duration=200)
+    return folder
+
+
+def test_a_photograph_is_a_line_and_a_picture_without_a_face_one_that_says_so(folder, capsys):
+    predict(PHOTOGRAPH, folder / "lawn.jpg")
+    out, err = capsys.readouterr()
+    first, second = out.splitlines()
+    assert first.startswith(f"{PHOTOGRAPH}: ")
+    assert "% (face 9" in first
+    assert second == f"{folder / 'lawn.jpg'}: no face"
+    assert "2 pictures, 1 faces, " in err
+
+
+def test_a_folder_is_answered_in_order_in_every_form_and_what_can_not_be_read_is_named(folder, tmp_path, capsys):
+    out = tmp_path / "drawn"
+    predict(folder, json=str(tmp_path / "f.json"), csv=str(tmp_path / "f.csv"), save=str(out), explain="layercam")
+    printed, err = capsys.readouterr()
+    assert "22 pictures, 21 faces, " in err
+    assert "1 files can't be read: " in err
+    assert "damaged.jpg" in err
+    answers = [json.loads(line) for line in (tmp_path / "f.json").read_text().splitlines()]
+    files = [pathlib.Path(answer["file"]).relative_to(folder).as_posix() for answer in answers]
+    assert files == [
+        *(f"{n}.png" for n in range(9)),
+        "lawn.jpg",
+        *["three.gif"] * 3,
+        *(f"more/{n}.png" for n in range(9)),
+    ]
+    assert [answer.get("time") for answer in answers if "frame" in answer] == [0.0, 0.2, 0.4]
+    assert len(printed.splitlines()) == 22
+    table = pd.read_csv(tmp_path / "f.csv")
+    assert len(table) == 21
+    np.testing.assert_allclose(table[list(CLASS_NAMES)].sum(axis=1), 1, rtol=1e-5)
+    # One picture shown eighteen times is one answer.
+    assert np.ptp(table["score"][table["time"].isna()]) < 1e-4
+    saved = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.jpg"))
+    assert saved == sorted(
+        [*(f"{n}_fer.jpg" for n in range(9)), "lawn_fer.jpg", *(f"more/{n}_fer.jpg" for n in range(9))]
+    )
+    with Image.open(out / "0_fer.jpg") as drawn, Image.open(PHOTOGRAPH) as before:
+        assert drawn.height > before.height  # the explanations' strip
+        assert drawn.width == before.width
+
+
+def test_standard_output_is_json_alone_where_it_is_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PHOTOGRAPH.read_bytes())))
+    predict("-", json="-")
+    (answer,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert answer["file"] == "-"
+    assert len(answer["faces"]) == 1
+
+
+def test_two_pictures_of_one_name_are_both_saved(tmp_path, capsys):
+    with Image.open(PHOTOGRAPH) as image:
+        image.save(tmp_path / "a.png")
+        image.save(tmp_path / "a.bmp")
+    predict(tmp_path / "a.png", tmp_path / "a.bmp", save=str(tmp_path / "out"), faces="none")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_bmp_fer.jpg", "a_fer.jpg"]
+
+
+def test_a_video_is_read_and_written(folder, tmp_path, capsys):
+    pytest.importorskip("cv2")
+    predict(folder / "three.gif", save=str(tmp_path))
+    capsys.readouterr()
+    (video,) = tmp_path.glob("*.webm")
+    assert video.name == "three_fer.webm"
+    predict(video, every=2, json="-", raw=True)
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["frame"] for answer in answers] == [0, 2]
+    assert answers[1]["time"] == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "which picture"),
+        ({"words": ["gone.jpg"]}, "gone.jpg is not there"),
+        ({"words": [PHOTOGRAPH], "json": "-", "csv": "-"}, "both want standard output"),
+        ({"words": [__file__]}, "none of the files can be read"),
+        ({"words": [PHOTOGRAPH], "weights": "nothing.safetensors"}, "nothing.safetensors is not there"),
+        ({"words": [PHOTOGRAPH], "explain": "lime"}, "no explanation 'lime'"),
+        ({"words": [PHOTOGRAPH], "detector": "haar"}, "haar"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        predict(*arguments.pop("words", []), **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_face_may_be_required(folder):
+    with pytest.raises(UserError, match="no face is found"):
+        predict(folder / "lawn.jpg", require_face=True)
+    predict(folder / "lawn.jpg")
+
+
+def test_the_command_by_its_name_with_the_packaged_network(tmp_path):
+    status, out, err = commands.run(commands.main("predict", str(PHOTOGRAPH)))
+    assert status == 0, err
+    assert ": happy " in out
+    for arguments, message in (
+        (["predict", "a.jpg", "--config=resnet50"], "--config goes with"),
+        (["predict", "a.jpg", "--out=b"], "--out goes with --save"),
+        (["serve", "a.jpg"], "'a.jpg' is no option"),
+        (["serve", "--port=70000"], "port"),
+    ):
+        status, _, err = commands.run(commands.main(*arguments))
+        assert status == 2
+        assert message in err
+        assert len(err.strip().splitlines()) == 1

@@ -1,0 +1,59 @@
+"""What a word of the command line means."""
+
+import io
+import sys
+
+import pytest
+
+from fer_jax.errors import UserError
+from fer_jax.faces.sources import expand
+
+
+def names(*words) -> list[str]:
+    return [source.name for source in expand(words)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    for name in ("b.JPG", "a.png", "notes.txt", "clip.mp4", "more/c.webp", "more/odd", "empty/readme.md"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_is_its_pictures_and_videos_by_name_and_those_of_its_folders(folder):
+    assert names(".") == ["./a.png", "./b.JPG", "./clip.mp4", "./more/c.webp"]
+
+
+def test_words_keep_their_order_and_a_file_is_taken_whatever_it_is_called(folder):
+    assert names("more/odd", "a.png", "more") == ["more/odd", "a.png", "more/c.webp"]
+
+
+def test_a_pattern_is_sorted_and_may_reach_into_folders(folder):
+    assert names("*.*g") == ["a.png"]
+    assert names("**/*.webp") == ["more/c.webp"]
+
+
+def test_a_number_is_a_camera_unless_there_is_a_file_of_that_name(folder):
+    assert [source.value for source in expand(["0", "2"])] == [0, 2]
+    (folder / "0").touch()
+    assert [source.value for source in expand(["0"])] == ["0"]
+
+
+def test_a_dash_is_standard_input_and_an_address_a_video(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"bytes")))
+    assert [(source.name, source.value) for source in expand(["-", "rtsp://camera/1"])] == [
+        ("-", b"bytes"),
+        ("rtsp://camera/1", "rtsp://camera/1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("gone.jpg", "gone.jpg is not there"), ("z*.jpg", "is not there"), ("empty", "has no pictures")],
+)
+def test_what_is_not_there_is_said(folder, word, message):
+    with pytest.raises(UserError, match=message.replace("*", r"\*")):
+        names(word)
