@@ -144,7 +144,11 @@ def _audit() -> None:
 
 
 def _network() -> dict:
-    """Returns which network and detector pictures are looked at with."""
+    """Returns which network and detector pictures are looked at with, whose programs are kept for the next time."""
+    from fer_jax.system import compilation_cache
+    from fer_jax.system.terminal import Terminal
+
+    compilation_cache.enable(Terminal(is_primary=True))
     weights, checkpoint = _WEIGHTS.value or "pretrained", _CHECKPOINT.value
     return {"weights": weights, "checkpoint": checkpoint, "detector": _DETECTOR.value}
 
