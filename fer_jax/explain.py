@@ -23,6 +23,7 @@ def draw_errors(evaluated: Evaluated, *, number: int, workdir: Workdir) -> None:
     trained, split = evaluated.trained, evaluated.dataset.split(evaluated.split)
     title = f"{evaluated.dataset.name}, {evaluated.split}: the errors of which step {trained.step} was the most certain"
     probabilities = trained.probabilities(split.images)
+    # By the network's own view, as the report is.
     rows = most_certain_errors(probabilities, split.labels, number)
     indices = np.concatenate([*rows.values(), np.zeros(0, int)]).astype(int)
     predicted = probabilities[indices].argmax(axis=1)

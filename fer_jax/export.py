@@ -38,6 +38,7 @@ def export(
     checkpoint: str | None,
     data: str | None,
     licence: str | None,
+    ort: str | None = None,
     stop: StopRequest,
 ) -> None:
     """Writes a trained network in a format of `exports.formats.FORMATS`, whole or not at all.
@@ -56,6 +57,7 @@ def export(
       checkpoint: of a run: 'best' (None means it too), 'latest' or a step.
       data: where the run's data are now, if not where they were.
       licence: a text that is stored in the metadata, or None.
+      ort: of the format 'web', a folder with onnxruntime-web's files, which are copied.
 
     Raises:
       UserError: there is no such network or data; `out` is missing, there already, or in no folder; the format can't
@@ -71,6 +73,8 @@ def export(
     kind = formats.find(file_format, dtype)
     module = kind.load()
     path = _check_out(out, file_format)
+    if ort and file_format != "web":
+        raise UserError("--ort goes with --format=web, whose page it is for")
     trained, name = _load(source, checkpoint)
     trained = _with_metadata(trained, {"licence": licence} if licence else {})
     if kind.one_picture:
@@ -79,7 +83,7 @@ def export(
     unverified = path.with_name(path.name + ".unverified")
     _remove(unverified)
     try:
-        module.write(trained, unverified, dtype=dtype)
+        module.write(trained, unverified, dtype=dtype, **({"runtime": expand_path(ort, "--ort")} if ort else {}))
         missing = kind.missing_readers()
         if missing:
             # Whoever exports for another machine need not have on this one what reads it there.

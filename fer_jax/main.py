@@ -25,6 +25,7 @@ _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of a run: 'best' (if unset), 'latest' or a step.")
 _STRICT = flags.DEFINE_bool("strict", False, "Fail if the logged validation accuracy is not reproduced.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "A weights file, or 'pretrained', instead of a run.")
+_ORT = flags.DEFINE_string("ort", None, "Of --format=web: a folder with onnxruntime-web's files, which are copied.")
 _EXPLAIN = flags.DEFINE_string(
     "explain", None, "What the network looked at: by layercam, gradcam or occlusion; or in how many errors of a class."
 )
@@ -128,6 +129,7 @@ def _export() -> None:
         raise UserError("--workdir and --weights name two networks, and one is exported; leave one out")
     config = _config()
     asked = {"file_format": _FORMAT.value, "out": _OUT.value, "dtype": _DTYPE.value, "licence": _LICENCE.value}
+    asked["ort"] = _ORT.value
     asked |= {"checkpoint": _CHECKPOINT.value, "data": _DATA.value, "stop": _start(config)}
     from fer_jax import export
 
@@ -193,7 +195,7 @@ _COMMANDS = {
     "export": command_line.Command(
         _export,
         "Writes a network in another program's format, and runs it there.",
-        "workdir weights checkpoint format out dtype licence data",
+        "workdir weights checkpoint format out dtype ort licence data",
         "export --workdir=runs/mine --format=onnx --out=net.onnx",
     ),
     "predict": command_line.Command(

@@ -59,6 +59,7 @@ def predict(
         raise UserError("which picture? For example fer-jax predict photo.jpg; or a folder, a video, 0 for a camera")
     if json == csv == "-":
         raise UserError("--json=- and --csv=- both want standard output; write one of them to a file")
+    # Before the network is loaded, which a misspelt name needn't wait for.
     sources = list(expand(words))
     classifier = Classifier(weights, checkpoint, detector=detector)
     unreadable: list[str] = []
@@ -90,6 +91,7 @@ def predict(
             f"{len(unreadable):,} files can't be read{named}",
             file=sys.stderr,
         )
+    # Of thousands a few may be damaged; of one that is all there is to say.
     if unreadable and not num_answers:
         raise UserError("none of the files can be read")
     if require_face and not num_faces:
@@ -99,7 +101,7 @@ def predict(
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[IO[str]]:
     if path == "-":
-        yield sys.stdout
+        yield sys.stdout  # which stays open: it is not ours
     else:
         with open(path, "w", newline="", encoding="utf-8") as file:
             yield file

@@ -54,6 +54,15 @@ FORMATS = {
     "transformers": Format(
         "transformers_folder", "", ("float32",), (), ("torch", "transformers"), "transformers", one_picture=True
     ),
+    "web": Format(
+        "web_folder",
+        "",
+        ("float32", "float16"),
+        ("onnx",),
+        ("onnxruntime",),
+        "onnx",
+        note="Served by any file server, such as python -m http.server; a browser opens no modules from a file",
+    ),
 }
 # Of all formats.
 DTYPES = ("float32", "float16", "bfloat16", "int8")

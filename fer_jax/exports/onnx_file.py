@@ -31,21 +31,26 @@ def write(trained: TrainedModel, path: pathlib.Path, *, dtype: str) -> None:
     fingerprint, that of the training data, and licence, where they are known. Raises UserError where a kernel is too
     large for `dtype`, and OSError or StorageError where the file can't be written.
     """
-    # Of an extra, as is the runtime: training needs neither.
-    import onnx
-
-    graph = _Graph(dtype)
+    graph = Graph(dtype)
     logits, cam = _network(graph, trained)
     graph.add("Softmax", logits, axis=-1, output="probabilities")
     graph.add("Identity", logits, output="logits")
     graph.add("Identity", cam, output="cam")
+    save(graph, *_interface(trained), _describe(trained), path)
+
+
+def save(graph: "Graph", inputs: list, outputs: list, metadata: Mapping[str, str], path: pathlib.Path) -> None:
+    """Checks a graph and writes it; inputs, outputs: their descriptions. Raises OSError or StorageError."""
+    # Of an extra, as is the runtime: training needs neither.
+    import onnx
+
     model = onnx.helper.make_model(
-        onnx.helper.make_graph(graph.nodes, "fer_jax", *_interface(trained), graph.initializers),
+        onnx.helper.make_graph(graph.nodes, "fer_jax", inputs, outputs, graph.initializers),
         opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
         producer_name="fer_jax",
     )
-    onnx.helper.set_model_props(model, _describe(trained))
+    onnx.helper.set_model_props(model, dict(metadata))
     # With the shapes of all values, so that what is wrong is said here and not by some runtime.
     onnx.checker.check_model(model, full_check=True)
     with naming(path):
@@ -61,7 +66,7 @@ def read(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: session.run(["probabilities"], {"images": images})[0]
 
 
-class _Graph:
+class Graph:
     """Nodes and constants of an ONNX graph that is written node by node; values go by their names.
 
     dtype: in which `kernel` stores what it is given.
@@ -125,7 +130,7 @@ def _describe(trained: TrainedModel) -> dict[str, str]:
     } | {key: value for key, value in known.items() if value}
 
 
-def _network(graph: _Graph, trained: TrainedModel) -> tuple[str, str]:
+def _network(graph: Graph, trained: TrainedModel) -> tuple[str, str]:
     """Adds the network, shown its own view, and returns its logits and class activation maps."""
     preprocessing = trained.preprocessing
     images = _prepare(graph, preprocessing)
@@ -144,7 +149,7 @@ def _network(graph: _Graph, trained: TrainedModel) -> tuple[str, str]:
     return graph.add("Sub", total, graph.constant(np.float32(math.log(count)))), _first_part(graph, cam, count)
 
 
-def _first_part(graph: _Graph, x: str, count: int) -> str:
+def _first_part(graph: Graph, x: str, count: int) -> str:
     """Returns the first of `count` equal parts of the batch x."""
     from onnx import helper
 
@@ -154,7 +159,7 @@ def _first_part(graph: _Graph, x: str, count: int) -> str:
     return parts[0]
 
 
-def _prepare(graph: _Graph, preprocessing: Preprocessing) -> str:
+def _prepare(graph: Graph, preprocessing: Preprocessing) -> str:
     """Adds what `Preprocessing` does to images; returns them as float32 [batch, channels, height, width]."""
     from onnx import TensorProto
 
@@ -174,7 +179,7 @@ def _prepare(graph: _Graph, preprocessing: Preprocessing) -> str:
     return x
 
 
-def _cut(graph: _Graph, x: str, picture: Picture, preprocessing: Preprocessing) -> str:
+def _cut(graph: Graph, x: str, picture: Picture, preprocessing: Preprocessing) -> str:
     """Returns a picture of the images x."""
     top, left, height, width, is_mirrored = picture
     if (height, width) != preprocessing.image_shape[:2]:
@@ -183,11 +188,11 @@ def _cut(graph: _Graph, x: str, picture: Picture, preprocessing: Preprocessing) 
     return _slice(graph, x, [-1], [np.iinfo(np.int64).min], axes=[3], steps=[-1]) if is_mirrored else x
 
 
-def _slice(graph: _Graph, x: str, starts: list[int], ends: list[int], axes: list[int], steps: list[int]) -> str:
+def _slice(graph: Graph, x: str, starts: list[int], ends: list[int], axes: list[int], steps: list[int]) -> str:
     return graph.add("Slice", x, *(graph.constant(np.int64(values)) for values in (starts, ends, axes, steps)))
 
 
-def _features(graph: _Graph, x: str, model: ResNet, variables: Mapping[str, Any]) -> str:
+def _features(graph: Graph, x: str, model: ResNet, variables: Mapping[str, Any]) -> str:
     """Adds all of the network but its head (see `models.resnet`) and returns the last stage."""
     params, stats = variables["params"], variables["batch_stats"]
     stem = _fold(params, stats, "stem_conv", "stem_norm")
@@ -203,7 +208,7 @@ def _features(graph: _Graph, x: str, model: ResNet, variables: Mapping[str, Any]
     return x
 
 
-def _block(graph: _Graph, x: str, params: Mapping, stats: Mapping, name: str, *, stride: int, bottleneck: bool) -> str:
+def _block(graph: Graph, x: str, params: Mapping, stats: Mapping, name: str, *, stride: int, bottleneck: bool) -> str:
     # Version 1.5: the stride is that of the first 3x3 convolution.
     strides = [1, stride, 1] if bottleneck else [stride, 1]
     y = x
@@ -220,7 +225,7 @@ def _block(graph: _Graph, x: str, params: Mapping, stats: Mapping, name: str, *,
     return graph.add("Relu", graph.add("Add", y, x))
 
 
-def _squeeze_excitation(graph: _Graph, x: str, params: Mapping, name: str) -> str:
+def _squeeze_excitation(graph: Graph, x: str, params: Mapping, name: str) -> str:
     hidden = graph.add("GlobalAveragePool", x)
     for layer, activation in (("squeeze", "Relu"), ("excite", "Sigmoid")):
         # On an image of one pixel a dense layer is a 1x1 convolution.
@@ -229,7 +234,7 @@ def _squeeze_excitation(graph: _Graph, x: str, params: Mapping, name: str) -> st
     return graph.add("Mul", x, hidden)
 
 
-def _head(graph: _Graph, features: str, params: Mapping) -> tuple[str, str]:
+def _head(graph: Graph, features: str, params: Mapping) -> tuple[str, str]:
     """Returns the logits and the class activation maps, whose means they are, but for the bias."""
     cam = _conv(graph, features, params["kernel"][None, None], None, "head")
     # The mean and the product by the kernel can be taken in either order, so the maps cost no second product.
@@ -247,7 +252,7 @@ def _fold(params: Mapping, stats: Mapping, conv: str, norm: str) -> tuple[np.nda
     return np.float32(kernel * factor), np.float32(bias - mean * factor)
 
 
-def _conv(graph: _Graph, x: str, kernel: np.ndarray, bias: np.ndarray | None, name: str, *, stride: int = 1) -> str:
+def _conv(graph: Graph, x: str, kernel: np.ndarray, bias: np.ndarray | None, name: str, *, stride: int = 1) -> str:
     """Adds a convolution, padded by half its window at each side as `models.resnet` does; kernel: HWIO."""
     window = kernel.shape[0]
     parts = [graph.kernel(kernel.transpose(3, 2, 0, 1), f"{name}/kernel")]

@@ -39,6 +39,7 @@ def annotate(picture: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> Image.I
 def _with_strip(image: Image.Image, faces: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Returns a picture with its faces' explanations below it, in rows, and what their colours mean."""
     side = min(image.width, max(96, image.width // 6))
+    # A sixth of the width is large enough to see, and a family fits in a row.
     columns, caption = max(1, image.width // side), max(14, side // 8)
     rows = -(-len(faces) // columns)
     whole = Image.new("RGB", (image.width, image.height + rows * (side + caption) + caption), _DARK)

@@ -41,6 +41,7 @@ class Saver:
 
         Raises OSError where it can't be written, and UserError where OpenCV, which writes videos, is not installed.
         """
+        # In the file's own resolution, which was perhaps not looked at.
         drawn = annotate(pictures.read(picture, reduce=False).pixels, answer.faces)
         if answer.frame is None:
             drawn.save(self._path(answer.file, ".jpg"), quality=92)

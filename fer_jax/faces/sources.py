@@ -40,6 +40,7 @@ def expand(words: Sequence[str]) -> Iterator[Source]:
                 raise UserError(f"{word} has no pictures or videos in it: {' '.join(PICTURE_SUFFIXES)} ...")
         elif os.path.exists(word) or "://" in word:
             yield Source(word, word)
+        # A file of that name is meant by who has one.
         elif word.isdigit():
             yield Source(f"camera {word}", int(word))
         elif matches := sorted(glob.glob(word, recursive=True)):
@@ -50,7 +51,7 @@ def expand(words: Sequence[str]) -> Iterator[Source]:
 
 def _files_of(folder: str) -> Iterator[str]:
     for parent, folders, names in os.walk(folder):
-        folders.sort()
+        folders.sort()  # os.walk goes into them in this order
         for name in sorted(names):
             if name.lower().endswith(PICTURE_SUFFIXES + video.SUFFIXES):
                 yield os.path.join(parent, name)

@@ -17,7 +17,7 @@ NUM_CELLS = 48  # along each side
 KEYPOINTS = ("right_eye", "left_eye", "nose", "mouth", "right_ear", "left_ear")
 
 # (features, stride) of the encoder's blocks, at 96, 48, 24, 12 and 6 cells a side.
-_ENCODER = (
+ENCODER = (
     *((32, 1), (32, 1)),
     *((48, 2), (48, 1), (64, 1)),
     *((96, 2), (128, 1), (128, 1)),
@@ -25,7 +25,7 @@ _ENCODER = (
     *((384, 2), (384, 1), (384, 1), (384, 1)),
 )
 # (features, number of blocks) of the decoder's upsamplings, to 12, 24 and 48 cells a side.
-_DECODER = ((96, 2), (64, 2), (48, 1))
+DECODER = ((96, 2), (64, 2), (48, 1))
 # On GPUs and TPUs the default drops to 10 and 8 bits, which moves the boxes; there is little to gain in so small a net.
 _PRECISION = lax.Precision.HIGHEST
 
@@ -87,11 +87,11 @@ class BlazeFace(nn.Module):
         x = nn.Conv(32, (3, 3), (2, 2), padding=((0, 1), (0, 1)), precision=_PRECISION, name="stem")(images)
         x = nn.relu(x)
         skips = []
-        for number, (features, stride) in enumerate(_ENCODER):
+        for number, (features, stride) in enumerate(ENCODER):
             if stride == 2:
                 skips.append(x)
             x = Block(features, features // 4, stride, name=f"encoder_{number}")(x)
-        for number, (features, num_blocks) in enumerate(_DECODER):
+        for number, (features, num_blocks) in enumerate(DECODER):
             x = nn.relu(nn.Dense(features, precision=_PRECISION, name=f"up_{number}")(x))
             skip = nn.relu(nn.Dense(features, precision=_PRECISION, name=f"skip_{number}")(skips.pop()))
             x = skip + jax.image.resize(x, skip.shape, "bilinear")
