@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import re
 from collections.abc import Callable
 
 import jax
@@ -31,8 +30,12 @@ def write(trained: TrainedModel, path: pathlib.Path, *, dtype: str) -> None:
             "network has it (config.model.squeeze_excitation)"
         )
     preprocessing = trained.preprocessing.to_metadata()
+    names = ("bottleneck", "num_classes", "width", "stem_kernel", "stem_stride", "stem_pool")
+    architecture = {name: getattr(trained.model, name) for name in names}
+    architecture |= {"stage_sizes": list(trained.model.stage_sizes), "channels": preprocessing["image_shape"][2]}
     metadata = {
         "format": "pt",
+        "architecture": json.dumps(architecture),
         "class_names": json.dumps(trained.class_names),
         "preprocessing": json.dumps(preprocessing),
     }
@@ -47,26 +50,49 @@ def write(trained: TrainedModel, path: pathlib.Path, *, dtype: str) -> None:
 
 def read(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     """Returns `predict(uint8 images) -> probabilities`, float32 [batch, classes], by torchvision, as README.md says."""
+    import safetensors.torch
     import torch
 
-    # What is verified is what people are told.
-    (code,) = re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), re.DOTALL)
-    names = {}
-    exec(code.replace(f'"{_FILE}"', repr(str(path / _FILE))), names)
     with safetensors.safe_open(path / _FILE, framework="numpy") as file:
-        preprocessing = Preprocessing.from_metadata(json.loads(file.metadata()["preprocessing"]))
+        metadata = {key: json.loads(file.metadata()[key]) for key in ("preprocessing", "architecture")}
+    preprocessing = Preprocessing.from_metadata(metadata["preprocessing"])
+    model = _build(**metadata["architecture"])
+    model.load_state_dict(safetensors.torch.load_file(path / _FILE))
+    model.eval()
 
     def network(pictures):
         # Copied: PyTorch takes no array that may not be written.
         batch = torch.from_numpy(np.array(pictures).transpose(0, 3, 1, 2).copy())
         with torch.no_grad():
-            return names["model"](batch).numpy()
+            return model(batch).numpy()
 
     def predict(images):
         logits = predict_views(network, images, [preprocessing.view], preprocessing)[preprocessing.view]
         return np.asarray(jax.nn.softmax(logits))
 
     return predict
+
+
+def _build(*, bottleneck, stage_sizes, num_classes, width, stem_kernel, stem_stride, stem_pool, channels):
+    """Returns torchvision's ResNet of that shape: what `loading_code` tells people to do, step by step."""
+    import torch
+    from torchvision.models import resnet
+
+    block = resnet.Bottleneck if bottleneck else resnet.BasicBlock
+    model = resnet.ResNet(block, stage_sizes + [1] * (4 - len(stage_sizes)), num_classes=num_classes)
+    model.conv1 = torch.nn.Conv2d(channels, width, stem_kernel, stem_stride, stem_kernel // 2, bias=False)
+    if not stem_pool:
+        model.maxpool = torch.nn.Identity()
+    if width != 64:
+        model.bn1, model.inplanes = torch.nn.BatchNorm2d(width), width
+        for stage, size in enumerate(stage_sizes):
+            layer = model._make_layer(block, width << stage, size, 1 if stage == 0 else 2)
+            setattr(model, f"layer{stage + 1}", layer)
+    for stage in range(len(stage_sizes) + 1, 5):
+        setattr(model, f"layer{stage}", torch.nn.Identity())
+    if width != 64 or len(stage_sizes) < 4:
+        model.fc = torch.nn.Linear((width << len(stage_sizes) - 1) * (4 if bottleneck else 1), num_classes)
+    return model
 
 
 def loading_code(model: ResNet, channels: int) -> str:

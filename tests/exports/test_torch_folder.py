@@ -1,7 +1,11 @@
 """Folders for PyTorch: what is in them, and, where torchvision is installed, what it makes of them."""
 
+import json
+import re
+
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 from fer_jax.errors import UserError
@@ -61,10 +65,26 @@ def test_squeeze_and_excitation_is_refused(tmp_path):
         (Preprocessing((24, 24, 1), view="whole_mirrored"), {"depth": 10, "width": 64, "stages": 2, "stem_kernel": 5}),
     ],
 )
-def test_torchvision_gives_the_network_s_answers(preprocessing, options, tmp_path):
+def test_torchvision_gives_the_network_s_answers(preprocessing, options, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
     pytest.importorskip("torchvision")
     trained = random_network(preprocessing, **options)
     torch_folder.write(trained, tmp_path / "net", dtype="float32")
     images = random_images(5, preprocessing)[:4]
     expected = predict(trained, images)["probabilities"]
     np.testing.assert_allclose(torch_folder.read(tmp_path / "net")(images), expected, atol=1e-5)
+    # What README.md tells people makes the same network.
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "net" / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path / "net")
+    exec(code, names := {})
+    channels = preprocessing.image_shape[2]
+    pictures = torch.rand(2, channels, 24, 24, generator=torch.Generator().manual_seed(0))
+    built = torch_folder._build(**json.loads(metadata_of(tmp_path / "net" / "model.safetensors")["architecture"]))
+    built.load_state_dict(names["model"].state_dict())
+    with torch.no_grad():
+        assert torch.equal(built.eval()(pictures), names["model"](pictures))
+
+
+def metadata_of(path) -> dict[str, str]:
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return file.metadata()

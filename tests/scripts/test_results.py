@@ -119,7 +119,7 @@ def parse(line: str) -> dict:
         "import sys; from absl import flags; from fer_jax.system import command_line as c; "
         "flag = c.define_config_flag(); "
         "[flags.DEFINE_string(name, None, '') for name in ('data', 'workdir')]; "
-        "c.parse(sys.argv); print(flag.value.to_json())"
+        "c.parse(sys.argv, {}); print(flag.value.to_json())"
     )
     done = subprocess.run([sys.executable, "-c", code, *options[2:]], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -175,7 +175,7 @@ def test_help_is_short_and_has_examples():
     for flag in (
         "--config=",
         "--workdir=",
-        "--mode=train|evaluate|export|audit",
+        "--mode=train|evaluate|export|predict|serve|audit",
         "--data=",
         "fer-jax --config=",
         "fer-jax evaluate --workdir=",
@@ -200,11 +200,14 @@ def test_a_command_has_a_help_of_its_own():
         (["exprt"], "'exprt' is no option, which begins with --, and no command, which comes first: train, evaluate, "),
         (["export", "more"], "'more' is no option"),
         (["export", "--mode=train"], "export and --mode both say what to do; leave one out"),
-        (["--config=resnet50", "--out=net.onnx"], "--out goes with --mode=export, not with --mode=train"),
+        (
+            ["--config=resnet50", "--out=net.onnx"],
+            "--out goes with --mode=export and --mode=predict, not with --mode=train",
+        ),
         (["audit", "--split=test"], "--split goes with --mode=evaluate, not with --mode=audit"),
         (
             ["train", "--weights=a.safetensors"],
-            "--weights goes with --mode=evaluate and --mode=export, not with",
+            "--weights goes with --mode=evaluate and --mode=export and --mode=predict and --mode=serve, not with",
         ),
     ],
 )
