@@ -45,6 +45,8 @@ def networks(draw):
     return random_network(preprocessing, seed=draw(st.integers(0, 99)), **options)
 
 
+# Each example is a network that JAX compiles for seconds.
+@hypothesis.settings(max_examples=12)
 @hypothesis.given(networks(), st.integers(1, 4))
 def test_every_network_gives_the_same_answers_in_onnx_runtime(tmp_path_factory, trained, number):
     path = tmp_path_factory.mktemp("onnx") / "net.onnx"
