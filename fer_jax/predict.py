@@ -52,7 +52,8 @@ def predict(
       require_face: whether it is an error if no face is found.
 
     Raises:
-      UserError: a word means nothing, none of the files can be read, or no face is found and one is required.
+      UserError: a word means nothing, none of the files can be read, a video can't be saved, or no face is found where
+        one is required.
       OSError: a file can't be written.
     """
     if not words:
@@ -63,6 +64,7 @@ def predict(
     sources = list(expand(words))
     classifier = Classifier(weights, checkpoint, detector=detector)
     unreadable: list[str] = []
+    not_saved: list[str] = []
     num_faces, num_answers, started = 0, 0, time.perf_counter()
     with contextlib.ExitStack() as stack:
         json_file = json and stack.enter_context(_opened(json))
@@ -82,7 +84,11 @@ def predict(
             if csv_writer:
                 csv_writer.write(answer)
             if saver:
-                saver.save(answer, pixels)
+                # The answers go on: they may be of thousands of pictures.
+                try:
+                    saver.save(answer, pixels)
+                except UserError as error:
+                    not_saved.append(str(error))
     seconds = time.perf_counter() - started
     if len(sources) > 1 or unreadable:
         named = f": {'; '.join(unreadable[:_NAMED])}{' ...' if len(unreadable) > _NAMED else ''}" if unreadable else ""
@@ -94,6 +100,8 @@ def predict(
     # Of thousands a few may be damaged; of one that is all there is to say.
     if unreadable and not num_answers:
         raise UserError("none of the files can be read")
+    if not_saved:
+        raise UserError(f"{len(not_saved):,} videos are not saved: {'; '.join(not_saved[:_NAMED])}")
     if require_face and not num_faces:
         raise UserError("no face is found")
 

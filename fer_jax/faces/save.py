@@ -25,6 +25,7 @@ class Saver:
     def __init__(self, folder: str, words: Sequence[str]):
         self._folder, self._roots = folder, [word for word in words if os.path.isdir(word)]
         self._written: set[str] = set()
+        self._refused: set[str] = set()
         # The video that is being written: its source's name, its writer and its size; or its first frame alone.
         self._video: tuple[str, Any, tuple[int, int]] | None = None
         self._first: tuple[Answer, np.ndarray] | None = None
@@ -39,8 +40,11 @@ class Saver:
     def save(self, answer: Answer, picture: Any) -> None:
         """Writes a picture, or a frame after those before it; picture: as `pictures.read` takes it.
 
-        Raises OSError where it can't be written, and UserError where OpenCV, which writes videos, is not installed.
+        Raises OSError where it can't be written, and, once a video, UserError where OpenCV, which writes videos, is not
+        installed or can't.
         """
+        if answer.file in self._refused:
+            return
         # In the file's own resolution, which was perhaps not looked at.
         drawn = annotate(pictures.read(picture, reduce=False).pixels, answer.faces)
         if answer.frame is None:
@@ -55,7 +59,12 @@ class Saver:
             return
         if self._video is None:
             first, first_pixels = self._first
-            self._begin_video(answer, first.time, first_pixels)
+            try:
+                self._begin_video(answer, first.time, first_pixels)
+            except UserError:
+                self._first = None
+                self._refused.add(answer.file)
+                raise
         self._write(pixels)
 
     def _path(self, name: str, suffix: str) -> str:
@@ -71,7 +80,7 @@ class Saver:
         return path
 
     def _begin_video(self, second: Answer, first_time: float, pixels: np.ndarray) -> None:
-        cv2 = import_opencv(f"{second.file}, to be saved")
+        cv2 = import_opencv(f"{second.file}, to be saved,")
         rate = 1 / (second.time - first_time) if second.time > first_time else _FRAMES_PER_SECOND
         size = pixels.shape[1], pixels.shape[0]
         # VP8: what browsers show, and what OpenCV's wheels can write.

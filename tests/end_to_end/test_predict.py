@@ -55,9 +55,14 @@ def test_a_photograph_is_a_line_and_a_picture_without_a_face_one_that_says_so(fo
     assert "2 pictures, 1 faces, " in err
 
 
-def test_a_folder_is_answered_in_order_in_every_form_and_what_can_not_be_read_is_named(folder, tmp_path, capsys):
+def test_a_folder_is_answered_in_order_in_every_form_and_what_can_not_be_read_is_named(
+    folder, tmp_path, capsys, monkeypatch
+):
     out = tmp_path / "drawn"
-    predict(folder, json=str(tmp_path / "f.json"), csv=str(tmp_path / "f.csv"), save=str(out), explain="layercam")
+    # Without OpenCV the animation isn't saved, and everything else is done.
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match=r"1 videos are not saved: .*three\.gif.*OpenCV"):
+        predict(folder, json=str(tmp_path / "f.json"), csv=str(tmp_path / "f.csv"), save=str(out), explain="layercam")
     printed, err = capsys.readouterr()
     assert "22 pictures, 21 faces, " in err
     assert "1 files can't be read: " in err
