@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
@@ -14,7 +14,7 @@ import tqdm
 from fer_jax.errors import UserError
 from fer_jax.faces import pictures, video
 from fer_jax.faces.answers import Answer, CsvWriter, as_lines, write_json
-from fer_jax.faces.classifier import Classifier
+from fer_jax.faces.classifier import Classifier, grouped
 from fer_jax.faces.detection import BATCH_SIZE
 from fer_jax.faces.save import Saver
 from fer_jax.faces.smoothing import Smoother
@@ -129,17 +129,11 @@ def _answers(sources: list[Source], classifier: Classifier, options: dict, every
                 continue
             # The next files are read while the network looks at these, and no more are kept.
             reading = []
-            for batch in itertools.chain(_in_batches(group), [[]]):
+            for batch in itertools.chain(grouped(group, BATCH_SIZE), [[]]):
                 following = [executor.submit(_read, source, options) for source in batch]
                 yield from _of_pictures([future.result() for future in reading], classifier, options, unreadable)
                 advance(len(reading))
                 reading = following
-
-
-def _in_batches(items: Iterable, size: int = BATCH_SIZE) -> Iterator[list]:
-    items = iter(items)
-    while batch := list(itertools.islice(items, size)):
-        yield batch
 
 
 def _is_stream(value) -> bool:
@@ -170,7 +164,7 @@ def _of_stream(source: Source, classifier: Classifier, options: dict, every: int
     smooth = (lambda faces, _: faces) if raw else Smoother()
     # A camera's frame is answered at once.
     size = 1 if isinstance(source.value, int) else BATCH_SIZE
-    for batch in _in_batches(video.frames(source.value, every), size):
+    for batch in grouped(video.frames(source.value, every), size):
         found = classifier([pictures.Picture(frame.pixels) for frame in batch], **options)
         for frame, faces in zip(batch, found, strict=True):
             yield Answer(source.name, smooth(faces, frame.time), frame.index, frame.time), frame.pixels

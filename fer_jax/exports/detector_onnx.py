@@ -1,17 +1,13 @@
 """The face detector as an ONNX file, for pages that find faces in the browser."""
 
-import importlib.resources
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
-import safetensors.numpy
-from flax import traverse_util
 
 from fer_jax.exports.onnx_file import Graph, save
+from fer_jax.inference import weights
 from fer_jax.models import blazeface
-
-_WEIGHTS = "blazeface_full_range.safetensors"
 
 
 def write(path: pathlib.Path) -> None:
@@ -22,13 +18,9 @@ def write(path: pathlib.Path) -> None:
     """
     from onnx import TensorProto, helper
 
-    content = importlib.resources.files("fer_jax.pretrained").joinpath(_WEIGHTS).read_bytes()
-    params = traverse_util.unflatten_dict(
-        {name: value.astype(np.float32) for name, value in safetensors.numpy.load(content).items()}, sep="."
-    )
     # As they are in the package: float32 would hold the same values in twice the bytes.
     graph = Graph("float16")
-    values, scores = _network(graph, params)
+    values, scores = _network(graph, weights.read_detector())
     graph.add("Transpose", values, output="values", perm=[0, 2, 3, 1])
     graph.add("Squeeze", scores, graph.constant(np.int64([1])), output="scores")
     size, cells = blazeface.IMAGE_SIZE, blazeface.NUM_CELLS

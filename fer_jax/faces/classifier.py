@@ -179,13 +179,13 @@ class Classifier:
     def _stream(self, source: Any, every: int, options: _Options) -> Iterator[dict[str, Any]]:
         # A camera's frame is answered at once; of a file, sixteen together are quicker on a GPU.
         size = 1 if isinstance(source, int) else BATCH_SIZE
-        for frames in _grouped(video.frames(source, every), size):
+        for frames in grouped(video.frames(source, every), size):
             found = self._classify([Picture(frame.pixels) for frame in frames], options)
             for frame, faces in zip(frames, found, strict=True):
                 yield {"frame": frame.index, "time": frame.time, "faces": faces}
 
     def _classify_each(self, sources: Iterable, options: _Options) -> Iterator[list[dict[str, Any]]]:
-        for group in _grouped(sources, BATCH_SIZE):
+        for group in grouped(sources, BATCH_SIZE):
             yield from self._classify([_read(x, options) for x in group], options)
 
     def _find(self, group: Sequence[Picture], options: _Options) -> list[list[Face]]:
@@ -281,7 +281,8 @@ def _side(face: Face, picture: Picture) -> float:
     return picture.scale * (face.box[2] + face.box[3]) / 2
 
 
-def _grouped(items: Iterable, size: int) -> Iterator[list]:
+def grouped(items: Iterable, size: int) -> Iterator[list]:
+    """Yields lists of the next `size` items, the last of which may be shorter."""
     items = iter(items)
     while group := list(itertools.islice(items, size)):
         yield group

@@ -1,22 +1,19 @@
 """Finds the faces in pictures with BlazeFace."""
 
 import dataclasses
-import importlib.resources
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-import safetensors.numpy
-from flax import traverse_util
 from PIL import Image
 
+from fer_jax.inference import weights
 from fer_jax.models import blazeface
 
 # Compiled programs take one picture, or this many: two shapes, whatever comes.
 BATCH_SIZE = 16
-_WEIGHTS = "blazeface_full_range.safetensors"
 # A second look and a look at parts see more that is no face, so they must be surer.
 _SURE = 0.7
 # Two boxes that overlap by more than this share of their union are of one face, and so is one with more of itself in a
@@ -96,10 +93,8 @@ class BlazeFaceDetector:
     _FRAME_SIDE, _FRAME_UP = 1.14, 0.027
 
     def __init__(self):
-        content = importlib.resources.files("fer_jax.pretrained").joinpath(_WEIGHTS).read_bytes()
-        tensors = {name: value.astype(np.float32) for name, value in safetensors.numpy.load(content).items()}
         # Handed to the compiled program, so that it holds no copy of them.
-        self._variables = jax.device_put({"params": traverse_util.unflatten_dict(tensors, sep=".")})
+        self._variables = jax.device_put({"params": weights.read_detector()})
         self._detect = jax.jit(blazeface.detect)
 
     def __call__(

@@ -25,6 +25,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 # The file that is installed with the package goes by this name; the face detector's file lies beside it.
 PRETRAINED = "pretrained"
 PRETRAINED_FILE = f"fer2013{SUFFIX}"
+_DETECTOR = "blazeface_full_range.safetensors"
 _KEY = "fer_jax"
 _FORMAT = 1
 
@@ -65,6 +66,13 @@ def resolve(source: str | os.PathLike, folder: pathlib.Path | None = None) -> st
             "of your own, which --mode=export writes"
         )
     return packaged
+
+
+def read_detector() -> dict[str, Any]:
+    """Returns the parameters of the packaged face detector, `models.blazeface.BlazeFace`, in float32."""
+    content = importlib.resources.files("fer_jax.pretrained").joinpath(_DETECTOR).read_bytes()
+    tensors = {name: value.astype(np.float32) for name, value in safetensors.numpy.load(content).items()}
+    return traverse_util.unflatten_dict(tensors, sep=".")
 
 
 def write(path: str | os.PathLike, variables: Mapping[str, Any], metadata: Mapping[str, Any], *, dtype: str) -> None:
