@@ -210,8 +210,8 @@ def uses_ema(config: config_dict.ConfigDict, metadata: Mapping[str, Any]) -> boo
 
 
 def make_prepare(model: resnet.ResNet) -> Callable:
-    """Returns a function of the variables to be applied once, before many calls of `predict`; the logits are equal."""
-    return functools.partial(resnet.cast_kernels, dtype=model.dtype)
+    """Returns a function of the variables to be applied once, before many calls of `predict` (`resnet.prepare`)."""
+    return functools.partial(resnet.prepare, model)
 
 
 def abstract_variables(model: resnet.ResNet, image_shape: tuple[int, int, int], sharding: NamedSharding) -> dict:

@@ -3,8 +3,8 @@
 Natively and in training a norm between two convolutions makes one pass over memory of its own instead of four. Its
 statistics are summed as the convolution before it writes. The convolution after it normalises what it reads (Pending),
 or reads what was written because a shortcut needs it too (Activation); and as that one's dx is written the ReLU's mask
-is applied, the shortcut's gradient added, and the sums made that the norm's gradient takes. Everywhere else a layer is
-a convolution and then a norm.
+is applied, the shortcut's gradient added, and the sums made that the norm's gradient takes. A trained network's layers
+may be folded (`models.fold`), natively too. Everywhere else a layer is a convolution and then a norm.
 """
 
 import functools
@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fer_jax.models import fold
 from fer_jax.models.norm import Activation, Pending, as_array, gradients, with_normalized
 from fer_jax.native import conv as native
 
@@ -40,6 +41,10 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, relu: bool = True, shortcut=None, output: type = jax.Array):
+        folded = self.get_variable(fold.COLLECTION, self.names[0])
+        if folded is not None:
+            options = {"size": self.window, "stride": self.stride, "relu": relu}
+            return native.activate(x, folded["packed"], folded["bias"], shortcut, **options), x
         conv = functools.partial(self.conv, self.features, self.window, self.stride)
         norm = self.norm(name=self.names[1])
         if not self.fused:

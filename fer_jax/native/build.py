@@ -17,8 +17,8 @@ from fer_jax import machine
 from fer_jax.errors import UserError
 
 _FOLDER = pathlib.Path(__file__).parent
-_SOURCES = (_FOLDER / "conv.cc", _FOLDER / "norm.cc", _FOLDER / "pool.cc")
-_FILES = (_FOLDER / "common.h", *_SOURCES)
+_SOURCES = tuple(_FOLDER / f"{name}.cc" for name in ("conv", "conv_kernel_gradient", "norm", "pool"))
+_FILES = (_FOLDER / "common.h", _FOLDER / "conv.h", *_SOURCES)
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-w")
 # What the library is compiled for: the first of these that the processor has all of, by the compiler's names. Not
@@ -32,6 +32,8 @@ _HANDLERS = (
     "fer_jax_conv",
     "fer_jax_conv_input_gradient",
     "fer_jax_conv_kernel_gradient",
+    "fer_jax_conv_pack",
+    "fer_jax_conv_activate",
     "fer_jax_moments",
     "fer_jax_gradient_sums",
     "fer_jax_max_pool",

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+MAX_SIZE = 7  # of a window
+
 
 def is_covered(x, kernel, strides, padding) -> bool:
     """Whether `convolve` computes a convolution: a square window of at most 7 x 7, symmetric padding.
@@ -19,7 +21,7 @@ def is_covered(x, kernel, strides, padding) -> bool:
     height, width = kernel.shape[:2]
     return (
         x.dtype in (jnp.float32, jnp.bfloat16)
-        and height == width <= 7
+        and height == width <= MAX_SIZE
         and strides[0] == strides[1]
         and len({margin for pair in padding for margin in pair}) == 1
     )
@@ -73,6 +75,31 @@ def kernel_gradient(x, dy, shape: tuple[int, ...], stride: int, pad: int, *, nor
     """Returns the gradient to the kernel, whose shape is given, float32."""
     dkernel = jax.ShapeDtypeStruct(shape, jnp.float32)
     return _call("fer_jax_conv_kernel_gradient", dkernel, x, dy, _or_none(norm), stride, pad)
+
+
+def pack(kernel):
+    """Returns a kernel [size, size, in, out] as `activate` takes it, float32 [some number of words]."""
+    size, _, channels, out = kernel.shape
+    # A block of columns is of 64 at most, and half-empty words are counted as whole ones.
+    words = size * size * -(-channels * kernel.dtype.itemsize // 4) * -(-out // 64) * 64
+    packed = jax.ShapeDtypeStruct((words,), jnp.float32)
+    return jax.ffi.ffi_call(f"fer_jax_conv_pack_{kernel.dtype}", packed)(kernel)
+
+
+def activate(x, packed, bias, shortcut, *, size: int, stride: int, relu: bool):
+    """Returns a trained network's convolution, with its bias, its shortcut, if any, and its ReLU, in x's dtype.
+
+    It can't be differentiated.
+
+    x: [batch, height, width, in]. packed: what `pack` made of a kernel of x's dtype. size: of its window; x is padded
+    by half of it. bias: float32 [out]. shortcut: of the result's shape and dtype, or None.
+    """
+    pad = size // 2
+    places = [(length + 2 * pad - size) // stride + 1 for length in x.shape[1:3]]
+    y = jax.ShapeDtypeStruct((x.shape[0], *places, bias.shape[0]), x.dtype)
+    shortcut = jnp.zeros((0, 0, 0, 0), x.dtype) if shortcut is None else shortcut
+    sizes = {"size": np.int64(size), "stride": np.int64(stride), "pad": np.int64(pad)}
+    return jax.ffi.ffi_call(f"fer_jax_conv_activate_{x.dtype}", y)(x, packed, bias, shortcut, **sizes, relu=relu)
 
 
 def _forward(x, kernel, stride, pad):

@@ -18,22 +18,35 @@ void VisitWindow(const Pool& p, int64_t oh, int64_t ow, Visit visit) {
       visit(row, column, row >= 0 && row < p.h && column >= 0 && column < p.w);
 }
 
+// The maximum of a column of a window's pixels, of kLanes channels, and zero, or NaN where one of them is.
+struct Largest {
+  Vector value = Zero(), nan = Zero();
+};
+
 template <typename T>
 void Forward(ffi::ThreadPool& pool, const typename T::Element* x, typename T::Element* y, const Pool& p) {
   ParallelFor(pool, p.n * p.oh, [&](int64_t task) {
-    int64_t n = task / p.oh, oh = task % p.oh;
-    for (int64_t ow = 0; ow < p.ow; ow++)
-      for (int64_t c = 0; c < p.c; c += kLanes) {
-        // From zero, which the margin is too. The maximum of a NaN and a number is either, so NaNs are kept apart.
-        Vector largest = Zero(), nan = Zero();
-        VisitWindow(p, oh, ow, [&](int64_t row, int64_t column, bool is_inside) {
-          if (!is_inside) return;
-          Vector value = LoadSome<T>(x + ((n * p.h + row) * p.w + column) * p.c + c, p.c - c);
-          largest = Max(largest, value);
-          nan = FusedMultiplyAdd(value, Zero(), nan);
-        });
-        StoreSome<T>(y + (task * p.ow + ow) * p.c + c, largest + nan, p.c - c);
+    const int64_t n = task / p.oh, oh = task % p.oh, row = p.w * p.c;
+    const int64_t top = std::max<int64_t>(2 * oh - 1, 0), bottom = std::min(2 * oh + 1, p.h - 1);
+    for (int64_t c = 0; c < p.c; c += kLanes) {
+      // From zero, which the margin is too. The maximum of a NaN and a number is either, so NaNs are kept apart.
+      auto column = [&](int64_t w) {
+        Largest largest;
+        for (int64_t h = top; h <= bottom && w < p.w; h++) {
+          Vector value = LoadSome<T>(x + (n * p.h + h) * row + w * p.c + c, p.c - c);
+          largest.value = Max(largest.value, value);
+          largest.nan = FusedMultiplyAdd(value, Zero(), largest.nan);
+        }
+        return largest;
+      };
+      Largest before;  // of the column that two windows share
+      for (int64_t ow = 0; ow < p.ow; ow++) {
+        const Largest at = column(2 * ow), after = column(2 * ow + 1);
+        const Vector largest = Max(before.value, Max(at.value, after.value));
+        StoreSome<T>(y + (task * p.ow + ow) * p.c + c, largest + (before.nan + at.nan + after.nan), p.c - c);
+        before = after;
       }
+    }
   });
 }
 

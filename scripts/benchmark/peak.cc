@@ -25,7 +25,7 @@ float Work(int64_t rounds) {
   }
   alignas(64) float all[kLanes];
 #pragma GCC unroll 12
-  for (int s = 1; s < kSums; s++) sums[0] = Add(sums[0], sums[s]);
+  for (int s = 1; s < kSums; s++) sums[0] += sums[s];
   StoreFloats(all, sums[0]);
   return all[0];
 }

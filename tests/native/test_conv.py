@@ -1,5 +1,6 @@
 """The native convolution by value against XLA's own, and to the bit against itself."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -42,8 +43,8 @@ def ours_and_theirs(x, kernel, stride, pad):
 
 
 def assert_equal_but_for_rounding(ours, theirs, dtype):
-    """ours: y, dx and dW in `dtype`, dtype and float32. theirs: as by `reference`."""
-    for values, exact, of in zip(ours, theirs, (dtype, dtype, "float32"), strict=True):
+    """ours: y, dx and dW, or the first of them, in `dtype`, dtype and float32. theirs: as by `reference`."""
+    for values, exact, of in zip(ours, theirs, (dtype, dtype, "float32")[: len(ours)], strict=True):
         assert values.dtype == of
         # Sums in float32 of up to 10,000 products, each rounded: some hundred units in the last place of the largest.
         # In bfloat16 their result is rounded once more, by half a unit, at most 2**-8 of a value.
@@ -123,6 +124,25 @@ def test_a_norm_that_rides_along_does_what_one_before_does(
     assert_means(sums[1], exact(sums[0]), exact(sums[0]) * centred)
 
 
+@any_shape
+def test_an_activated_convolution_is_that_of_a_trained_network(
+    native_dtype, batch, height, width, channels, size, stride, padded
+):
+    x, bias = normal((batch, height, width, channels[0]), 0, native_dtype), normal((channels[1],), 1)
+    kernel = normal((size, size, *channels), 2).astype(native_dtype)
+    bare = reference(x.astype(jnp.float32), kernel.astype(jnp.float32), stride, size // 2) + bias
+    shortcut = normal(bare.shape, 3, native_dtype)
+    packed = conv.pack(kernel)
+    activate = functools.partial(conv.activate, packed=packed, bias=bias, size=size, stride=stride)
+    if padded:
+        y, expected = activate(x, shortcut=shortcut, relu=True), jnp.maximum(bare + shortcut, 0)
+        # Few images are split otherwise among the threads.
+        np.testing.assert_array_equal(activate(x[:1], shortcut=shortcut[:1], relu=True), y[:1])
+    else:
+        y, expected = activate(x, shortcut=None, relu=False), bare
+    assert_equal_but_for_rounding([y], [expected], native_dtype)
+
+
 @pytest.mark.parametrize(
     ("batch", "image", "channels", "size", "stride"),
     [(64, 24, (64, 64), 3, 1), (64, 6, (256, 256), 3, 1), (64, 12, (128, 256), 3, 2), (16, 48, (1, 64), 7, 2)],
@@ -155,6 +175,8 @@ def passes(x, kernel, stride):
     with_norm = jnp.stack([jnp.linspace(a, 2, x.shape[-1]) for a in (-1.0, 0.1, 1.0)])
     others = conv.forward(x, kernel.astype(x.dtype), stride, 1, norm=with_norm, with_moments=True)
     others += conv.normalized_input_gradient(dy, kernel.astype(x.dtype), x, with_norm, stride, 1)
+    packed, options = conv.pack(kernel.astype(x.dtype)), {"size": 3, "stride": stride, "relu": True}
+    others += tuple(conv.activate(part, packed, y[0, 0, 0].astype("float32"), None, **options) for part in (x, x[:1]))
     return y, *vjp(dy), *others, norm.moments(y), norm.gradient_means(dy, y, jnp.ones(y.shape[-1]), y)
 
 def many(images, kernels):

@@ -68,9 +68,9 @@ def _inference(spec: dict):
     model = make_network(spec)
     images, _ = make_batch(spec["batch"], spec["image_size"])
     variables = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, *images.shape[1:])), train=False))()
-    variables = jax.jit(make_prepare(model))(variables)
+    prepared = jax.jit(make_prepare(model))(variables)
     predict = jax.jit(make_predict(model, Preprocessing(images.shape[1:])))
-    return lambda: np.asarray(predict(variables, images)["whole"]), state.num_parameters(variables["params"])
+    return lambda: np.asarray(predict(prepared, images)["whole"]), state.num_parameters(variables["params"])
 
 
 def _augment(spec: dict):
