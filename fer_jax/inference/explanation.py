@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
 
 from fer_jax.errors import UserError
 from fer_jax.inference.trained_model import TrainedModel
@@ -104,6 +103,8 @@ def weight_channels(output, gradient):
 
 def _layercam(trained: TrainedModel, images, classes) -> np.ndarray:
     """Returns the mean of all stages' maps, which says more than any of them (docs/use.md)."""
+    from scipy import ndimage  # takes a quarter of a second to import, which a prediction needn't wait for
+
     maps = stage_maps(trained, images, classes, weight_places)
     # Strides leave a pattern of single places in the early ones.
     sigma = min(maps.shape[-2:]) * _SIGMA

@@ -23,7 +23,6 @@ from fer_jax.models import resnet
 from fer_jax.native import build
 from fer_jax.system import accelerators
 from fer_jax.workdir import selection
-from fer_jax.workdir.checkpoints import Checkpoints, Damaged
 from fer_jax.workdir.paths import Workdir
 
 # Images classified in one call at most; smaller numbers are padded to a power of two, so that few shapes are compiled.
@@ -70,6 +69,9 @@ class TrainedModel:
             if checkpoint is not None:
                 raise UserError(f"{source} is a weights file, which holds one network and no checkpoint {checkpoint!r}")
             return cls._load_file(source, sharding)
+        # Imports Orbax, which takes a quarter of a second, for runs alone.
+        from fer_jax.workdir.checkpoints import Checkpoints, Damaged
+
         workdir = source if isinstance(source, Workdir) else Workdir(source)
         with workdir.time_limit():
             config = config_lib.load(workdir.config)

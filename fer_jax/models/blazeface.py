@@ -4,6 +4,7 @@ Bazarevsky et al. 2019, https://arxiv.org/abs/1907.05047, in the version of Medi
 encoder of 15 double blocks, a decoder of three upsamplings with skips, one anchor in each of 48 x 48 cells.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -28,6 +29,10 @@ ENCODER = (
 DECODER = ((96, 2), (64, 2), (48, 1))
 # On GPUs and TPUs the default drops to 10 and 8 bits, which moves the boxes; there is little to gain in so small a net.
 _PRECISION = lax.Precision.HIGHEST
+# The weights are always those of a file. At each call Flax traces a parameter's initializer to compare the shapes, as
+# random numbers most of what a call traced.
+_ZEROS = nn.initializers.zeros_init()
+_Dense = functools.partial(nn.Dense, precision=_PRECISION, kernel_init=_ZEROS)
 
 
 class Depthwise(nn.Module):
@@ -38,8 +43,8 @@ class Depthwise(nn.Module):
     @nn.compact
     def __call__(self, x):
         _, height, width, channels = x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels))
-        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        kernel = self.param("kernel", _ZEROS, (3, 3, channels))
+        bias = self.param("bias", _ZEROS, (channels,))
         # As TensorFlow's "same" has it: at stride 2 an even size is padded at its end only.
         before = 1 if self.stride == 1 else 0
         x = jnp.pad(x, ((0, 0), (before, 1), (before, 1), (0, 0)))
@@ -66,9 +71,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x):
         y = Depthwise(self.stride, name="depthwise_0")(x)
-        y = nn.relu(nn.Dense(self.hidden, precision=_PRECISION, name="pointwise_0")(y))
+        y = nn.relu(_Dense(self.hidden, name="pointwise_0")(y))
         y = Depthwise(name="depthwise_1")(y)
-        y = nn.Dense(self.features, precision=_PRECISION, name="pointwise_1")(y)
+        y = _Dense(self.features, name="pointwise_1")(y)
         if self.stride == 2:
             x = nn.max_pool(x, (2, 2), (2, 2))
         return nn.relu(y + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1]))))
@@ -84,21 +89,21 @@ class BlazeFace(nn.Module):
         images: float32 [batch, 192, 192, 3], in [-1, 1], RGB.
         """
         # As in Depthwise: the even size is padded at its end.
-        x = nn.Conv(32, (3, 3), (2, 2), padding=((0, 1), (0, 1)), precision=_PRECISION, name="stem")(images)
-        x = nn.relu(x)
+        stem = nn.Conv(32, (3, 3), (2, 2), ((0, 1), (0, 1)), precision=_PRECISION, kernel_init=_ZEROS, name="stem")
+        x = nn.relu(stem(images))
         skips = []
         for number, (features, stride) in enumerate(ENCODER):
             if stride == 2:
                 skips.append(x)
             x = Block(features, features // 4, stride, name=f"encoder_{number}")(x)
         for number, (features, num_blocks) in enumerate(DECODER):
-            x = nn.relu(nn.Dense(features, precision=_PRECISION, name=f"up_{number}")(x))
-            skip = nn.relu(nn.Dense(features, precision=_PRECISION, name=f"skip_{number}")(skips.pop()))
+            x = nn.relu(_Dense(features, name=f"up_{number}")(x))
+            skip = nn.relu(_Dense(features, name=f"skip_{number}")(skips.pop()))
             x = skip + jax.image.resize(x, skip.shape, "bilinear")
             for block in range(num_blocks):
                 x = Block(features, features // 2, name=f"decoder_{number}_{block}")(x)
-        logits = nn.Dense(1, precision=_PRECISION, name="score")(x)
-        return nn.Dense(16, precision=_PRECISION, name="box")(x), logits[..., 0]
+        logits = _Dense(1, name="score")(x)
+        return _Dense(16, name="box")(x), logits[..., 0]
 
 
 class Cells(NamedTuple):

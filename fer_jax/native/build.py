@@ -1,5 +1,6 @@
 """Compiles the C++ of this package for this machine, once for all runs of a user, and makes it known to XLA."""
 
+import concurrent.futures
 import contextlib
 import ctypes
 import functools
@@ -143,8 +144,15 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
 
 def compile_sources(sources: Iterable[pathlib.Path], made: str | os.PathLike, *extra: str) -> None:
     """Compiles sources for this processor, as the library is, with more flags; raises Unavailable."""
+    command = [find_compiler(), *_flags(), *extra]
     headers = (f"-I{jax.ffi.include_dir()}", f"-I{_FOLDER}")
-    _run([find_compiler(), *_flags(), *extra, *headers, *map(os.fspath, sources), "-o", os.fspath(made)])
+    # All at once: somebody waits for it.
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor() as executor:
+        objects = {source: os.path.join(folder, f"{source.stem}.o") for source in sources}
+        commands = ([*command, *headers, "-c", os.fspath(source), "-o", to] for source, to in objects.items())
+        for _ in executor.map(_run, commands):  # raises what failed
+            pass
+        _run([*command, *objects.values(), "-o", os.fspath(made)])
 
 
 def find_compiler() -> str:

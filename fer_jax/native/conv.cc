@@ -122,7 +122,7 @@ struct NormGradient {
   const Element *raw = nullptr, *active = nullptr, *others = nullptr;
 };
 
-// What becomes of a trained network's y as it is written: bias and shortcut, if there is one, are added, and a ReLU.
+// What becomes of y as it is written: bias and shortcut, those that there are, are added, and a ReLU if it is wanted.
 template <typename Element>
 struct Activation {
   const float* bias = nullptr;
@@ -132,12 +132,11 @@ struct Activation {
 
 // What else is done as results are written.
 enum Also {
-  kNothing,
   kMoments,     // y and y * y are summed over all pixels, of each channel
   kGradients,   // so are dx, masked, and dx * (raw - mean)
-  kActivation,  // of y
+  kActivation,  // of y, which may be none
 };
-constexpr bool HasSums(Also also) { return also == kMoments || also == kGradients; }
+constexpr bool HasSums(Also also) { return also != kActivation; }
 
 // y[n, oh * step + a, ow * step + b] = sum over the taps of each phase (a, b) of x[n, oh * stride + dh, ow * stride + dw]
 // times the tap's kernel; x is [n, h, w, in], y [n, oh, ow, out], and x is zero outside, for `low` and `high` pixels.
@@ -190,7 +189,7 @@ void Correlate(const Correlation<T>& c, const typename T::Element* const* pixels
     Vector sum, product, factor, shift, mean;
     if (HasSums(also)) sum = Load(own), product = Load(products);
     if (also == kGradients) mean = LoadSome<Float32>(c.norm.mean + first, left);
-    if (also == kActivation) shift = LoadSome<Float32>(c.activation.bias + first, left);
+    if (also == kActivation && c.activation.bias) shift = LoadSome<Float32>(c.activation.bias + first, left);
     if (also == kGradients && !c.gradient.active) {
       factor = LoadSome<Float32>(c.norm.factor + first, left);
       shift = LoadSome<Float32>(c.norm.shift + first, left);
@@ -209,7 +208,7 @@ void Correlate(const Correlation<T>& c, const typename T::Element* const* pixels
         other -= mean;
       }
       if (also == kActivation) {
-        value += shift;
+        if (c.activation.bias) value += shift;
         if (c.activation.shortcut) value += LoadSome<T>(c.activation.shortcut + place, left);
         if (c.activation.relu) value = Max(Zero(), value);
       }
@@ -256,7 +255,7 @@ void CorrelateImages(ffi::ThreadPool& pool, const Correlation<T>& c) {
   int64_t groups = std::min(c.n, Blocks(Blocks(c.n, together), kTasks) * kTasks), parts = 1, bands = 1;
   // A trained network may be shown few images. Then a task owns some of the columns too, so that the kernel, which is more
   // than those images, is read once; or, where the columns are few as well, some of each image's rows.
-  if (also == kActivation && Blocks(c.n, together) < threads) {
+  if (also == kActivation && c.step == 1 && Blocks(c.n, together) < threads) {
     parts = std::min(blocks, Blocks(threads, Blocks(c.n, together)));
     groups = std::min(c.n, std::max(Blocks(c.n, together), Blocks(threads, parts)));
     bands = std::min(c.oh, Blocks(threads, groups * parts));
@@ -357,7 +356,7 @@ void Forward(ffi::ThreadPool& pool, const typename T::Element* x, const typename
   std::vector<Phase> phases = ForwardPhases(s);
   Scratch<float> packed(s.k * s.k * Blocks(s.ci, T::kPair) * PaddedColumns(s.co));
   PackPhases<T>(pool, w, packed.data, phases, s, false);
-  auto correlate = sums ? CorrelateImages<T, kMoments> : CorrelateImages<T, kNothing>;
+  auto correlate = sums ? CorrelateImages<T, kMoments> : CorrelateImages<T, kActivation>;
   correlate(pool, {x, y, s.n, s.h, s.w, s.ci, s.oh, s.ow, s.co, s.stride, 1, s.pad, s.pad, phases, norm, {}, sums, {}});
 }
 
@@ -399,7 +398,7 @@ void InputGradient(ffi::ThreadPool& pool, const typename T::Element* dy, const t
   PackPhases<T>(pool, w, packed.data, phases, s, true);
   // A pixel at the end of dx may lie beyond the last window's, by less than a stride.
   const int64_t high = reach + std::max({int64_t{0}, Blocks(s.h, s.stride) - s.oh, Blocks(s.w, s.stride) - s.ow});
-  auto correlate = sums ? CorrelateImages<T, kGradients> : CorrelateImages<T, kNothing>;
+  auto correlate = sums ? CorrelateImages<T, kGradients> : CorrelateImages<T, kActivation>;
   correlate(pool, {dy, dx, s.n, s.oh, s.ow, s.co, s.h, s.w, s.ci, 1, s.stride, reach, high, phases,
                    sums ? norm : Norm{}, gradient, sums, {}});
 }

@@ -22,12 +22,12 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
-    """A compiler that counts how often it compiles, and makes a file of a few bytes in no time."""
+    """A compiler that counts the libraries that it links, and makes files of a few bytes in no time."""
     path = tmp_path / "bin" / "c++"
     path.parent.mkdir()
     path.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && { echo "a compiler 1"; exit; }\n'
-        f'echo compiled >> {tmp_path}/count\nsleep 0.2\nwhile [ "$1" != -o ]; do shift; done\necho library > "$2"\n'
+        f'case " $* " in *" -c "*) ;; *) echo linked >> {tmp_path}/count ;; esac\nsleep 0.2\nwhile [ "$1" != -o ]; do shift; done\necho library > "$2"\n'
     )
     path.chmod(0o755)
     monkeypatch.setenv("CXX", str(path))
