@@ -44,6 +44,7 @@ _REQUIRE_FACE = flags.DEFINE_bool("require_face", False, "Fail if no face is fou
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "The address to listen at.")
 _PORT = flags.DEFINE_integer("port", 8000, "The port to listen at; 0 for one that is free.", 0, 65535)
 _OPEN = flags.DEFINE_bool("open", False, "Open the page in the browser.")
+_VERBOSE = flags.DEFINE_bool("verbose", False, "Say also when the command restarts itself, with huge pages on.")
 _LICENCE = flags.DEFINE_string("licence", None, "A text on the licence of the weights, stored with them.")
 
 
@@ -60,14 +61,18 @@ def _config() -> config_dict.ConfigDict:
 def _start(config: config_dict.ConfigDict) -> "StopRequest":
     """Joins the processes of the run, requires its devices, and returns a StopRequest."""
     # JAX takes a second to import, which a mistake in the flags needn't wait for; so do the commands' modules.
-    from fer_jax.system import accelerators, processes
+    import jax
+
+    from fer_jax.system import accelerators, compilation_cache, processes
     from fer_jax.system.signals import StopRequest
+    from fer_jax.system.terminal import Terminal
 
     if config.parallel.deterministic:
         accelerators.use_deterministic_kernels()
     processes.join_processes(config.parallel)
     # Only now: a process that has looked for devices can't join others.
     accelerators.require_devices()
+    compilation_cache.enable(Terminal(is_primary=jax.process_index() == 0))
     return StopRequest()
 
 
@@ -242,7 +247,8 @@ def run(*, may_restart: bool = False) -> None:
     command_line.answer_help(sys.argv, _COMMANDS)
     # One picture is answered sooner than a restart pays.
     if may_restart and not {"predict", "serve"} & set(sys.argv[1:2]):
-        memory.restart_tuned()
+        # The flags are not parsed yet.
+        memory.restart_tuned(verbose="--verbose" in sys.argv)
     app.run(main, flags_parser=functools.partial(command_line.parse, commands=_COMMANDS))
 
 

@@ -82,7 +82,7 @@ def _describe_program(commands: Mapping[str, Command]) -> str:
             *(f"  {f'fer-jax {name}':<35}{command.about}" for name, command in commands.items()),
             f"  {'fer-jax COMMAND --help':<35}The flags of a command; where none is named, train is meant.",
             "",
-            *map(_describe_flag, ["mode", *commands["train"].flags.split()]),
+            *map(_describe_flag, ["mode", *commands["train"].flags.split(), "verbose"]),
             f"  {'--config.KEY=VALUE':<35}Any option of the config; --config.help lists them.",
             f"  {'--version':<35}The version.",
             "",

@@ -7,15 +7,16 @@ import sys
 
 import pytest
 
+from fer_jax.system import compilation_cache
+
 PROGRAM = """
 import jax, time
 from fer_jax.system import compilation_cache
 from fer_jax.system.terminal import Terminal
-hits = []
-jax.monitoring.register_event_listener(lambda event, **_: hits.append(event.endswith("cache_hits")))
 compilation_cache._MIN_COMPILE_TIME = 0.0
 compilation_cache.enable(Terminal(is_primary=True))
-print(float(jax.jit(lambda x: (x @ x.T).sum())(jax.numpy.ones((8, 8)))), sum(hits) > 0)
+with compilation_cache.Hits() as hits:
+    print(float(jax.jit(lambda x: (x @ x.T).sum())(jax.numpy.ones((8, 8)))), hits.are_all)
 """
 
 
@@ -26,17 +27,46 @@ def run(cache: pathlib.Path, **environment: str) -> tuple[str, str]:
     return done.stdout.strip(), done.stderr
 
 
-def test_the_second_process_compiles_nothing_and_a_damaged_entry_is_made_again(tmp_path):
+def cut(content: bytes) -> bytes:
+    return content[:50]
+
+
+def flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def foreign(content: bytes) -> bytes:
+    """What JAX itself would have written, on whatever machine."""
+    return content[compilation_cache._DIGEST_SIZE :]
+
+
+@pytest.mark.parametrize("damage", [cut, flip, foreign])
+def test_the_second_process_compiles_nothing_and_a_damaged_entry_is_made_again(damage, tmp_path):
     assert run(tmp_path)[0] == "512.0 False"
     assert run(tmp_path)[0] == "512.0 True"
     entries = [path for path in tmp_path.rglob("*-cache") if path.is_file()]
     assert entries
     for entry in entries:
-        entry.write_bytes(entry.read_bytes()[:50])
+        entry.write_bytes(damage(entry.read_bytes()))
     out, err = run(tmp_path)
-    assert out.startswith("512.0")
+    assert out == "512.0 False"
     assert "Traceback" not in err
-    assert run(tmp_path)[0].startswith("512.0")
+    assert "warning" not in err.lower()
+    assert run(tmp_path)[0] == "512.0 True"
+
+
+def test_an_entry_of_other_processors_is_not_run(tmp_path):
+    assert run(tmp_path)[0] == "512.0 False"
+    (programs,) = (tmp_path / "fer_jax" / "programs").iterdir()
+    entries = {path.name: path.read_bytes() for path in programs.glob("*-cache")}
+    other = programs.with_name("f" * 16)
+    other.mkdir()
+    for name, content in entries.items():
+        (programs / name).unlink()
+        digest = compilation_cache._digest(other.name.encode(), content[compilation_cache._DIGEST_SIZE :])
+        (programs / name).write_bytes(digest + content[compilation_cache._DIGEST_SIZE :])
+    assert run(tmp_path)[0] == "512.0 False"
 
 
 def test_the_user_s_own_cache_is_left_as_it_is(tmp_path):
