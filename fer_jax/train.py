@@ -1,8 +1,6 @@
 """One training run, read from top to bottom: data, program, workdir, loop, ends, report."""
 
-import concurrent.futures
 import contextlib
-import importlib
 import time
 
 import jax
@@ -20,9 +18,10 @@ from fer_jax.loop.initial import read_initial
 from fer_jax.loop.meter import Meter, Profiler
 from fer_jax.loop.program import Program
 from fer_jax.loop.resumption import Saver, open_workdir, resolve, restore
+from fer_jax.loop.start import start
 from fer_jax.models import flops
 from fer_jax.native import build
-from fer_jax.recipe.state import TrainState, num_parameters
+from fer_jax.recipe.state import num_parameters
 from fer_jax.system import processes
 from fer_jax.system.signals import Stopped, StopRequest
 from fer_jax.system.terminal import Terminal, describe_speed
@@ -92,7 +91,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
             terminal.say(f"The run in {workdir.path} is complete: {progress.epochs} epochs.")
         else:
             _announce(config, program, mesh, workdir, terminal)
-            state = _compile(program, state, initial, terminal)
+            state = start(program, state, initial, terminal)
         writer = saving.enter_context(
             contextlib.closing(
                 MetricsWriter(
@@ -234,22 +233,6 @@ def _announce(config: config_dict.ConfigDict, program: Program, mesh, workdir: W
         f"{config.optimizer.learning_rate} ({config.optimizer.schedule}), seed {config.seed}\n"
         f"Workdir:  {workdir.path}"
     )
-
-
-def _compile(program: Program, state: TrainState | None, initial: dict | None, terminal: Terminal) -> TrainState:
-    """Compiles the program, makes the first state (from `initial`) where there is none, and returns the state."""
-    with concurrent.futures.ThreadPoolExecutor() as executor:
-        compiling = executor.submit(program.compile)
-        # TensorFlow takes seconds to import: while XLA compiles, they cost nothing.
-        importing = [
-            executor.submit(importlib.import_module, name) for name in ("fer_jax.data.pipeline", "clu.metric_writers")
-        ]
-        if state is None:
-            state = program.first_state(initial)
-        for future in importing:
-            future.result()  # raises what the import did
-        terminal.say(f"Compiled in {compiling.result():.1f} s\n")
-    return state
 
 
 def _with_advice(error: Diverged, step: int, kept: int | None, config: config_dict.ConfigDict) -> Diverged:

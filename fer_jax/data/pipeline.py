@@ -7,6 +7,7 @@ has it. Where the split is on the devices already (`indices_only`) a batch has n
 several processes each gets its contiguous part of the same global batch.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -15,7 +16,24 @@ from fer_jax.data.dataset import Split
 # Nothing here is a oneDNN operation, but TensorFlow announces them at length.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-import tensorflow as tf
+
+@contextlib.contextmanager
+def _without_keras() -> Iterator[None]:
+    """A context in which TensorFlow is imported without Keras, which loads scikit-learn: a second, for nothing here."""
+    # It takes what it can't import for absent, and the older Keras is a package of its own, which few have. The
+    # variable is read again when somebody uses tf.keras, which is then as ever.
+    name = "TF_USE_LEGACY_KERAS"
+    has_chosen = name in os.environ
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if not has_chosen:
+            del os.environ[name]
+
+
+with _without_keras():
+    import tensorflow as tf
 
 # The accelerators belong to JAX.
 tf.config.set_visible_devices([], "GPU")

@@ -15,6 +15,7 @@ from jax import lax
 from fer_jax.models.conv import keep_kernel, native_conv_general_dilated, resolve
 from fer_jax.models.conv_norm import ConvNorm, array_of
 from fer_jax.models.fold import fold
+from fer_jax.models.initializers import he_normal_fan_out
 from fer_jax.models.norm import Activation, BatchNorm, Pending
 from fer_jax.models.pool import max_pool
 from fer_jax.native import conv as native
@@ -40,7 +41,7 @@ def _conv(features: int, kernel: int, stride: int = 1, *, name: str | None = Non
         padding=kernel // 2,
         # Batch norm subtracts a bias again. Its gradient would be round-off, which Adam scales up to full steps.
         use_bias=False,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        kernel_init=he_normal_fan_out,
         name=name,
         **kwargs,
     )

@@ -46,7 +46,8 @@ def create(
     instead; the optimizer starts anew.
     """
     key = jax.random.fold_in(jax.random.key(seed), Stream.WEIGHTS)
-    variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+    # Weights come out of a block that is computed again only with all that the block computes.
+    variables = model.clone(remat=False).init(key, jnp.zeros((1, *image_shape)), train=False)
     # Before the optimizer: whatever it keeps of the weights begins with these.
     if initial is not None:
         variables = {kind: {**layers, **initial.get(kind, {})} for kind, layers in variables.items()}

@@ -2,22 +2,25 @@
 
 import json
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from etils import epath
-
-# Not pyplot, whose backend belongs to whoever imports this, such as a notebook.
-from matplotlib.figure import Figure
 
 from fer_jax.workdir.events import without_nonfinite
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
-def history(events: Iterable[dict]) -> pd.DataFrame:
+
+def history(events: Iterable[dict]) -> "pd.DataFrame":
     """Returns a row for each finished epoch, from the events of metrics.jsonl.
 
     The training metrics are those of the epoch's last 'train' event, which are the means over the epoch.
     """
+    import pandas as pd  # half a second with matplotlib, which a start of training needn't take
+
     rows, missing = {}, float("nan")  # a value that was not finite is not in its event
     for event in events:
         row = rows.setdefault(event["epoch"], {})
@@ -62,7 +65,7 @@ def write_history(
     # The first of equal ones: the checkpoint that training keeps as the best is strictly better than those before it.
     accuracies = table.filter(regex=r"^validation\w*_accuracy$").max(axis="columns")
     best_epoch, best_accuracy = table["epoch"][accuracies.idxmax()], accuracies.max()
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = _make_figure((10, 4))
     axes = figure.subplots(1, 2)
     for axis, figure_of, scale in zip(axes, ("accuracy", "loss"), (100, 1), strict=True):
         for split, color, label in (
@@ -98,7 +101,7 @@ def write_evaluation(evaluation: dict, folder: epath.Path, name: str | None = No
     counts = np.array(evaluation["confusion_matrix"])
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = evaluation["class_names"]
-    figure = Figure(figsize=(6.5, 6), layout="constrained")
+    figure = _make_figure((6.5, 6))
     axis = figure.subplots()
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
@@ -125,7 +128,14 @@ def reported_step(folder: epath.Path, split: str) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def save_figure(figure: Figure, path: epath.Path, *, dpi: int) -> None:
+def _make_figure(size: tuple[float, float]) -> "Figure":
+    # Not pyplot, whose backend belongs to whoever imports this, such as a notebook.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
+
+
+def save_figure(figure: "Figure", path: epath.Path, *, dpi: int) -> None:
     """Writes the figure to a PNG, in a bucket too."""
     with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=dpi)

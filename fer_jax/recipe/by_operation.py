@@ -1,0 +1,58 @@
+"""Calls a function operation by operation, where compiling all of it would take longer than it runs. Pure."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+
+def call(function: Callable[[], Any]) -> Any:
+    """Returns what a function of no arguments returns, as numpy arrays, without compiling it as a whole.
+
+    Operations that its results don't need are left out. Each of the others is a program of its own, which equal ones
+    share; those within a function that is jitted remain one.
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)()
+    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    for equation in _needed(closed.jaxpr):
+        arguments = [read(atom) for atom in equation.invars]
+        results = _on_host(equation, arguments)
+        if results is None:
+            results = equation.primitive.bind(*arguments, **equation.params)
+            results = results if equation.primitive.multiple_results else [results]
+        values.update(zip(equation.outvars, results, strict=True))
+    # Copies: an array that is returned twice may be donated once.
+    results = [np.array(read(atom)) for atom in closed.jaxpr.outvars]
+    return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+
+def _needed(jaxpr) -> list:
+    """Returns the equations that the results depend on, in order."""
+    wanted = {atom for atom in jaxpr.outvars if not isinstance(atom, core.Literal)}
+    kept = []
+    for equation in reversed(jaxpr.eqns):
+        if not wanted.isdisjoint(equation.outvars):
+            kept.append(equation)
+            wanted.update(atom for atom in equation.invars if not isinstance(atom, core.Literal))
+    return kept[::-1]
+
+
+def _on_host(equation, arguments: list) -> list | None:
+    """Returns the results of what numpy does without compiling a program for each shape, or None."""
+    name, params = equation.primitive.name, equation.params
+    if jax.dtypes.issubdtype(equation.outvars[0].aval.dtype, jax.dtypes.extended):
+        return None  # keys
+    if name == "broadcast_in_dim" and not np.ndim(arguments[0]):
+        return [np.broadcast_to(arguments[0], params["shape"])]
+    if name == "reshape" and params["dimensions"] is None:
+        return [np.asarray(arguments[0]).reshape(params["new_sizes"])]
+    if name == "slice":
+        bounds = params["start_indices"], params["limit_indices"], params["strides"] or [None] * len(arguments[0].shape)
+        return [np.asarray(arguments[0])[tuple(map(slice, *bounds))]]
+    return None
