@@ -1,7 +1,6 @@
 """What a run trains with: the optimizer, the compiled training steps, and the batches they take."""
 
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -107,20 +106,23 @@ class Program:
         # It runs once: compiled as a whole it would take ten times as long, to the same bits.
         return parallel.replicate(by_operation.call(functools.partial(self._create, initial=initial)), self._mesh)
 
-    def compile(self) -> float:
-        """Compiles the call for each number of steps it may take, and returns the seconds that took."""
-        # Compiled ahead, so that no step's time contains it and a signal finds something to save from the first on.
-        started = time.perf_counter()
+    def lower(self) -> dict[int, jax.stages.Lowered]:
+        """Returns the call for each number of steps that it may take, traced and lowered but not yet compiled."""
         steps_per_call = min(self._config.train.steps_per_call, self.steps_per_epoch)
         batch_size = self._config.batch_size // jax.process_count()
-        self._calls = {}
+        lowered = {}
         # An epoch that is no multiple of steps_per_call ends in a shorter call, which is a program of its own.
         for num_steps in {steps_per_call, self.steps_per_epoch % steps_per_call} - {0}:
             index = np.zeros((num_steps, batch_size), np.int32)
             arrays = {} if self._data else self._split.arrays()
             batches = self._shard({key: array[index] for key, array in arrays.items()} | {"index": index})
-            self._calls[num_steps] = self._mapped.lower(self.abstract_state, self._data, batches).compile()
-        return time.perf_counter() - started
+            lowered[num_steps] = self._mapped.lower(self.abstract_state, self._data, batches)
+        return lowered
+
+    def compile(self, lowered: Mapping[int, jax.stages.Lowered]) -> None:
+        """Compiles what `lower` returned, before the first call."""
+        # Compiled ahead, so that no step's time contains it and a signal finds something to save from the first on.
+        self._calls = {num_steps: call.compile() for num_steps, call in lowered.items()}
 
     def batches(self, first_step: int, last_step: int) -> Iterator[dict]:
         """Returns the batches of each call from one step up to another, on the host (see `pipeline.train_batches`)."""

@@ -27,8 +27,13 @@ def call(function: Callable[[], Any]) -> Any:
             results = equation.primitive.bind(*arguments, **equation.params)
             results = results if equation.primitive.multiple_results else [results]
         values.update(zip(equation.outvars, results, strict=True))
-    # Copies: an array that is returned twice may be donated once.
-    results = [np.array(read(atom)) for atom in closed.jaxpr.outvars]
+    results, seen = [], set()
+    for atom in closed.jaxpr.outvars:
+        result = np.asarray(read(atom))
+        # Memory of its own, which may be donated, for what is returned twice, or is one value throughout.
+        is_shared = 0 in result.strides or (isinstance(atom, core.Var) and atom in seen)
+        results.append(result.copy() if is_shared else result)
+        seen |= {atom} if isinstance(atom, core.Var) else set()
     return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
 

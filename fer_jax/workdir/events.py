@@ -1,19 +1,23 @@
 """Writes the metrics of a run to metrics.jsonl and for TensorBoard while it trains."""
 
+import collections
+import concurrent.futures
 import contextlib
 import io
 import json
 import math
 import os
+from collections.abc import Callable
 
 from fer_jax import errors
 from fer_jax.workdir.paths import Workdir
 
 
 class MetricsWriter:
-    """Writes events to metrics.jsonl, one JSON object a line, and to TensorBoard.
+    """Writes events to metrics.jsonl, one JSON object a line, and in the background to TensorBoard.
 
-    Events after `step` and `epochs` are dropped, because the resumed run makes them again.
+    Events after `step` and `epochs` are dropped, because the resumed run makes them again. What goes wrong in the
+    background is raised by a later call.
 
     Args:
       workdir: the workdir of the run.
@@ -26,9 +30,10 @@ class MetricsWriter:
         self._file = None
         self._common, self._workdir, self._path = common, workdir, workdir.metrics
         if is_primary:
-            from clu import metric_writers  # imports TensorFlow, which takes seconds
-
             self._closing = contextlib.ExitStack()
+            # One thread, so in order. It imports TensorFlow's writer, which takes seconds, beside the first steps.
+            self._background = self._closing.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+            self._tensorboard, self._writing = None, collections.deque()
             with workdir.time_limit():
                 kept = [
                     event
@@ -40,10 +45,8 @@ class MetricsWriter:
                 # TensorBoard's file can't be cut, so it is written anew.
                 for old in workdir.path.glob("events.out.tfevents.*"):
                     old.unlink()
-                self._tensorboard = metric_writers.SummaryWriter(str(workdir.path))
-                self._closing.callback(self._tensorboard.close)
-                for event in kept:
-                    self._show(event)
+            for event in kept:
+                self._show(event)
 
     def write(self, *, step: int, epoch: int, kind: str, **values: float) -> None:
         """Writes one event; kind: 'train' or 'validation'. Values that are not finite are left out."""
@@ -63,10 +66,12 @@ class MetricsWriter:
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes both files."""
+        """Closes both files, once all is written."""
         if self._file:
-            with self._workdir.time_limit(), errors.naming(self._path):
-                self._closing.close()
+            self._in_background(self._close_tensorboard)
+            with self._closing, errors.naming(self._path), self._workdir.time_limit():
+                while self._writing:
+                    self._writing.popleft().result()
 
     def _rewrite(self, events: list[dict]) -> None:
         """Replaces metrics.jsonl by one of these events, at once: a crash leaves the old file or the new one."""
@@ -81,7 +86,26 @@ class MetricsWriter:
             for key, value in event.items()
             if key not in ("step", "epoch", "kind", *self._common)
         }
-        self._tensorboard.write_scalars(event["step"], values)
+        self._in_background(self._write_scalars, event["step"], values)
+
+    def _in_background(self, function: Callable, *arguments) -> None:
+        self._writing.append(self._background.submit(function, *arguments))
+        while self._writing and self._writing[0].done():
+            self._writing.popleft().result()  # raises what it did
+
+    def _write_scalars(self, step: int, values: dict) -> None:
+        if self._tensorboard is None:
+            from clu import metric_writers
+
+            with self._workdir.time_limit(), errors.naming(self._workdir.path):
+                self._tensorboard = metric_writers.SummaryWriter(str(self._workdir.path))
+        with self._workdir.time_limit():
+            self._tensorboard.write_scalars(step, values)
+
+    def _close_tensorboard(self) -> None:
+        if self._tensorboard is not None:
+            with self._workdir.time_limit():
+                self._tensorboard.close()
 
 
 def read_events(workdir: Workdir) -> list[dict]:
