@@ -168,7 +168,10 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
                         writer.write(step=step, epoch=epoch, kind=kind, **validation[kind])
                 chosen = _select(validation, config.early_stopping.metric) | {"view": preprocessing.view}
                 is_best = progress.end_epoch(chosen, patience=patience, min_delta=config.early_stopping.min_delta)
-                save(state, validation=chosen, is_best=is_best)
+                is_last = progress.is_complete(config.num_epochs, patience)
+                # A best epoch that isn't saved could not be restored.
+                if is_best or is_last or epoch % config.checkpoint.every_epochs == 0:
+                    save(state, validation=chosen, is_best=is_best)
                 listed = "  ".join(
                     f"{kind.replace('_', ' ')} loss {found['loss']:.4f}  accuracy {found['accuracy']:.2%}"
                     for kind, found in validation.items()

@@ -235,6 +235,13 @@ OPTIONS: dict[str, Option] = {
         changes_results=False,
         optional=True,
     ),
+    "checkpoint.every_epochs": Option(
+        1,
+        int,
+        AT_LEAST_ONE,
+        "Epochs between checkpoints. A new best epoch, the last one and a stop are always saved.",
+        changes_results=False,
+    ),
     "checkpoint.storage_timeout": Option(
         600.0, float, POSITIVE, "Seconds to wait for a file system that doesn't answer.", changes_results=False
     ),

@@ -35,7 +35,9 @@ def is_of_permission(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """Returns the message of an exception as one line of at most 600 characters."""
-    return " ".join(str(error).split())[:600] or type(error).__name__
+    message = " ".join(str(error).split()) or type(error).__name__
+    # The libraries below name what was written first and the reason last, with long paths between.
+    return message if len(message) <= 600 else f"{message[:300]} ... {message[-295:]}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -7,6 +7,7 @@ pipeline    batches on the host, without a network
 calls       training steps one by one and several in a call, with the data set on the host and on the device
 end_to_end  an epoch of `python -m fer_jax.main` against the bare step of the same configuration
 startup     from the command to the first trained step, with nothing compiled before
+loop        the share of an epoch that the loop spends in steps of 1 ms, which a simulated device takes
 conv        each convolution of these networks alone, by every way of computing it, against the processor's peak
 trace       where the time of a training step goes, by kind of operation
 csv         reading a FER-2013 csv, against pandas
@@ -184,7 +185,7 @@ PARTS = {
 
 
 # Modules of this package with a command line of their own.
-OTHERS = ("conv", "csv", "detect", "explain", "memory", "scaling", "trace")
+OTHERS = ("conv", "csv", "detect", "explain", "loop", "memory", "scaling", "trace")
 
 
 def main(argv: list[str]) -> None:

@@ -13,7 +13,7 @@ from fer_jax import evaluate
 from fer_jax.errors import UserError
 from fer_jax.inference.trained_model import TrainedModel
 from fer_jax.system.signals import StopRequest
-from fer_jax.workdir import checkpoints as checkpoint_lib
+from fer_jax.workdir import checksums
 from fer_jax.workdir.checkpoints import Checkpoints
 from fer_jax.workdir.paths import Workdir
 from tests.end_to_end.conftest import read_metrics
@@ -190,7 +190,7 @@ def change_metadata(workdir, **changes) -> None:
     record = json.loads(path.read_text())
     record["run"] |= changes
     del record["checksum"]
-    path.write_text(json.dumps(record | {"checksum": checkpoint_lib._checksum_of_json(record)}))
+    path.write_text(json.dumps(record | {"checksum": checksums.checksum_of_json(record)}))
 
 
 def logged_accuracy(workdir) -> float:

@@ -51,11 +51,13 @@ def create(*, name: str = "adam", initial=None, has_ema: bool = False, **changes
 def test_the_first_state_is_that_of_the_compiled_function(options):
     # As a run compiles it: XLA then multiplies constants first.
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
     try:
         made = by_operation.call(create(**options))
         expected = jax.jit(create(**options))()
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
+        jax.clear_caches()
     assert jax.tree.structure(made) == jax.tree.structure(expected)
     for ours, theirs in zip(jax.tree.leaves(made), jax.tree.leaves(expected), strict=True):
         assert ours.dtype == theirs.dtype
