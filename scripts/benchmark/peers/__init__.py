@@ -22,7 +22,12 @@ PEERS = {
     "onnxruntime": {"peer": "onnx_resnet"},
 }
 # Depth: (blocks per stage, bottleneck), as in table 1 of He et al. 2016. Our own has them in models/resnet.py.
-ARCHITECTURES = {18: ((2, 2, 2, 2), False), 50: ((3, 4, 6, 3), True)}
+ARCHITECTURES = {
+    10: ((1, 1, 1, 1), False),
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+}
 _KEYS = ("depth", "stages", "width", "stem_kernel", "stem_stride", "stem_pool")
 # By depth, stages where they aren't all four, and the stem's kernel, stride and pooling.
 NETS = {

@@ -1,4 +1,4 @@
-"""ResNet v1.5 in PyTorch on CPU: channels-last, fused Adam; eager or compiled, float32 or bfloat16 autocast."""
+"""ResNet v1.5 in PyTorch, on a GPU if there is one: channels-last, fused Adam, eager or compiled, autocast or not."""
 
 from collections.abc import Callable
 
@@ -9,17 +9,57 @@ from fer_jax.data.dataset import CLASS_NAMES
 from scripts.benchmark.peers import ARCHITECTURES, NUM_THREADS, make_batch
 
 PACKAGES = ("torch",)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class SqueezeExcitation(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = max(8, channels // 16)
+        self.factors = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid())
+
+    def forward(self, x):
+        return x * self.factors(x.mean((2, 3)))[:, :, None, None]
+
+
+class StochasticDepth(nn.Module):
+    """Drops whole images in training, at `rate`."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.rate
+        return x * (kept / (1 - self.rate)).to(x.dtype)
 
 
 class Block(nn.Module):
-    def __init__(self, inputs: int, width: int, stride: int, *, bottleneck: bool):
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        stride: int,
+        *,
+        bottleneck: bool,
+        zero_init: bool = False,
+        squeeze_excitation: bool = False,
+        drop_rate: float = 0.0,
+    ):
         super().__init__()
         outputs = 4 * width if bottleneck else width
         convs = [(inputs, width, 3, stride), (width, width, 3)]
         if bottleneck:
             convs = [(inputs, width, 1), (width, width, 3, stride), (width, outputs, 1)]
         layers = [layer for conv in convs for layer in (*conv_norm(*conv), nn.ReLU(inplace=True))]
-        self.layers = nn.Sequential(*layers[:-1])
+        layers.pop()
+        if zero_init:
+            nn.init.zeros_(layers[-1].weight)
+        layers += [SqueezeExcitation(outputs)] if squeeze_excitation else []
+        layers += [StochasticDepth(drop_rate)] if drop_rate else []
+        self.layers = nn.Sequential(*layers)
         shape_changes = stride > 1 or inputs != outputs
         self.shortcut = nn.Sequential(*conv_norm(inputs, outputs, 1, stride)) if shape_changes else nn.Identity()
 
@@ -28,25 +68,50 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """uint8 [batch, 1, height, width] -> logits float32 [batch, 7]."""
+    """uint8 [batch, 1, height, width], or float32, which isn't scaled -> logits float32 [batch, 7]."""
 
-    def __init__(self, *, depth: int, stages: int, width: int, stem_kernel: int, stem_stride: int, stem_pool: bool):
+    def __init__(
+        self,
+        *,
+        depth: int,
+        stages: int,
+        width: int,
+        stem_kernel: int,
+        stem_stride: int,
+        stem_pool: bool,
+        zero_init: bool = False,
+        squeeze_excitation: bool = False,
+        stochastic_depth: float = 0.0,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         stage_sizes, bottleneck = ARCHITECTURES[depth]
         layers = [*conv_norm(1, width, stem_kernel, stem_stride), nn.ReLU(inplace=True)]
         if stem_pool:
             layers.append(nn.MaxPool2d(3, 2, padding=1))
-        inputs = width
+        inputs, number, last = width, 0, max(1, sum(stage_sizes[:stages]) - 1)
         for stage, num_blocks in enumerate(stage_sizes[:stages]):
-            for block in range(num_blocks):
-                stride = 2 if stage and not block else 1
-                layers.append(Block(inputs, width * 2**stage, stride, bottleneck=bottleneck))
-                inputs = width * 2**stage * (4 if bottleneck else 1)
+            for first in [True] + [False] * (num_blocks - 1):
+                stride = 2 if stage and first else 1
+                block = Block(
+                    inputs,
+                    width * 2**stage,
+                    stride,
+                    bottleneck=bottleneck,
+                    zero_init=zero_init,
+                    squeeze_excitation=squeeze_excitation,
+                    drop_rate=stochastic_depth * number / last,
+                )
+                layers.append(block)
+                inputs, number = width * 2**stage * (4 if bottleneck else 1), number + 1
         self.features = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(inputs, len(CLASS_NAMES))
 
     def forward(self, images):
-        return self.head(self.features(images.float() / 255).mean((2, 3))).float()
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return self.head(self.dropout(self.features(images).mean((2, 3)))).float()
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
@@ -70,15 +135,17 @@ def make(spec: dict) -> tuple[Callable[[], None], int]:
     spec: {task: 'step' or 'inference', batch, image_size, net: of NETS, dtype, compile}.
     """
     network, images, labels, num_parameters = make_network(spec)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=spec["dtype"] == "bfloat16")
+    network, labels = network.to(DEVICE), labels.to(DEVICE)
+    # As JAX does by itself: its own choice among cuDNN's ways, and TF32 where float32 is asked for.
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    autocast = torch.autocast(DEVICE, torch.bfloat16, enabled=spec["dtype"] == "bfloat16")
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
-
-    def loss_fn():
-        return nn.functional.cross_entropy(network(images), labels)
+    resident = images.to(DEVICE)
 
     def step() -> None:
         with autocast:
-            loss = loss_fn()
+            loss = nn.functional.cross_entropy(network(resident), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -86,11 +153,16 @@ def make(spec: dict) -> tuple[Callable[[], None], int]:
 
     def infer() -> None:
         with torch.inference_mode(), autocast:
-            network(images).numpy()
+            network(images.to(DEVICE)).cpu().numpy()
 
     if spec["task"] == "inference":
         network.eval()
     if spec["compile"]:
         # Freezing folds the batch norms and lays the weights out for oneDNN; it is for inference alone.
-        network.compile(options={"freezing": spec["task"] == "inference"})
+        network.compile(options={"freezing": spec["task"] == "inference" and DEVICE == "cpu"})
     return {"step": step, "inference": infer}[spec["task"]], num_parameters
+
+
+def peak_memory() -> int | None:
+    """Returns the most bytes of a GPU that tensors took at once; None without a GPU."""
+    return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None
