@@ -185,7 +185,7 @@ PARTS = {
 
 
 # Modules of this package with a command line of their own.
-OTHERS = ("conv", "csv", "detect", "explain", "loop", "memory", "scaling", "time_to_accuracy", "trace")
+OTHERS = ("accelerator", "conv", "csv", "detect", "explain", "loop", "memory", "scaling", "time_to_accuracy", "trace")
 
 
 def main(argv: list[str]) -> None:

@@ -77,6 +77,18 @@ def test_a_worker_answers_every_request():
         assert all(worker.measure(calls) > 0 for calls in (1, 3))
 
 
+def test_a_worker_says_what_memory_it_had_and_ends_at_its_limit():
+    with Worker(SPEC | {"task": "augment"}) as worker:
+        memory = worker.memory()
+        assert memory["device"] is None  # on a CPU
+        assert memory["host"] > 50e6
+        worker.limit(0)
+        with pytest.raises((TimeoutError, BrokenPipeError)):
+            worker.measure(10**9)
+    with pytest.raises(TimeoutError, match="no time left"):
+        Worker(SPEC, seconds=0)
+
+
 @pytest.mark.parametrize("loader", ["tf.data", "device"])
 def test_a_worker_takes_several_steps_in_a_call(loader):
     with Worker(SPEC | {"task": "calls", "loader": loader, "steps": 4, "steps_per_call": 2}) as worker:
@@ -86,7 +98,7 @@ def test_a_worker_takes_several_steps_in_a_call(loader):
 def test_a_worker_names_the_module_that_is_missing_and_dies_aloud():
     with pytest.raises(ModuleNotFoundError, match=r"scripts\.benchmark\.peers\.absent"):
         Worker({"peer": "absent"})
-    with pytest.raises(RuntimeError, match="status 1"):
+    with pytest.raises(RuntimeError, match="status 1: KeyError: 'absent'"):
         Worker(SPEC | {"task": "absent"})
 
 

@@ -58,11 +58,11 @@ def test_an_epoch_s_seconds_are_its_images_at_its_last_speed():
     assert [epoch["accuracy"] for epoch in epochs] == [{"validation": 0.25}, {"validation": 0.5}]
 
 
-def test_the_command_is_measured_once_and_its_run_is_kept(tmp_path, capsys):
+def test_the_command_is_measured_once_and_its_run_is_kept(tmp_path, capfd):
     path = tmp_path / "new" / "runs.jsonl"
     arguments = ["--contestants", "ours", "--json", str(path), *TINY]
     time_to_accuracy.main(["--target", "1", "100", *arguments])
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     (row,) = map(json.loads, path.read_text().splitlines())
     assert [epoch["epoch"] for epoch in row["epochs"]] == [1, 2]
     assert all(epoch["seconds"] > 0 for epoch in row["epochs"])
@@ -72,7 +72,7 @@ def test_the_command_is_measured_once_and_its_run_is_kept(tmp_path, capsys):
     assert "| not reached |" in said
     # The same again is read, whatever the target; another recipe would be trained.
     time_to_accuracy.main(["--target", "2", *arguments])
-    assert "ours, seed 0: is in" in capsys.readouterr().out
+    assert "ours, seed 0: is in" in capfd.readouterr().out
     assert len(path.read_text().splitlines()) == 1
 
 

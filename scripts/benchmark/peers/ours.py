@@ -34,6 +34,11 @@ def make(spec: dict) -> tuple[Callable[[], None], int]:
     return tasks[spec["task"]](spec)
 
 
+def peak_memory() -> int | None:
+    """Returns the most bytes of an accelerator that were in use; None on a CPU."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
 def make_network(spec: dict) -> resnet.ResNet:
     return make_model(CONFIG.model.to_dict() | spec["model"], num_classes=len(CLASS_NAMES))
 

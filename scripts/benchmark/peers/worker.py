@@ -3,14 +3,17 @@
 `python -m scripts.benchmark.peers.worker SPEC` builds what the JSON object SPEC describes, calls it twice (which
 compiles), and prints a line of JSON: its versions and number of parameters, or the module that is missing. Then, for
 every number that it reads, it makes one call that isn't counted and so many that are, and prints the seconds that one
-of these took on average. It ends with its input.
+of these took on average; for the word memory, the most bytes it had so far. It ends with its input, or with an error,
+which it says before.
 """
 
 import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
+import threading
 import time
 
 WARM_UP_CALLS = 2
@@ -20,11 +23,11 @@ class Worker:
     """The benchmark's end of it: starts the process and waits until it is ready; a context manager.
 
     spec: {peer: a module of scripts.benchmark.peers, python: an interpreter if not this one, and what `make` takes}.
-    versions: {package: version}. Raises ModuleNotFoundError where a package is missing, RuntimeError where the process
-    ends by itself.
+    seconds: see `limit`. versions: {package: version}. Raises ModuleNotFoundError where a package is missing,
+    RuntimeError where the process ends by itself, and TimeoutError where it was ended by its limit.
     """
 
-    def __init__(self, spec: dict):
+    def __init__(self, spec: dict, *, seconds: float | None = None):
         self._process = subprocess.Popen(
             [spec.get("python", sys.executable), "-m", "scripts.benchmark.peers.worker", json.dumps(spec)],
             stdin=subprocess.PIPE,
@@ -32,6 +35,8 @@ class Worker:
             text=True,
             env={"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ,
         )
+        self._timer, self._is_late = None, False
+        self.limit(seconds)
         try:
             ready = self._answer()
             if "missing" in ready:
@@ -46,8 +51,28 @@ class Worker:
         print(calls, file=self._process.stdin, flush=True)
         return self._answer()
 
+    def memory(self) -> dict:
+        """Returns the most bytes it has had: {device: of an accelerator, or None, host: of the process}."""
+        print("memory", file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def limit(self, seconds: float | None) -> None:
+        """Ends the process in so many seconds, unless this is called again before; None: never."""
+        if self._timer:
+            self._timer.cancel()
+        self._timer = None
+        if seconds is not None:
+            self._timer = threading.Timer(max(0.0, seconds), self._end_late)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _end_late(self) -> None:
+        self._is_late = True
+        self._process.kill()
+
     def close(self) -> None:
         """Ends the process, at once."""
+        self.limit(None)
         self._process.kill()
         self._process.communicate()
 
@@ -59,9 +84,13 @@ class Worker:
 
     def _answer(self):
         line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the process ended by itself, with status {self._process.wait()}")
-        return json.loads(line)
+        if not line and self._is_late:
+            raise TimeoutError("there was no time left for it")
+        answer = json.loads(line) if line else {}
+        if not line or (isinstance(answer, dict) and "failed" in answer):
+            reason = f": {answer['failed']}" if line else ""
+            raise RuntimeError(f"the process ended by itself, with status {self._process.wait()}{reason}")
+        return answer
 
 
 def serve(spec: dict, requests, answers) -> None:
@@ -75,12 +104,26 @@ def serve(spec: dict, requests, answers) -> None:
     except ModuleNotFoundError as error:
         answer({"missing": error.name})
         return
+    try:
+        _serve(peer, spec, requests, answer)
+    except Exception as error:
+        # Such as that the memory of an accelerator is too small.
+        message = next(iter(str(error).strip().splitlines()), "")
+        answer({"failed": f"{type(error).__name__}: {message}"[:300]})
+        raise
+
+
+def _serve(peer, spec: dict, requests, answer) -> None:
     call, num_parameters = peer.make(spec)
     for _ in range(WARM_UP_CALLS):
         call()
     versions = {name: sys.modules[name].__version__ for name in peer.PACKAGES if name in sys.modules}
     answer({"versions": versions, "parameters": num_parameters})
     for line in requests:
+        if line.strip() == "memory":
+            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            answer({"device": peer.peak_memory() if hasattr(peer, "peak_memory") else None, "host": used})
+            continue
         calls = int(line)
         call()  # what the others' turns have pushed out of caches and memory comes back
         started = time.perf_counter()

@@ -1,0 +1,498 @@
+"""Measures on whatever accelerator is there, in one go: python -m scripts.benchmark accelerator [--minutes 8]
+
+nets         of each shipped config, at its image size, batch and dtype: a training step and an inference of ours, of
+             PyTorch (eager and compiled) and of plain Flax; FLOP/s, their share of the device's peak (MFU), memory
+loaders      batches on the host, as images and as indices
+calls        training steps by both loaders, one by one and many in a call
+determinism  two runs of the command with parallel.deterministic, by their parameters' digests
+epoch        the second epoch of the command of each config, and its share of the bare step
+
+Every contestant is a process of its own, which waits while another has its turn. They are started one after the other,
+PyTorch's beside JAX's, since what is compiled is tried out on the device. Each section has its share of --minutes, the
+more the fewer are left; what has no time, no package or no memory is named in the tables, and the rest goes on.
+
+A step is forward, backward and Adam on random images that are on the device; ours augments as well. Inference is from
+images on the host to logits on the host. On a CPU it works too, but its 8 minutes are too short for the largest net.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+from scripts.benchmark import csv
+from scripts.benchmark.peers.worker import Worker
+
+NETS = ("resnet50", "wrn16_4", "resnet34_gpu")
+MODEL_KEYS = (
+    *("depth", "stages", "width", "stem_kernel", "stem_stride", "stem_pool", "zero_init"),
+    *("squeeze_excitation", "stochastic_depth", "dropout"),
+)
+CONTESTANTS = {
+    "ours": {"peer": "ours"},
+    "torch": {"peer": "torch_resnet", "compile": False},
+    "torch-compile": {"peer": "torch_resnet", "compile": True},
+    "flax": {"peer": "flax_resnet"},
+}
+# The parts of a training step's FLOPs that a task has.
+TASKS = {"step": 1.0, "inference": 1 / 3}
+# Seconds that a turn should take; what is left of a section's time when its contestants must be ready.
+TURN_SECONDS, LEFT_TO_MEASURE = 0.5, 0.25
+# An epoch's options, so that two epochs are a run, and every epoch is trained alike.
+SHORT = ["--config.num_epochs=2", "--config.optimizer.warmup_epochs=0", "--config.mix.off_epochs=0"]
+
+
+class Failed(Exception):
+    """Something couldn't be measured; the message is for the table."""
+
+
+@dataclasses.dataclass
+class Clock:
+    """Until when a section may measure, in time.monotonic()'s seconds."""
+
+    end: float
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+
+@dataclasses.dataclass
+class Measured:
+    """A line of the tables. what: its name. figures: of the JSON file. said: for people. failed: why there are none."""
+
+    section: str
+    what: str
+    figures: dict = dataclasses.field(default_factory=dict)
+    said: str = ""
+    failed: str = ""
+
+
+# --- The machine, and the nets.
+
+
+def read_config(net: str):
+    from fer_jax.system import command_line
+
+    return command_line.read_config_file(net)
+
+
+def net_of(name: str, arguments) -> dict:
+    """Returns a shipped net: {model, image_size, batch}."""
+    config = read_config(name)
+    return {
+        "model": {key: config.model[key] for key in MODEL_KEYS} | arguments.model,
+        "image_size": config.augment.crop or config.dataset.image_size,
+        "batch": arguments.batch or config.batch_size,
+    }
+
+
+def probe(nets: dict) -> None:
+    """Prints, in a process of its own, what there is to compute on, and the nets' FLOPs of training on an image."""
+    import jax
+
+    from fer_jax.models import flops
+    from fer_jax.system import accelerators
+    from scripts.benchmark.peers import ours
+
+    devices = jax.devices()
+    size = {name: (net["image_size"], net["image_size"], 1) for name, net in nets.items()}
+    answer = {
+        "platform": devices[0].platform,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "peak": flops.peak(devices[:1]),
+        "memory": (devices[0].memory_stats() or {}).get("bytes_limit"),
+        "dtype": accelerators.resolve_dtype("auto"),
+        "flops": {name: flops.training_flops(ours.make_network(net), size[name]) for name, net in nets.items()},
+        "jax": jax.__version__,
+    }
+    print(json.dumps(answer))
+
+
+def ask(arguments: list[str], clock: Clock):
+    """Returns the JSON that this module prints in a process of its own."""
+    command = [sys.executable, "-m", "scripts.benchmark", "accelerator", *arguments]
+    with _named(clock):
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=max(1.0, clock.left()))
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def _named(clock: Clock) -> Iterator[None]:
+    try:
+        yield
+    except subprocess.TimeoutExpired:
+        raise Failed("there was no time left for it") from None
+    except subprocess.CalledProcessError as error:
+        raise Failed(f"the process ended with status {error.returncode}") from None
+
+
+# --- Contestants in turns.
+
+
+def start_all(specs: dict, clock: Clock, stack: contextlib.ExitStack) -> tuple[dict[str, Worker], dict[str, str]]:
+    """Starts a worker for each spec; returns {name: worker} and {name: why there is none}."""
+    ready_by = clock.end - LEFT_TO_MEASURE * max(0.0, clock.left())
+    workers, left_out = {}, {}
+
+    def start(names: list[str]) -> None:
+        for name in names:
+            if time.monotonic() > ready_by:
+                left_out[name] = "there was no time left for it"
+                continue
+            print(f"starting {name}", file=sys.stderr, flush=True)
+            try:
+                worker = Worker(specs[name], seconds=ready_by - time.monotonic())
+            except (ModuleNotFoundError, RuntimeError, TimeoutError) as error:
+                left_out[name] = str(error)
+            else:
+                worker.limit(clock.left())
+                workers[name] = worker
+                stack.callback(worker.close)
+
+    # PyTorch's compiler is busy on the host, and XLA tries its kernels on the device.
+    lanes = [[name for name in specs if ("torch" in specs[name]["peer"]) == is_torch] for is_torch in (False, True)]
+    with concurrent.futures.ThreadPoolExecutor(len(lanes)) as executor:
+        for done in [executor.submit(start, lane) for lane in lanes]:
+            done.result()
+    return workers, left_out
+
+
+def take_turns(workers: dict[str, Worker], clock: Clock, rounds: int) -> tuple[dict[str, list], dict[str, str]]:
+    """Returns {name: seconds of a call, round by round} and {name: why there are none}."""
+    seconds, failed, calls = {name: [] for name in workers}, {}, {}
+    for number in range(rounds + 1):
+        # At least one round, and no more than there is time for.
+        if number > 1 and clock.left() < 2 * sum(
+            calls[name] * values[-1] for name, values in seconds.items() if values
+        ):
+            break
+        for name, worker in workers.items():
+            if name in failed:
+                continue
+            try:
+                if number:
+                    seconds[name].append(worker.measure(calls[name]))
+                else:
+                    calls[name] = min(200, max(1, round(TURN_SECONDS / worker.measure(1))))
+            except (RuntimeError, TimeoutError, OSError) as error:
+                failed[name] = str(error)
+    return {name: values for name, values in seconds.items() if values and name not in failed}, failed
+
+
+def figures_of(values: list[float], images: int) -> dict:
+    median = statistics.median(values)
+    return {
+        "seconds": values,
+        "median": median,
+        "min": min(values),
+        "max": max(values),
+        "images_per_second": images / median,
+    }
+
+
+# --- Sections: each yields what it measured.
+
+
+def measure_net(name: str, clock: Clock, arguments, machine: dict) -> Iterator[Measured]:
+    net = net_of(name, arguments)
+    size = {key: net[key] for key in ("batch", "image_size")}
+    dtype = net["model"].get("dtype", machine["dtype"])
+    model = {key: value for key, value in net["model"].items() if key != "dtype"}
+    specs = {}
+    for contestant in arguments.contestants:
+        spec = CONTESTANTS[contestant] | size
+        if contestant == "ours":
+            spec["model"] = model | {"dtype": dtype}
+        else:
+            spec |= {"net": model, "dtype": dtype}
+        if spec["peer"] == "torch_resnet" and arguments.peers_python:
+            spec["python"] = arguments.peers_python
+        specs |= {f"{contestant} {task}": spec | {"task": task} for task in TASKS}
+    with contextlib.ExitStack() as stack:
+        workers, left_out = start_all(specs, clock, stack)
+        counts = {key: worker.num_parameters for key, worker in workers.items()}
+        if len(set(counts.values())) > 1:
+            raise Failed(f"these are not the same network, by their numbers of parameters: {counts}")
+        for task, share in TASKS.items():
+            of_task = {key: worker for key, worker in workers.items() if specs[key]["task"] == task}
+            seconds, failed = take_turns(of_task, clock, arguments.rounds)
+            left_out |= failed
+            for contestant in arguments.contestants:
+                key = f"{contestant} {task}"
+                measured = Measured(f"nets {name}", key)
+                if key not in seconds:
+                    measured.failed = left_out.get(key, "there was no time left for it")
+                    yield measured
+                    continue
+                figures = figures_of(seconds[key], net["batch"])
+                figures["tflops"] = share * machine["flops"][name] * figures["images_per_second"] / 1e12
+                if machine["peak"]:
+                    figures["mfu"] = figures["tflops"] * 1e12 / machine["peak"]
+                memory = workers[key].memory()
+                figures |= {"memory": memory, "spec": specs[key], "versions": workers[key].versions}
+                measured.figures, measured.said = figures, describe_task(figures)
+                yield measured
+
+
+def describe_task(figures: dict) -> str:
+    """Returns the cells of a row: ms, their spread, images/s, TFLOP/s, MFU, GB."""
+    spread = f"{figures['min'] * 1e3:,.2f} to {figures['max'] * 1e3:,.2f}"
+    mfu = f"{figures['mfu']:.1%}" if "mfu" in figures else ""
+    device, host = figures["memory"]["device"], figures["memory"]["host"]
+    memory = f"{(device or host) / 1e9:.2f}{'' if device else ' (process)'}"
+    cells = [f"{figures['median'] * 1e3:,.2f}", spread, f"{figures['images_per_second']:,.0f}"]
+    return " | ".join([*cells, f"{figures['tflops']:,.2f}", mfu, memory])
+
+
+def measure_loaders(clock: Clock, arguments, machine: dict) -> Iterator[Measured]:
+    batch = net_of("wrn16_4", arguments)["batch"]
+    spec = {"peer": "ours", "task": "pipeline", "batch": batch}
+    specs = {f"{kind}, batch {batch}": spec | {"indices_only": kind == "indices"} for kind in ("images", "indices")}
+    yield from _measure_alone("loaders", specs, clock, arguments, images=batch)
+
+
+def measure_calls(clock: Clock, arguments, machine: dict) -> Iterator[Measured]:
+    name = arguments.nets[-1] if "wrn16_4" not in arguments.nets else "wrn16_4"
+    net, steps = net_of(name, arguments), arguments.steps
+    spec = {"peer": "ours", "task": "calls", "steps": steps} | {key: net[key] for key in ("batch", "image_size")}
+    spec["model"] = {"dtype": machine["dtype"]} | net["model"]
+    numbers = {("tf.data", 1), ("tf.data", min(8, steps)), ("device", 1), ("device", steps)}
+    specs = {
+        f"{name}, {loader}, {number} in a call": spec | {"loader": loader, "steps_per_call": number}
+        for loader, number in sorted(numbers, reverse=True)
+    }
+    yield from _measure_alone("calls", specs, clock, arguments, images=steps * net["batch"])
+
+
+def _measure_alone(section: str, specs: dict, clock: Clock, arguments, *, images: int) -> Iterator[Measured]:
+    with contextlib.ExitStack() as stack:
+        workers, left_out = start_all(specs, clock, stack)
+        seconds, failed = take_turns(workers, clock, arguments.rounds)
+        left_out |= failed
+        for name in specs:
+            if name in seconds:
+                figures = figures_of(seconds[name], images)
+                spread = f"{images / figures['max']:,.0f} to {images / figures['min']:,.0f}"
+                yield Measured(section, name, figures, f"{figures['images_per_second']:,.0f} images/s ({spread})")
+            else:
+                yield Measured(section, name, failed=left_out.get(name, "there was no time left for it"))
+
+
+def _options(name: str, arguments) -> list[str]:
+    """Returns the command's options for a net."""
+    options = [f"--config.model.{key}={value}" for key, value in arguments.model.items()]
+    options += [f"--config.batch_size={arguments.batch}"] if arguments.batch else []
+    return [f"--config={name}", *options]
+
+
+def _command(name: str, workdir: pathlib.Path, arguments, *options: str) -> list[str]:
+    command = [sys.executable, "-m", "fer_jax.main", *_options(name, arguments), *SHORT]
+    return [*command, f"--workdir={workdir}", *options]
+
+
+def measure_determinism(clock: Clock, arguments, machine: dict) -> Iterator[Measured]:
+    name = arguments.nets[0]
+    with tempfile.TemporaryDirectory() as folder:
+        workdirs = [pathlib.Path(folder, str(number)) for number in range(2)]
+        options = ["--config.dataset.source=embedded", "--config.parallel.deterministic=True"]
+        # At the same time: each is slowed down by the other in its own way, and must not show it.
+        with contextlib.ExitStack() as stack:
+            runs = [stack.enter_context(running(_command(name, workdir, arguments, *options))) for workdir in workdirs]
+            with _named(clock):
+                for run in runs:
+                    if run.wait(max(1.0, clock.left())):
+                        raise Failed(f"the command ended with status {run.returncode}")
+        found = ask(["--digest", *map(str, workdirs)], clock)
+    is_equal = found[0]["digest"] == found[1]["digest"]
+    verdict = "the same bits" if is_equal else "OTHER BITS"
+    said = f"{verdict} after {found[0]['step']} steps ({found[0]['digest'][:12]}, {found[1]['digest'][:12]})"
+    yield Measured("determinism", f"two runs of {name}, deterministic", {"equal": is_equal, "runs": found}, said)
+
+
+def digest(workdirs: list[str]) -> None:
+    """Prints the SHA-256 of each run's latest parameters and statistics, and their step."""
+    import jax
+    import numpy as np
+
+    from fer_jax.inference.trained_model import TrainedModel
+    from fer_jax.workdir.paths import Workdir
+
+    found = []
+    for workdir in workdirs:
+        model, total = TrainedModel.load(Workdir(workdir), "latest"), hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(model.variables)):
+            total.update(jax.tree_util.keystr(path).encode())
+            total.update(np.ascontiguousarray(leaf).tobytes())
+        found.append({"digest": total.hexdigest(), "step": model.step})
+    print(json.dumps(found))
+
+
+@contextlib.contextmanager
+def running(command: list[str]) -> Iterator[subprocess.Popen]:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            # It has nothing that is worth being saved.
+            process.send_signal(signal.SIGKILL)
+
+
+def measure_epoch(
+    name: str, clock: Clock, arguments, machine: dict, data: Callable[[], pathlib.Path], step
+) -> Measured:
+    """Returns the second epoch of the command. step: the bare step's images/s, None if it wasn't measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = pathlib.Path(folder, "run")
+        options = [f"--data={data()}", f"--config.dataset.cache_dir={data().parent / 'prepared'}"]
+        options += ["--config.dataset.loader=device", "--config.log.every_steps=1000000"]
+        with running(_command(name, workdir, arguments, *options)) as process:
+            event = _second_epoch(workdir / "metrics.jsonl", process, clock)
+    speed = event["images_per_second"]
+    figures = {key: event[key] for key in ("images_per_second", "tflops_per_second", "mfu") if key in event}
+    figures |= {"loader": "device", "devices": machine["devices"]}
+    said = [f"{speed:,.0f} images/s", f"{event['tflops_per_second']:,.2f} TFLOP/s"]
+    said += [f"MFU {event['mfu']:.1%}"] if "mfu" in event else []
+    if step:
+        figures["share_of_step"] = speed / (step * machine["devices"])
+        said.append(f"{figures['share_of_step']:.0%} of the bare step")
+    return Measured("epoch", f"{name}, by the command", figures, ", ".join(said))
+
+
+def _second_epoch(path: pathlib.Path, process: subprocess.Popen, clock: Clock) -> dict:
+    """Returns the last training event of the second epoch, once that is there."""
+    while True:
+        is_over = process.poll() is not None
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        events = [json.loads(line) for line in lines if line.endswith("\n")]
+        trained = [event for event in events if event["kind"] == "train" and event["epoch"] == 2]
+        if trained and (is_over or any(event["kind"] == "validation" and event["epoch"] == 2 for event in events)):
+            return trained[-1]
+        if is_over:
+            raise Failed(f"the command ended with status {process.returncode}")
+        if clock.left() < 0:
+            raise Failed("there was no time left for it")
+        time.sleep(0.05)
+
+
+# --- All of it.
+
+
+def measure_all(arguments, end: float, machine: dict, folder: pathlib.Path) -> Iterator[list[Measured]]:
+    """Yields the lines of each section, failed or not."""
+    steps = {}
+
+    def data() -> pathlib.Path:
+        path = arguments.data or folder / "random.csv"
+        if not path.exists():
+            csv.write_random_csv(path)
+        return path.absolute() if arguments.data is None else path
+
+    def net(name: str, clock: Clock) -> Iterator[Measured]:
+        for measured in measure_net(name, clock, arguments, machine):
+            if measured.what == "ours step" and measured.figures:
+                steps[name] = measured.figures["images_per_second"]
+            yield measured
+
+    def epoch(name: str, clock: Clock) -> Iterator[Measured]:
+        yield measure_epoch(name, clock, arguments, machine, data, steps.get(name))
+
+    # What each takes of the time, roughly.
+    plan = [(f"nets {name}", 6, lambda clock, name=name: net(name, clock)) for name in arguments.nets]
+    plan += [
+        ("loaders", 1, lambda clock: measure_loaders(clock, arguments, machine)),
+        ("calls", 6, lambda clock: measure_calls(clock, arguments, machine)),
+        ("determinism", 4, lambda clock: measure_determinism(clock, arguments, machine)),
+    ]
+    plan += [(f"epoch {name}", 3, lambda clock, name=name: epoch(name, clock)) for name in arguments.nets]
+    plan = [section for section in plan if section[0].split()[0] in arguments.sections]
+    for number, (title, weight, run) in enumerate(plan):
+        left = end - time.monotonic()
+        clock = Clock(time.monotonic() + left * weight / sum(weight for _, weight, _ in plan[number:]))
+        print(f"\n{title}: {clock.left():.0f} s", file=sys.stderr, flush=True)
+        lines = []
+        try:
+            for measured in run(clock):
+                lines.append(measured)
+        except Exception as error:
+            # Whatever it is, the other sections are worth having.
+            reason = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
+            lines.append(Measured(title, title, failed=" ".join(reason.split())[:300]))
+        yield lines
+
+
+def table(lines: list[Measured], machine: dict) -> str:
+    """Returns both tables in Markdown."""
+    rows = [f"{machine['device']} ({machine['platform']}), {machine['dtype']}, jax {machine['jax']}", ""]
+    nets = [line for line in lines if line.section.startswith("nets")]
+    if nets:
+        rows += ["| net | | ms | min to max | images/s | TFLOP/s | MFU | peak memory, GB |"]
+        rows += ["|---|---|---:|---:|---:|---:|---:|---:|"]
+        for line in nets:
+            cells = line.said or f"not measured: {line.failed} | | | | | "
+            rows.append(f"| {line.section.removeprefix('nets ')} | {line.what} | {cells} |")
+        rows.append("")
+    rows += ["| | | measured |", "|---|---|---|"]
+    for line in lines:
+        if line not in nets:
+            rows.append(f"| {line.section.split()[0]} | {line.what} | {line.said or f'not measured: {line.failed}'} |")
+    return "\n".join(rows)
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.benchmark accelerator",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sections = ("nets", "loaders", "calls", "determinism", "epoch")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (default: %(default)s)")
+    parser.add_argument("--sections", choices=sections, nargs="+", default=list(sections))
+    parser.add_argument("--nets", choices=NETS, nargs="+", default=list(NETS), help="names of configs")
+    parser.add_argument("--contestants", choices=CONTESTANTS, nargs="+", default=list(CONTESTANTS))
+    parser.add_argument("--model", type=json.loads, default={}, help="config.model's changes, in JSON")
+    parser.add_argument("--batch", type=int, help="in place of each config's")
+    parser.add_argument("--rounds", type=int, default=5, help="at most, that are counted")
+    parser.add_argument("--steps", type=int, default=32, help="of the section calls: many in a call")
+    parser.add_argument("--data", type=pathlib.Path, help="FER-2013 for the epochs (default: random images)")
+    parser.add_argument("--peers-python", help="interpreter for PyTorch, if it has its own")
+    parser.add_argument("--json", type=pathlib.Path, help="default: runs/benchmark/accelerator-TIME.json")
+    parser.add_argument("--probe", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--digest", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.probe is not None:
+        return probe(arguments.probe)
+    if arguments.digest:
+        return digest(arguments.digest)
+
+    from scripts.benchmark.__main__ import describe_machine
+
+    # Several processes hold the device's memory at once, so none may take it all.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    end = time.monotonic() + 60 * arguments.minutes
+    nets = {name: net_of(name, arguments) for name in arguments.nets}
+    try:
+        machine = ask(["--probe", json.dumps(nets)], Clock(end))
+    except Failed as error:
+        sys.exit(f"error: what is there to compute on can't be found out: {error}")
+    path = arguments.json or pathlib.Path(f"runs/benchmark/accelerator-{time.strftime('%Y%m%d-%H%M%S')}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = {"machine": describe_machine() | machine, "part": "accelerator", "measured": []}
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        for section in measure_all(arguments, end, machine, pathlib.Path(folder)):
+            lines += section
+            written["measured"] = [dataclasses.asdict(line) for line in lines]
+            path.write_text(json.dumps(written, indent=1))
+    print(f"{table(lines, machine)}\n\n{path}")

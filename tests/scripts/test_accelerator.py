@@ -1,0 +1,118 @@
+"""A real run of all sections on a CPU with a tiny network; what fails or has no time is said and ends nothing."""
+
+import contextlib
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fer_jax.recipe import state
+from scripts.benchmark import accelerator
+from scripts.benchmark.peers import flax_resnet, ours
+from tests.support.tiny_run import write_faces
+
+TINY = [
+    "--nets",
+    "wrn16_4",
+    "--model",
+    '{"depth": 10, "width": 2, "dtype": "float32"}',
+    "--batch",
+    "8",
+    "--rounds",
+    "1",
+]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    # A restart for huge pages is a start more for each process.
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+
+
+def test_one_command_measures_all_and_names_what_is_missing(tmp_path, capsys):
+    path, data = tmp_path / "new" / "all.json", write_faces(tmp_path / "faces.csv")
+    sections = ["--sections", "nets", "loaders", "determinism", "epoch"]
+    peers = ["--contestants", "ours", "flax", "torch"]
+    accelerator.main([*TINY, *sections, *peers, "--minutes", "9", "--data", str(data), "--json", str(path)])
+    said = capsys.readouterr().out
+    written = json.loads(path.read_text())
+    assert written["machine"]["platform"] == "cpu"
+    assert written["machine"]["flops"]["wrn16_4"] > 0
+    measured = {line["what"]: line for line in written["measured"]}
+    for name in ("ours step", "ours inference", "flax step", "flax inference"):
+        figures = measured[name]["figures"]
+        assert figures["median"] > 0
+        # 8 images in the median's time, and a third of the FLOPs without the way back.
+        share = 1 if "step" in name else 1 / 3
+        flops = share * written["machine"]["flops"]["wrn16_4"] * 8 / figures["median"]
+        assert figures["tflops"] == pytest.approx(flops / 1e12)
+        assert figures["memory"]["host"] > 50e6
+        assert "mfu" not in figures  # nobody knows a CPU's peak
+        assert f"| wrn16_4 | {name} | {figures['median'] * 1e3:,.2f} |" in said
+    with contextlib.suppress(ModuleNotFoundError):
+        import torch  # noqa: F401
+
+        assert measured["torch step"]["figures"]["median"] > 0
+    if not measured["torch step"]["figures"]:
+        assert "| wrn16_4 | torch step | not measured: torch is not installed |" in said
+    assert measured["images, batch 8"]["figures"]["images_per_second"] > 0
+    equal = measured["two runs of wrn16_4, deterministic"]["figures"]
+    assert equal["equal"] is True
+    assert equal["runs"][0]["step"] == 2 * (1400 // 8)
+    epoch = measured["wrn16_4, by the command"]["figures"]
+    step = measured["ours step"]["figures"]["images_per_second"]
+    assert epoch["share_of_step"] == pytest.approx(epoch["images_per_second"] / (step * written["machine"]["devices"]))
+
+
+def test_a_section_that_fails_ends_no_other(tmp_path, capsys):
+    absent = str(tmp_path / "absent.csv")
+    (tmp_path / "absent.csv").mkdir()  # a folder, and an empty one
+    path = tmp_path / "some.json"
+    accelerator.main([*TINY, "--sections", "loaders", "epoch", "--data", absent, "--json", str(path)])
+    loaders, _, epoch = json.loads(path.read_text())["measured"]
+    assert loaders["figures"]
+    assert not epoch["figures"]
+    assert "| epoch | epoch wrn16_4 | not measured: the command ended with status 2 |" in capsys.readouterr().out
+
+
+def test_what_has_no_time_is_said():
+    late = accelerator.Clock(time.monotonic() - 1)
+    with contextlib.ExitStack() as stack:
+        workers, left_out = accelerator.start_all({"ours step": {"peer": "ours"}}, late, stack)
+    assert workers == {}
+    assert left_out == {"ours step": "there was no time left for it"}
+    line = accelerator.Measured("nets wrn16_4", "ours step", failed=left_out["ours step"])
+    machine = {"device": "x", "platform": "cpu", "dtype": "float32", "jax": "1"}
+    assert "| wrn16_4 | ours step | not measured: there was no time left for it | | | | | |" in accelerator.table(
+        [line], machine
+    )
+
+
+def net_of(name: str) -> dict:
+    return accelerator.net_of(name, type("Arguments", (), {"model": {}, "batch": None}))
+
+
+def test_the_nets_are_those_of_the_configs():
+    sizes = {name: (net_of(name)["image_size"], net_of(name)["batch"]) for name in accelerator.NETS}
+    assert sizes == {"resnet50": (48, 64), "wrn16_4": (40, 128), "resnet34_gpu": (44, 256)}
+
+
+def num_parameters(model, size: int) -> int:
+    images = jnp.zeros((1, size, size, 1))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    return state.num_parameters(variables["params"])
+
+
+@pytest.mark.parametrize("name", accelerator.NETS)
+def test_every_contestant_has_the_shipped_network(name):
+    net = net_of(name)
+    wanted = num_parameters(ours.make_network({"model": net["model"] | {"conv": "lax"}}), net["image_size"])
+    assert num_parameters(flax_resnet.ResNet(**net["model"], dtype="float32"), net["image_size"]) == wanted
+    torch = pytest.importorskip("torch")
+    from scripts.benchmark.peers import torch_resnet
+
+    with torch.device("meta"):
+        network = torch_resnet.ResNet(**net["model"])
+    assert sum(weights.numel() for weights in network.parameters()) == wanted
