@@ -49,8 +49,8 @@ CONTESTANTS = {
 TASKS = {"step": 1.0, "inference": 1 / 3}
 # Seconds that a turn should take; what is left of a section's time when its contestants must be ready.
 TURN_SECONDS, LEFT_TO_MEASURE = 0.5, 0.25
-# An epoch's options, so that two epochs are a run, and every epoch is trained alike.
-SHORT = ["--config.num_epochs=2", "--config.optimizer.warmup_epochs=0", "--config.mix.off_epochs=0"]
+# So that an epoch or two are a run, and its report is short.
+SHORT = ["--config.optimizer.warmup_epochs=0", "--config.mix.off_epochs=0", "--config.evaluation.report_views=whole"]
 
 
 class Failed(Exception):
@@ -306,7 +306,7 @@ def measure_determinism(clock: Clock, arguments, machine: dict) -> Iterator[Meas
     name = arguments.nets[0]
     with tempfile.TemporaryDirectory() as folder:
         workdirs = [pathlib.Path(folder, str(number)) for number in range(2)]
-        options = ["--config.dataset.source=embedded", "--config.parallel.deterministic=True"]
+        options = ["--config.dataset.source=embedded", "--config.parallel.deterministic=True", "--config.num_epochs=1"]
         # At the same time: each is slowed down by the other in its own way, and must not show it.
         with contextlib.ExitStack() as stack:
             runs = [stack.enter_context(running(_command(name, workdir, arguments, *options))) for workdir in workdirs]
@@ -356,7 +356,7 @@ def measure_epoch(
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder, "run")
         options = [f"--data={data()}", f"--config.dataset.cache_dir={data().parent / 'prepared'}"]
-        options += ["--config.dataset.loader=device", "--config.log.every_steps=1000000"]
+        options += ["--config.dataset.loader=device", "--config.log.every_steps=1000000", "--config.num_epochs=2"]
         with running(_command(name, workdir, arguments, *options)) as process:
             event = _second_epoch(workdir / "metrics.jsonl", process, clock)
     speed = event["images_per_second"]

@@ -29,11 +29,13 @@ TINY = [
 def quick(monkeypatch):
     # A restart for huge pages is a start more for each process.
     monkeypatch.setenv("GLIBC_TUNABLES", "")
+    monkeypatch.setenv("XLA_FLAGS", "")  # a single device
 
 
 def test_one_command_measures_all_and_names_what_is_missing(tmp_path, capsys):
     path, data = tmp_path / "new" / "all.json", write_faces(tmp_path / "faces.csv")
-    sections = ["--sections", "nets", "loaders", "determinism", "epoch"]
+    # Loaders are below; calls take as long as all of this and are in test_benchmark.py.
+    sections = ["--sections", "nets", "determinism", "epoch"]
     peers = ["--contestants", "ours", "flax", "torch"]
     accelerator.main([*TINY, *sections, *peers, "--minutes", "9", "--data", str(data), "--json", str(path)])
     said = capsys.readouterr().out
@@ -57,10 +59,9 @@ def test_one_command_measures_all_and_names_what_is_missing(tmp_path, capsys):
         assert measured["torch step"]["figures"]["median"] > 0
     if not measured["torch step"]["figures"]:
         assert "| wrn16_4 | torch step | not measured: torch is not installed |" in said
-    assert measured["images, batch 8"]["figures"]["images_per_second"] > 0
     equal = measured["two runs of wrn16_4, deterministic"]["figures"]
     assert equal["equal"] is True
-    assert equal["runs"][0]["step"] == 2 * (1400 // 8)
+    assert equal["runs"][0]["step"] == 1400 // 8
     epoch = measured["wrn16_4, by the command"]["figures"]
     step = measured["ours step"]["figures"]["images_per_second"]
     assert epoch["share_of_step"] == pytest.approx(epoch["images_per_second"] / (step * written["machine"]["devices"]))
@@ -72,7 +73,7 @@ def test_a_section_that_fails_ends_no_other(tmp_path, capsys):
     path = tmp_path / "some.json"
     accelerator.main([*TINY, "--sections", "loaders", "epoch", "--data", absent, "--json", str(path)])
     loaders, _, epoch = json.loads(path.read_text())["measured"]
-    assert loaders["figures"]
+    assert loaders["figures"]["images_per_second"] > 0
     assert not epoch["figures"]
     assert "| epoch | epoch wrn16_4 | not measured: the command ended with status 2 |" in capsys.readouterr().out
 
@@ -85,7 +86,7 @@ def test_what_has_no_time_is_said():
     assert left_out == {"ours step": "there was no time left for it"}
     line = accelerator.Measured("nets wrn16_4", "ours step", failed=left_out["ours step"])
     machine = {"device": "x", "platform": "cpu", "dtype": "float32", "jax": "1"}
-    assert "| wrn16_4 | ours step | not measured: there was no time left for it | | | | | |" in accelerator.table(
+    assert "| wrn16_4 | ours step | not measured: there was no time left for it | | | | |  |" in accelerator.table(
         [line], machine
     )
 

@@ -22,6 +22,7 @@ TINY = [
     *("--config.model.depth=10", "--config.model.stages=1", "--config.model.width=2", "--config.model.conv=lax"),
     *("--config.model.dtype=float32", "--config.num_epochs=2", "--config.optimizer.warmup_epochs=1"),
     *("--config.augment.rotation=0", "--config.augment.zoom=0", "--config.dataset.source=embedded"),
+    "--config.evaluation.report_views=whole",
 ]
 EPOCHS = [
     {"epoch": 1, "seconds": 60.0, "accuracy": {"validation": 0.5, "validation_ema": 0.4}},
@@ -58,7 +59,9 @@ def test_an_epoch_s_seconds_are_its_images_at_its_last_speed():
     assert [epoch["accuracy"] for epoch in epochs] == [{"validation": 0.25}, {"validation": 0.5}]
 
 
-def test_the_command_is_measured_once_and_its_run_is_kept(tmp_path, capfd):
+def test_the_command_is_measured_once_and_its_run_is_kept(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # a single device
+    monkeypatch.setenv("GLIBC_TUNABLES", "")  # without a restart for huge pages
     path = tmp_path / "new" / "runs.jsonl"
     arguments = ["--contestants", "ours", "--json", str(path), *TINY]
     time_to_accuracy.main(["--target", "1", "100", *arguments])
