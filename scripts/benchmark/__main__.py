@@ -14,6 +14,8 @@ csv         reading a FER-2013 csv, against pandas
 explain     which map says best what a network looked at, by the deletion test
 memory      the peak memory of an epoch of the command
 detect      face detectors on photographs with known faces: found, false, milliseconds
+accelerator  the shipped nets on whatever accelerator is there, in 8 minutes: steps, memory, MFU, an epoch, determinism
+time_to_accuracy  minutes of training until PublicTest is at 60, 65, 68 %, against a PyTorch program of the same recipe
 scaling     a step on many devices, predicted; --measure holds the prediction against two processes
 
 Every contestant is a process of its own (scripts/benchmark/peers), which waits while another has its turn; turns go

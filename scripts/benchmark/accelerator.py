@@ -51,6 +51,7 @@ TASKS = {"step": 1.0, "inference": 1 / 3}
 TURN_SECONDS, LEFT_TO_MEASURE = 0.5, 0.25
 # So that an epoch or two are a run, and its report is short.
 SHORT = ["--config.optimizer.warmup_epochs=0", "--config.mix.off_epochs=0", "--config.evaluation.report_views=whole"]
+NO_TIME = "there was no time left for it"
 
 
 class Failed(Exception):
@@ -123,17 +124,17 @@ def probe(nets: dict) -> None:
 def ask(arguments: list[str], clock: Clock):
     """Returns the JSON that this module prints in a process of its own."""
     command = [sys.executable, "-m", "scripts.benchmark", "accelerator", *arguments]
-    with _named(clock):
+    with _named():
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=max(1.0, clock.left()))
         return json.loads(done.stdout.splitlines()[-1])
 
 
 @contextlib.contextmanager
-def _named(clock: Clock) -> Iterator[None]:
+def _named() -> Iterator[None]:
     try:
         yield
     except subprocess.TimeoutExpired:
-        raise Failed("there was no time left for it") from None
+        raise Failed(NO_TIME) from None
     except subprocess.CalledProcessError as error:
         raise Failed(f"the process ended with status {error.returncode}") from None
 
@@ -149,7 +150,7 @@ def start_all(specs: dict, clock: Clock, stack: contextlib.ExitStack) -> tuple[d
     def start(names: list[str]) -> None:
         for name in names:
             if time.monotonic() > ready_by:
-                left_out[name] = "there was no time left for it"
+                left_out[name] = NO_TIME
                 continue
             print(f"starting {name}", file=sys.stderr, flush=True)
             try:
@@ -191,15 +192,46 @@ def take_turns(workers: dict[str, Worker], clock: Clock, rounds: int) -> tuple[d
     return {name: values for name, values in seconds.items() if values and name not in failed}, failed
 
 
-def figures_of(values: list[float], images: int) -> dict:
+def measure_specs(specs: dict, clock: Clock, arguments, machine: dict) -> tuple[dict[str, dict], dict[str, str]]:
+    """Returns {name: {seconds, memory, versions, spec}} of each that could be measured, and {name: why not}.
+
+    Those of a task take turns. Raises Failed where their networks have other numbers of parameters.
+    """
+    # A TPU belongs to one process at a time.
+    is_shared = machine["platform"] != "tpu"
+    groups = [specs] if is_shared else [{name: spec} for name, spec in specs.items()]
+    found, left_out = {}, {}
+    for number, group in enumerate(groups):
+        share = Clock(time.monotonic() + clock.left() / (len(groups) - number))
+        with contextlib.ExitStack() as stack:
+            workers, missing = start_all(group, share, stack)
+            left_out |= missing
+            counts = {name: worker.num_parameters for name, worker in workers.items()}
+            if len(set(counts.values()) - {0}) > 1:
+                raise Failed(f"these are not the same network, by their numbers of parameters: {counts}")
+            for task in dict.fromkeys(spec["task"] for spec in group.values()):
+                of_task = {name: worker for name, worker in workers.items() if specs[name]["task"] == task}
+                seconds, failed = take_turns(of_task, share, arguments.rounds)
+                left_out |= failed
+                for name, values in seconds.items():
+                    try:
+                        memory, versions = workers[name].memory(), workers[name].versions
+                    except (RuntimeError, TimeoutError, OSError) as error:
+                        left_out[name] = str(error)
+                        continue
+                    if machine["platform"] == "gpu" and "torch" in specs[name]["peer"] and memory["device"] is None:
+                        left_out[name] = "this PyTorch has no GPU"
+                        continue
+                    found[name] = {"seconds": values, "memory": memory, "versions": versions, "spec": specs[name]}
+    return found, left_out
+
+
+def figures_of(found: dict, images: int) -> dict:
+    """Returns what was found of a contestant, with its speed; images: in a call."""
+    values = found["seconds"]
     median = statistics.median(values)
-    return {
-        "seconds": values,
-        "median": median,
-        "min": min(values),
-        "max": max(values),
-        "images_per_second": images / median,
-    }
+    figures = {"median": median, "min": min(values), "max": max(values), "images_per_second": images / median}
+    return found | figures
 
 
 # --- Sections: each yields what it measured.
@@ -219,31 +251,21 @@ def measure_net(name: str, clock: Clock, arguments, machine: dict) -> Iterator[M
             spec |= {"net": model, "dtype": dtype}
         if spec["peer"] == "torch_resnet" and arguments.peers_python:
             spec["python"] = arguments.peers_python
+        if spec["peer"] == "torch_resnet" and machine["platform"] not in ("cpu", "gpu"):
+            yield Measured(f"nets {name}", contestant, failed="PyTorch has no such device")
+            continue
         specs |= {f"{contestant} {task}": spec | {"task": task} for task in TASKS}
-    with contextlib.ExitStack() as stack:
-        workers, left_out = start_all(specs, clock, stack)
-        counts = {key: worker.num_parameters for key, worker in workers.items()}
-        if len(set(counts.values())) > 1:
-            raise Failed(f"these are not the same network, by their numbers of parameters: {counts}")
-        for task, share in TASKS.items():
-            of_task = {key: worker for key, worker in workers.items() if specs[key]["task"] == task}
-            seconds, failed = take_turns(of_task, clock, arguments.rounds)
-            left_out |= failed
-            for contestant in arguments.contestants:
-                key = f"{contestant} {task}"
-                measured = Measured(f"nets {name}", key)
-                if key not in seconds:
-                    measured.failed = left_out.get(key, "there was no time left for it")
-                    yield measured
-                    continue
-                figures = figures_of(seconds[key], net["batch"])
-                figures["tflops"] = share * machine["flops"][name] * figures["images_per_second"] / 1e12
-                if machine["peak"]:
-                    figures["mfu"] = figures["tflops"] * 1e12 / machine["peak"]
-                memory = workers[key].memory()
-                figures |= {"memory": memory, "spec": specs[key], "versions": workers[key].versions}
-                measured.figures, measured.said = figures, describe_task(figures)
-                yield measured
+    found, left_out = measure_specs(specs, clock, arguments, machine)
+    for key in sorted(specs, key=lambda key: list(TASKS).index(specs[key]["task"])):
+        if key not in found:
+            yield Measured(f"nets {name}", key, failed=left_out.get(key, NO_TIME))
+            continue
+        figures = figures_of(found[key], net["batch"])
+        flops = TASKS[specs[key]["task"]] * machine["flops"][name]
+        figures["tflops"] = flops * figures["images_per_second"] / 1e12
+        if machine["peak"]:
+            figures["mfu"] = figures["tflops"] * 1e12 / machine["peak"]
+        yield Measured(f"nets {name}", key, figures, describe_task(figures))
 
 
 def describe_task(figures: dict) -> str:
@@ -260,7 +282,7 @@ def measure_loaders(clock: Clock, arguments, machine: dict) -> Iterator[Measured
     batch = net_of("wrn16_4", arguments)["batch"]
     spec = {"peer": "ours", "task": "pipeline", "batch": batch}
     specs = {f"{kind}, batch {batch}": spec | {"indices_only": kind == "indices"} for kind in ("images", "indices")}
-    yield from _measure_alone("loaders", specs, clock, arguments, images=batch)
+    yield from _measure_others("loaders", specs, clock, arguments, machine, images=batch)
 
 
 def measure_calls(clock: Clock, arguments, machine: dict) -> Iterator[Measured]:
@@ -273,21 +295,20 @@ def measure_calls(clock: Clock, arguments, machine: dict) -> Iterator[Measured]:
         f"{name}, {loader}, {number} in a call": spec | {"loader": loader, "steps_per_call": number}
         for loader, number in sorted(numbers, reverse=True)
     }
-    yield from _measure_alone("calls", specs, clock, arguments, images=steps * net["batch"])
+    yield from _measure_others("calls", specs, clock, arguments, machine, images=steps * net["batch"])
 
 
-def _measure_alone(section: str, specs: dict, clock: Clock, arguments, *, images: int) -> Iterator[Measured]:
-    with contextlib.ExitStack() as stack:
-        workers, left_out = start_all(specs, clock, stack)
-        seconds, failed = take_turns(workers, clock, arguments.rounds)
-        left_out |= failed
-        for name in specs:
-            if name in seconds:
-                figures = figures_of(seconds[name], images)
-                spread = f"{images / figures['max']:,.0f} to {images / figures['min']:,.0f}"
-                yield Measured(section, name, figures, f"{figures['images_per_second']:,.0f} images/s ({spread})")
-            else:
-                yield Measured(section, name, failed=left_out.get(name, "there was no time left for it"))
+def _measure_others(
+    section: str, specs: dict, clock: Clock, arguments, machine: dict, *, images: int
+) -> Iterator[Measured]:
+    found, left_out = measure_specs(specs, clock, arguments, machine)
+    for name in specs:
+        if name in found:
+            figures = figures_of(found[name], images)
+            spread = f"{images / figures['max']:,.0f} to {images / figures['min']:,.0f}"
+            yield Measured(section, name, figures, f"{figures['images_per_second']:,.0f} images/s ({spread})")
+        else:
+            yield Measured(section, name, failed=left_out.get(name, NO_TIME))
 
 
 def _options(name: str, arguments) -> list[str]:
@@ -307,18 +328,23 @@ def measure_determinism(clock: Clock, arguments, machine: dict) -> Iterator[Meas
     with tempfile.TemporaryDirectory() as folder:
         workdirs = [pathlib.Path(folder, str(number)) for number in range(2)]
         options = ["--config.dataset.source=embedded", "--config.parallel.deterministic=True", "--config.num_epochs=1"]
-        # At the same time: each is slowed down by the other in its own way, and must not show it.
-        with contextlib.ExitStack() as stack:
-            runs = [stack.enter_context(running(_command(name, workdir, arguments, *options))) for workdir in workdirs]
-            with _named(clock):
-                for run in runs:
-                    if run.wait(max(1.0, clock.left())):
-                        raise Failed(f"the command ended with status {run.returncode}")
+        # At the same time, but on a TPU: each is slowed down by the other in its own way, and must not show it.
+        groups = [[workdir] for workdir in workdirs] if machine["platform"] == "tpu" else [workdirs]
+        for group in groups:
+            _run_all([_command(name, workdir, arguments, *options) for workdir in group], clock)
         found = ask(["--digest", *map(str, workdirs)], clock)
     is_equal = found[0]["digest"] == found[1]["digest"]
     verdict = "the same bits" if is_equal else "OTHER BITS"
     said = f"{verdict} after {found[0]['step']} steps ({found[0]['digest'][:12]}, {found[1]['digest'][:12]})"
     yield Measured("determinism", f"two runs of {name}, deterministic", {"equal": is_equal, "runs": found}, said)
+
+
+def _run_all(commands: list[list[str]], clock: Clock) -> None:
+    """Runs commands side by side; raises Failed where one fails or has no time."""
+    with contextlib.ExitStack() as stack, _named():
+        for run in [stack.enter_context(running(command)) for command in commands]:
+            if run.wait(max(1.0, clock.left())):
+                raise Failed(f"the command ended with status {run.returncode}")
 
 
 def digest(workdirs: list[str]) -> None:
@@ -382,7 +408,7 @@ def _second_epoch(path: pathlib.Path, process: subprocess.Popen, clock: Clock) -
         if is_over:
             raise Failed(f"the command ended with status {process.returncode}")
         if clock.left() < 0:
-            raise Failed("there was no time left for it")
+            raise Failed(NO_TIME)
         time.sleep(0.05)
 
 

@@ -213,7 +213,12 @@ def find_accelerator() -> str | None:
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Returns the runs of a file, without one that was cut off as it was written."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def has_torch(python: str) -> bool:

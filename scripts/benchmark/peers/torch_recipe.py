@@ -245,8 +245,8 @@ def choose_forward(trainer: Trainer, take_step, how: str, *, calls: int = 8) -> 
 def train(recipe: dict, data: dict, *, how: str, say) -> None:
     """Trains; say: takes what each line says."""
     torch.set_num_threads(NUM_THREADS)
+    # Products of matrices stay in float32: affine_grid's coordinates would be rounded to a tenth of a pixel by TF32.
     torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
     tensors = {key: torch.from_numpy(value).to(DEVICE) for key, value in data.items()}
     images, labels, validation_images, validation_labels = (
         tensors[f"{split}_{key}"].movedim(-1, 1) if key == "images" else tensors[f"{split}_{key}"].long()
