@@ -469,9 +469,10 @@ def table(lines: list[Measured], machine: dict) -> str:
             cells = line.said or f"not measured: {line.failed} | | | | | "
             rows.append(f"| {line.section.removeprefix('nets ')} | {line.what} | {cells} |")
         rows.append("")
-    rows += ["| | | measured |", "|---|---|---|"]
-    for line in lines:
-        if line not in nets:
+    others = [line for line in lines if line not in nets]
+    if others:
+        rows += ["| | | measured |", "|---|---|---|"]
+        for line in others:
             rows.append(f"| {line.section.split()[0]} | {line.what} | {line.said or f'not measured: {line.failed}'} |")
     return "\n".join(rows)
 

@@ -91,6 +91,17 @@ def test_what_has_no_time_is_said():
     )
 
 
+def test_contestants_that_fail_are_named_and_on_a_tpu_one_follows_the_other():
+    spec = {"peer": "ours", "task": "augment", "batch": 2, "image_size": 48}
+    specs = {"good": spec, "bad": spec | {"task": "absent"}, "missing": spec | {"peer": "absent"}, "again": spec}
+    arguments = type("Arguments", (), {"rounds": 1})
+    clock = accelerator.Clock(time.monotonic() + 300)
+    found, left_out = accelerator.measure_specs(specs, clock, arguments, {"platform": "tpu"})
+    assert found.keys() == {"good", "again"}
+    assert "KeyError: 'absent'" in left_out["bad"]
+    assert left_out["missing"] == "scripts.benchmark.peers.absent is not installed"
+
+
 def net_of(name: str) -> dict:
     return accelerator.net_of(name, type("Arguments", (), {"model": {}, "batch": None}))
 
