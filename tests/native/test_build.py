@@ -27,7 +27,8 @@ def compiler(tmp_path, monkeypatch):
     path.parent.mkdir()
     path.write_text(
         '#!/bin/sh\n[ "$1" = --version ] && { echo "a compiler 1"; exit; }\n'
-        f'case " $* " in *" -c "*) ;; *) echo linked >> {tmp_path}/count ;; esac\nsleep 0.2\nwhile [ "$1" != -o ]; do shift; done\necho library > "$2"\n'
+        f'case " $* " in *" -c "*) ;; *) echo linked >> {tmp_path}/count ;; esac\n'
+        'sleep 0.2\nwhile [ "$1" != -o ]; do shift; done\necho library > "$2"\n'
     )
     path.chmod(0o755)
     monkeypatch.setenv("CXX", str(path))
