@@ -17,14 +17,10 @@ from etils import epath
 from fer_jax.errors import StorageError, UserError
 from fer_jax.recipe.state import TrainState
 from fer_jax.workdir import failures
-from fer_jax.workdir.checksums import checksum, checksum_of_json, items_of, with_checksums
+from fer_jax.workdir.checksums import Damaged, items_of, require_sound_items, require_sound_record, with_checksums
 from fer_jax.workdir.paths import Workdir
 
 FORMAT = 1
-
-
-class Damaged(Exception):
-    """A checkpoint can't be read, or its checksums differ from those that were saved."""
 
 
 class _KeepBest(ocp.checkpoint_managers.PreservationPolicy):
@@ -271,25 +267,18 @@ class Checkpoints:
 
     def _record(self, step: int) -> dict:
         record = self._read(step, record=ocp.args.JsonRestore())["record"]
-        try:
-            version, stored = record["format"], record.pop("checksum")
-        except (KeyError, TypeError):
-            raise Damaged(f"the checkpoint of step {step} has a record without format or checksum") from None
-        if stored != checksum_of_json(record) or record["step"] != step:
-            raise Damaged(f"the checkpoint of step {step} has a record that is not what was saved")
-        if version > FORMAT:
+        require_sound_record(record, step)
+        if record["format"] > FORMAT:
             raise UserError(
-                f"the checkpoint of step {step} in {self._directory} has format {version}, made by a newer version; "
-                f"this one reads formats up to {FORMAT}"
+                f"the checkpoint of step {step} in {self._directory} has format {record['format']}, made by a newer "
+                f"version; this one reads formats up to {FORMAT}"
             )
         return record
 
     def _restore(self, step: int, **abstract) -> dict:
         checksums = self._record(step)["checksums"]
         restored = self._read(step, **{item: ocp.args.StandardRestore(tree) for item, tree in abstract.items()})
-        for item, tree in restored.items():
-            if checksum(tree) != checksums.get(item):
-                raise Damaged(f"the checkpoint of step {step} has {item} that are not what was saved")
+        require_sound_items(restored, checksums, step)
         return restored
 
     def _read(self, step: int, **items) -> ocp.args.Composite:

@@ -10,6 +10,10 @@ import numpy as np
 from fer_jax.recipe.state import TrainState
 
 
+class Damaged(Exception):
+    """A checkpoint can't be read, or its checksums differ from those that were saved."""
+
+
 def items_of(state: TrainState) -> dict[str, dict]:
     """Returns the trees of a state by the item that holds each."""
     items = {"weights": state.variables, "training": {"step": state.step, "opt_state": state.opt_state}}
@@ -18,11 +22,28 @@ def items_of(state: TrainState) -> dict[str, dict]:
 
 def with_checksums(record: dict[str, Any], trees: dict[str, dict]) -> dict[str, Any]:
     """Returns a record with the checksums of the trees beside it, by item, and with its own."""
-    summed = record | {"checksums": {item: checksum(tree) for item, tree in trees.items()}}
+    summed = record | {"checksums": {item: _checksum(tree) for item, tree in trees.items()}}
     return summed | {"checksum": checksum_of_json(summed)}
 
 
-def checksum(tree) -> int:
+def require_sound_record(record: dict[str, Any], step: int) -> None:
+    """Takes the checksum out of a step's stored record; raises Damaged where it isn't that of the rest."""
+    try:
+        _, stored = record["format"], record.pop("checksum")
+    except (KeyError, TypeError):
+        raise Damaged(f"the checkpoint of step {step} has a record without format or checksum") from None
+    if stored != checksum_of_json(record) or record["step"] != step:
+        raise Damaged(f"the checkpoint of step {step} has a record that is not what was saved")
+
+
+def require_sound_items(trees: dict[str, dict], checksums: dict[str, int], step: int) -> None:
+    """Raises Damaged where trees that were restored, by item, have other checksums than those that were stored."""
+    for item, tree in trees.items():
+        if _checksum(tree) != checksums.get(item):
+            raise Damaged(f"the checkpoint of step {step} has {item} that are not what was saved")
+
+
+def _checksum(tree) -> int:
     """Returns the CRC-32 of all leaves, which every device has whole; the same for any number of devices."""
     total = 0
     for leaf in jax.tree.leaves(tree):

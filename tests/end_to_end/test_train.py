@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fer_jax import evaluate, parallel
+from fer_jax import evaluate, parallel, train
 from fer_jax.data import ferplus
 from fer_jax.errors import UserError
 from fer_jax.inference.trained_model import TrainedModel
@@ -115,6 +115,38 @@ def test_stop_and_resume_equals_not_stopping(moment, finished, make_config, run,
     assert "Stopped and saved" in capsys.readouterr().out
     assert run(make_config(), tmp_path / "run") == 0
     assert_same_run(tmp_path / "run", finished)
+
+
+class CrashAt(StopRequest):
+    """A StopRequest whose `number`th question ends the run as a bug or a lost machine would: nothing is saved."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self._left = number
+
+    def should_stop(self, number: int) -> bool:
+        self._left -= 1
+        if self._left == 0:
+            raise RuntimeError("crashed")
+        return super().should_stop(number)
+
+
+def test_with_fewer_checkpoints_a_crash_costs_epochs_and_changes_nothing(make_config, run, tmp_path):
+    changes = {"num_epochs": 6, "optimizer.learning_rate": 1e-9}  # the first epoch is the best, or soon after it
+    assert run(make_config(**changes), tmp_path / "every") == 0
+    config = make_config(**changes | {"checkpoint.every_epochs": 4})
+    with pytest.raises(RuntimeError, match="crashed"):
+        train.train(config, Workdir(tmp_path / "run"), CrashAt(5 * 8 + 3))  # in the sixth epoch
+    events = [event for event in read_metrics(tmp_path / "run") if event["kind"] == "validation"]
+    accuracies = [event["accuracy"] for event in events]
+    assert len(accuracies) == 5
+    is_best = [accuracy > max([-1, *accuracies[:epoch]]) for epoch, accuracy in enumerate(accuracies)]
+    saved = {event["step"] for event, best in zip(events, is_best, strict=True) if best} | {4 * 5}
+    with Checkpoints(Workdir(tmp_path / "run"), read_only=True) as checkpoints:
+        # The newest two and the best of those that were saved; the fifth epoch wasn't, unless it was the best.
+        assert set(checkpoints.steps) == {*sorted(saved)[-2:], events[is_best[::-1].index(True) * -1 - 1]["step"]}
+    assert run(config, tmp_path / "run") == 0
+    assert_same_run(tmp_path / "run", tmp_path / "every")
 
 
 def test_two_runs_of_a_config_are_the_same(finished, make_config, run, tmp_path):
