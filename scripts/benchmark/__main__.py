@@ -6,7 +6,7 @@ augment     a training step against its augmentation alone
 pipeline    batches on the host, without a network
 calls       training steps one by one and several in a call, with the data set on the host and on the device
 end_to_end  an epoch of `python -m fer_jax.main` against the bare step of the same configuration
-startup     from the command to the first trained step, with nothing compiled before
+startup     from the command to the first trained step: with no program compiled before, and the second time
 loop        the share of an epoch that the loop spends in steps of 1 ms, which a simulated device takes
 conv        each convolution of these networks alone, by every way of computing it, against the processor's peak
 trace       where the time of a training step goes, by kind of operation
@@ -27,12 +27,14 @@ first one's, round by round; writes all of it to a JSON file too. A contestant t
 import argparse
 import contextlib
 import datetime
+import functools
 import importlib
 import itertools
 import json
 import os
 import pathlib
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -99,10 +101,12 @@ def benchmark_calls(arguments) -> Iterator[dict]:
 
 
 @contextlib.contextmanager
-def training(workdir: pathlib.Path, *options: str) -> Iterator[subprocess.Popen]:
-    """Starts the command as a user would, with nothing compiled before, and stops it where it still runs."""
+def training(workdir: pathlib.Path, *options: str, cache: str | None = None) -> Iterator[subprocess.Popen]:
+    """Starts the command as a user would, and stops it where it still runs; cache: in place of the user's."""
     command = [sys.executable, "-m", "fer_jax.main", "--config=configs/resnet50.py", f"--workdir={workdir}", *options]
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    if cache:
+        environment["XDG_CACHE_HOME"] = cache
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
         try:
             yield process
@@ -146,17 +150,25 @@ def benchmark_end_to_end(arguments) -> Iterator[dict]:
 
 
 def benchmark_startup(arguments) -> Iterator[dict]:
-    def start() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            started, metrics = time.perf_counter(), pathlib.Path(folder, "run", "metrics.jsonl")
-            with training(metrics.parent, "--config.dataset.source=embedded", "--config.log.every_steps=1") as process:
-                while not (metrics.exists() and metrics.stat().st_size):
-                    if process.poll() is not None:
-                        sys.exit(f"startup: the command ended with status {process.returncode}")
-                    time.sleep(0.005)
-                return time.perf_counter() - started
+    """Of `cold` only the native code is compiled before; `warm` has the programs of the start before it."""
+    with tempfile.TemporaryDirectory() as cache:
 
-    figures = summarize(measure_in_turn({"ours": start}, arguments.rounds), images=0)
+        def start(*, is_cold: bool) -> float:
+            if is_cold:
+                # What lies beside it, the native code and the prepared data, is of the first round.
+                shutil.rmtree(pathlib.Path(cache, "fer_jax", "programs"), ignore_errors=True)
+            with tempfile.TemporaryDirectory() as folder:
+                started, metrics = time.perf_counter(), pathlib.Path(folder, "run", "metrics.jsonl")
+                options = ("--config.dataset.source=embedded", "--config.log.every_steps=1")
+                with training(metrics.parent, *options, cache=cache) as process:
+                    while not (metrics.exists() and metrics.stat().st_size):
+                        if process.poll() is not None:
+                            sys.exit(f"startup: the command ended with status {process.returncode}")
+                        time.sleep(0.005)
+                    return time.perf_counter() - started
+
+        starts = {"cold": functools.partial(start, is_cold=True), "warm": functools.partial(start, is_cold=False)}
+        figures = summarize(measure_in_turn(starts, arguments.rounds), images=0)
     yield {"title": "startup", "rounds": arguments.rounds, "contestants": figures, "left_out": {}}
 
 

@@ -1,0 +1,40 @@
+"""A run whose program comes from the cache ends with the bits of one that compiled it."""
+
+import os
+import subprocess
+
+import numpy as np
+
+from tests.end_to_end.test_main import command
+from tests.support.checkpoints import read_arrays
+
+
+def train(csv_file, workdir, cache) -> str:
+    """Trains in a process of its own, with XLA's optimisations, and returns what it said."""
+    left_out = ("JAX_COMPILATION_CACHE_DIR", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+    environment = {key: value for key, value in os.environ.items() if key not in left_out}
+    environment |= {"XDG_CACHE_HOME": str(cache), "XLA_FLAGS": "", "GLIBC_TUNABLES": ""}
+    arguments = list(map(str, command(csv_file, workdir, num_epochs=1)))
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
+    assert "warning" not in done.stderr.lower()
+    return done.stdout
+
+
+def test_programs_from_the_cache_and_those_in_place_of_damaged_ones_compute_the_same(csv_file, tmp_path):
+    cache = tmp_path / "cache"
+    found = "(from the cache of compiled programs)"
+    assert found not in train(csv_file, tmp_path / "cold", cache)
+    assert found in train(csv_file, tmp_path / "warm", cache)
+    entries = list((cache / "fer_jax" / "programs").rglob("*-cache"))
+    assert any("repeated" in entry.name for entry in entries)
+    for entry in entries:
+        content = entry.read_bytes()
+        entry.write_bytes(content[:-100] + bytes(100))
+    assert found not in train(csv_file, tmp_path / "damaged", cache)
+    assert found in train(csv_file, tmp_path / "mended", cache)
+    arrays = read_arrays(tmp_path / "cold")
+    for other in ("warm", "damaged", "mended"):
+        others = read_arrays(tmp_path / other)
+        assert others.keys() == arrays.keys()
+        for path, array in arrays.items():
+            np.testing.assert_array_equal(others[path], array, err_msg=f"{other} {path}")
