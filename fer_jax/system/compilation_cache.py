@@ -33,10 +33,10 @@ def enable(terminal: Terminal) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"no permission to write {folder}")
-    except OSError as error:
+        _check_entries(flags.encode())
+    except (OSError, ImportError) as error:
         terminal.warn(f"compiled programs are not kept for the next start: {error}")
         return
-    _check_entries(flags.encode())
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", _MAX_SIZE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_TIME)
@@ -48,9 +48,8 @@ def _check_entries(origin: bytes) -> None:
     """Makes JAX store a digest with each entry, of `origin` and its content, and drop an entry that has another.
 
     JAX itself would run what a damaged or foreign file holds where its compression has no checksum, and would never
-    write over it.
+    write over it. Raises ImportError where JAX has it elsewhere: there is no public place for it.
     """
-    # There is no public place for it: where a future JAX has none here either, the cache goes unchecked.
     from jax._src import compilation_cache, lru_cache
 
     class Checked(lru_cache.LRUCache):
