@@ -87,8 +87,8 @@ def test_a_complete_run_is_not_evaluated_again(finished, make_config, run, tmp_p
 
 
 def test_an_import_that_fails_while_the_program_compiles_ends_the_run(make_config, run, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "clu.metric_writers", None)
-    with pytest.raises(ImportError, match=r"clu\.metric_writers"):
+    monkeypatch.setitem(sys.modules, "fer_jax.data.pipeline", None)
+    with pytest.raises(ImportError, match=r"fer_jax\.data\.pipeline"):
         run(make_config(), tmp_path / "run")
 
 
