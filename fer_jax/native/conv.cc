@@ -270,7 +270,9 @@ void CorrelateImages(ffi::ThreadPool& pool, const Correlation<T>& c) {
     if (HasSums(also)) std::fill_n(own, 2 * padded_out, 0.0f);
     if (is_copied) {
       // Into the middle of zeros, row by row: those that the windows of a band reach.
-      const int64_t reach = c.low + c.high, rows = c.low + c.h + c.high;
+      const int64_t rows = c.low + c.h + c.high;
+      int64_t reach = 0;  // of a window, below its first row
+      for (int64_t dh : c.phases[0].dh) reach = std::max(reach, dh + c.low);
       const int64_t top = bands > 1 ? band * c.oh / bands * c.stride : 0;
       const int64_t bottom = bands > 1 ? std::min(rows, ((band + 1) * c.oh / bands - 1) * c.stride + reach + 1) : rows;
       for (int64_t i = 0; i < images; i++) {
