@@ -3,7 +3,8 @@
     python -m scripts.benchmark time_to_accuracy --target 60 65 68 --data fer2013.csv --runs 3
 
 Trains the same recipe (--config, with --config.KEY=VALUE as the command takes them) by the command itself ('ours') and
-by a PyTorch program (peers/torch_recipe.py, 'pytorch'), n runs each, one after the other, of seeds 0 to n - 1.
+by a PyTorch program (peers/torch_recipe.py, 'pytorch'), n runs each, one after the other, of the config's seed and the
+ones that follow it.
 
 The clock is that of the field's speed records: it runs while epochs are trained, from the first step on, with batches,
 augmentation and the moving average; it stands while the program starts and compiles, evaluates and saves. The target is
@@ -12,11 +13,14 @@ classified as well as that by the weights or by their moving average, as both pr
 go to their end, since the learning rate's end is part of the recipe, so one run answers every target.
 
 A run is a line of --json, written when it ends; what is there already, of the same recipe, data and machine, isn't run
-again. Choose another file for another version of the code. Run it on a machine that does nothing else.
+again. Beside that file is a folder of the same name with the workdirs of our runs: their evaluation and curves, and
+what a run that was stopped goes on from. Choose another file for another version of the code. Run it on a machine that
+does nothing else.
 """
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -92,9 +96,10 @@ def refuse_what_torch_lacks(config: config_dict.ConfigDict, dataset: Dataset) ->
         raise UserError(f"config.evaluation.view is {config.evaluation.view}; the clock is for a view of one picture")
 
 
-def run_ours(arguments, config: config_dict.ConfigDict, dataset: Dataset, folder: pathlib.Path) -> dict:
-    """Trains by the command; returns {epochs: [{epoch, seconds, accuracy}], versions}."""
-    workdir = folder / "run"
+def run_ours(arguments, config: config_dict.ConfigDict, dataset: Dataset, settings: dict) -> dict:
+    """Trains by the command; returns {epochs: [{epoch, seconds, accuracy}], versions, workdir}."""
+    recipe = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    workdir = arguments.json.with_suffix("") / f"{recipe}_seed{config.seed}"
     command = [sys.executable, "-m", "fer_jax.main", f"--config={arguments.config}", *arguments.overrides]
     command += [f"--config.seed={config.seed}", f"--workdir={workdir}"]
     # Patience changes no epoch, and every epoch counts here.
@@ -106,7 +111,7 @@ def run_ours(arguments, config: config_dict.ConfigDict, dataset: Dataset, folder
     epochs = read_epochs(events, batch_size=config.batch_size)
     import jax
 
-    return {"epochs": epochs, "versions": {"jax": jax.__version__}}
+    return {"epochs": epochs, "versions": {"jax": jax.__version__}, "workdir": os.fspath(workdir)}
 
 
 def read_epochs(events: list[dict], *, batch_size: int) -> list[dict]:
@@ -124,8 +129,13 @@ def read_epochs(events: list[dict], *, batch_size: int) -> list[dict]:
     return epochs
 
 
-def run_pytorch(arguments, config: config_dict.ConfigDict, dataset: Dataset, folder: pathlib.Path) -> dict:
-    """Trains by the PyTorch program; returns as `run_ours`, and how it was run."""
+def run_pytorch(arguments, config: config_dict.ConfigDict, dataset: Dataset, settings: dict) -> dict:
+    """Trains by the PyTorch program; returns as `run_ours`, without a workdir, and how it was run."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _run_pytorch(arguments, config, dataset, pathlib.Path(folder))
+
+
+def _run_pytorch(arguments, config: config_dict.ConfigDict, dataset: Dataset, folder: pathlib.Path) -> dict:
     recipe, data = folder / "recipe.json", folder / "data.npz"
     values = config.to_dict()
     # What is chosen by the machine or from other options is said in full.
@@ -241,7 +251,8 @@ def measure(arguments) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict]] = {name: [] for name in contestants}
     # Turns go round, so that what changes on the machine in these hours falls on both.
-    for seed in range(arguments.runs):
+    first = config.seed
+    for seed in range(first, first + arguments.runs):
         for name in contestants:
             settings = settings_of(name, arguments, config, dataset, machine)
             done = [row for row in read_rows(path) if row["settings"] == settings and row["seed"] == seed]
@@ -249,8 +260,7 @@ def measure(arguments) -> None:
                 print(f"{name}, seed {seed}: is in {path} already, of {done[0]['started']}", flush=True)
             else:
                 config.seed, started = seed, time.strftime("%Y-%m-%d %H:%M:%S")
-                with tempfile.TemporaryDirectory() as folder:
-                    row = RUN[name](arguments, config, dataset, pathlib.Path(folder))
+                row = RUN[name](arguments, config, dataset, settings)
                 done = [{"settings": settings, "seed": seed, "started": started, "machine": machine, **row}]
                 with path.open("a") as file:
                     file.write(json.dumps(done[0]) + "\n")
@@ -275,7 +285,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--target", type=percent, nargs="+", default=[60.0, 65.0, 68.0], help="in percent")
     parser.add_argument("--config", default="configs/wrn16_4.py", help="(default: %(default)s)")
     parser.add_argument("--data", type=pathlib.Path, help="FER-2013, as --data of the command (default: as there)")
-    parser.add_argument("--runs", type=int, default=1, help="of each contestant, seeds 0, 1, ...")
+    parser.add_argument("--runs", type=int, default=1, help="of each contestant, each of the next seed")
     parser.add_argument("--contestants", choices=CONTESTANTS, nargs="+", default=list(CONTESTANTS))
     parser.add_argument(
         "--peers-python", default=sys.executable, help="the interpreter that has torch, if not this one"
