@@ -24,7 +24,6 @@ import json
 import os
 import pathlib
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from scripts.benchmark import csv
+from scripts.benchmark.comparison import describe_other_networks, speed_of
 from scripts.benchmark.peers.worker import Worker
 
 NETS = ("resnet50", "wrn16_4", "resnet34_gpu")
@@ -206,9 +206,8 @@ def measure_specs(specs: dict, clock: Clock, arguments, machine: dict) -> tuple[
         with contextlib.ExitStack() as stack:
             workers, missing = start_all(group, share, stack)
             left_out |= missing
-            counts = {name: worker.num_parameters for name, worker in workers.items()}
-            if len(set(counts.values()) - {0}) > 1:
-                raise Failed(f"these are not the same network, by their numbers of parameters: {counts}")
+            if wrong := describe_other_networks(workers):
+                raise Failed(wrong)
             for task in dict.fromkeys(spec["task"] for spec in group.values()):
                 of_task = {name: worker for name, worker in workers.items() if specs[name]["task"] == task}
                 seconds, failed = take_turns(of_task, share, arguments.rounds)
@@ -224,14 +223,6 @@ def measure_specs(specs: dict, clock: Clock, arguments, machine: dict) -> tuple[
                         continue
                     found[name] = {"seconds": values, "memory": memory, "versions": versions, "spec": specs[name]}
     return found, left_out
-
-
-def figures_of(found: dict, images: int) -> dict:
-    """Returns what was found of a contestant, with its speed; images: in a call."""
-    values = found["seconds"]
-    median = statistics.median(values)
-    figures = {"median": median, "min": min(values), "max": max(values), "images_per_second": images / median}
-    return found | figures
 
 
 # --- Sections: each yields what it measured.
@@ -260,7 +251,7 @@ def measure_net(name: str, clock: Clock, arguments, machine: dict) -> Iterator[M
         if key not in found:
             yield Measured(f"nets {name}", key, failed=left_out.get(key, NO_TIME))
             continue
-        figures = figures_of(found[key], net["batch"])
+        figures = found[key] | speed_of(found[key]["seconds"], images=net["batch"])
         flops = TASKS[specs[key]["task"]] * machine["flops"][name]
         figures["tflops"] = flops * figures["images_per_second"] / 1e12
         if machine["peak"]:
@@ -304,7 +295,7 @@ def _measure_others(
     found, left_out = measure_specs(specs, clock, arguments, machine)
     for name in specs:
         if name in found:
-            figures = figures_of(found[name], images)
+            figures = found[name] | speed_of(found[name]["seconds"], images=images)
             spread = f"{images / figures['max']:,.0f} to {images / figures['min']:,.0f}"
             yield Measured(section, name, figures, f"{figures['images_per_second']:,.0f} images/s ({spread})")
         else:

@@ -22,15 +22,27 @@ def measure_in_turn(turns: dict[str, Callable[[], float]], rounds: int) -> dict[
     return {name: values[1:] for name, values in seconds.items()}
 
 
+def speed_of(values: list[float], *, images: int) -> dict:
+    """Returns median, least and most of the seconds of a call, and by the median its images/s; images: in a call."""
+    median = statistics.median(values)
+    return {"median": median, "min": min(values), "max": max(values), "images_per_second": images / median}
+
+
+def describe_other_networks(workers: dict[str, Worker]) -> str:
+    """Returns what is wrong where the workers' networks have other numbers of parameters, else an empty string."""
+    counts = {name: worker.num_parameters for name, worker in workers.items()}
+    are_equal = len(set(counts.values()) - {0}) <= 1
+    return "" if are_equal else f"these are not the same network, by their numbers of parameters: {counts}"
+
+
 def summarize(seconds: dict[str, list[float]], *, images: int) -> dict[str, dict]:
     """Returns each contestant's figures; images: in a call. ratios: over the first's seconds, round by round."""
     first = next(iter(seconds.values()))
     figures = {}
     for name, values in seconds.items():
         ratios = [value / reference for value, reference in zip(values, first, strict=True)]
-        median = statistics.median(values)
-        figures[name] = {"seconds": values, "median": median, "min": min(values), "max": max(values)}
-        figures[name] |= {"images_per_second": images / median, "ratios": ratios, "ratio": statistics.median(ratios)}
+        figures[name] = {"seconds": values} | speed_of(values, images=images)
+        figures[name] |= {"ratios": ratios, "ratio": statistics.median(ratios)}
     return figures
 
 
@@ -65,9 +77,8 @@ def compare(title: str, specs: dict[str, dict], *, rounds: int, calls: int, imag
                 left_out[name] = str(error)
         if not workers:
             sys.exit(f"{title}: nothing to measure: {left_out}")
-        counts = {name: worker.num_parameters for name, worker in workers.items()}
-        if len(set(counts.values()) - {0}) > 1:
-            raise AssertionError(f"these are not the same network, by their numbers of parameters: {counts}")
+        if wrong := describe_other_networks(workers):
+            raise AssertionError(wrong)
         turns = {name: lambda worker=worker: worker.measure(calls) for name, worker in workers.items()}
         figures = summarize(measure_in_turn(turns, rounds), images=images)
     for name, worker in workers.items():

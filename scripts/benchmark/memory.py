@@ -17,13 +17,18 @@ VARIANTS = [
 ]
 
 
+def resident_bytes(usage) -> int:
+    """Returns the most memory that a process had, by what the operating system says it used (struct_rusage)."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def peak_bytes(command: list[str]) -> int:
     """Returns the most memory that the process of a command had; exits where that fails."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):
         sys.exit(f"{' '.join(command)} failed")
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resident_bytes(usage)
 
 
 def main(argv: list[str]) -> None:

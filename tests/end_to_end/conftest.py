@@ -3,6 +3,7 @@
 import json
 import pathlib
 import signal
+from collections.abc import Callable
 
 import pytest
 
@@ -38,17 +39,17 @@ def make_config(csv_file):
     return make
 
 
-class SignalAt(StopRequest):
-    """A StopRequest to whose process a real SIGTERM comes at its `number`th question whether to stop."""
+class DisturbedAt(StopRequest):
+    """A StopRequest that calls `disturb`, by default a real SIGTERM, at its `number`th question whether to stop."""
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, disturb: Callable[[], None] = lambda: signal.raise_signal(signal.SIGTERM)):
         super().__init__()
-        self._left = number
+        self._left, self._disturb = number, disturb
 
     def should_stop(self, number: int) -> bool:
         self._left -= 1
         if self._left == 0:
-            signal.raise_signal(signal.SIGTERM)
+            self._disturb()
         return super().should_stop(number)
 
 
@@ -58,7 +59,7 @@ def run():
 
     def run(config, workdir: pathlib.Path, stop_at: int = 0) -> int:
         try:
-            train.train(config, Workdir(workdir), SignalAt(stop_at))
+            train.train(config, Workdir(workdir), DisturbedAt(stop_at))
         except (Stopped, Diverged) as error:  # as system/exits.py does, which would end this process after others
             print(error)
             return error.exit_status

@@ -23,7 +23,7 @@ from fer_jax.system.terminal import Terminal
 from fer_jax.workdir import guards
 from fer_jax.workdir.checkpoints import Checkpoints
 from fer_jax.workdir.paths import Workdir
-from tests.end_to_end.conftest import read_metrics
+from tests.end_to_end.conftest import DisturbedAt, read_metrics
 from tests.support import native, tiny_run
 from tests.support.checkpoints import read_arrays
 
@@ -117,26 +117,16 @@ def test_stop_and_resume_equals_not_stopping(moment, finished, make_config, run,
     assert_same_run(tmp_path / "run", finished)
 
 
-class CrashAt(StopRequest):
-    """A StopRequest whose `number`th question ends the run as a bug or a lost machine would: nothing is saved."""
-
-    def __init__(self, number: int):
-        super().__init__()
-        self._left = number
-
-    def should_stop(self, number: int) -> bool:
-        self._left -= 1
-        if self._left == 0:
-            raise RuntimeError("crashed")
-        return super().should_stop(number)
-
-
 def test_with_fewer_checkpoints_a_crash_costs_epochs_and_changes_nothing(make_config, run, tmp_path):
     changes = {"num_epochs": 6, "optimizer.learning_rate": 1e-9}  # the first epoch is the best, or soon after it
     assert run(make_config(**changes), tmp_path / "every") == 0
     config = make_config(**changes | {"checkpoint.every_epochs": 4})
+
+    def crash():
+        raise RuntimeError("crashed")
+
     with pytest.raises(RuntimeError, match="crashed"):
-        train.train(config, Workdir(tmp_path / "run"), CrashAt(5 * 8 + 3))  # in the sixth epoch
+        train.train(config, Workdir(tmp_path / "run"), DisturbedAt(5 * 8 + 3, crash))  # in the sixth epoch
     events = [event for event in read_metrics(tmp_path / "run") if event["kind"] == "validation"]
     accuracies = [event["accuracy"] for event in events]
     assert len(accuracies) == 5

@@ -75,6 +75,13 @@ def make_specs(
     return specs
 
 
+def jax_peak_memory() -> int | None:
+    """Returns the most bytes of an accelerator that JAX had in use; None on a CPU."""
+    import jax  # which the other libraries' interpreter needn't have
+
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
 def make_batch(size: int, image_size: int = 48) -> tuple[np.ndarray, np.ndarray]:
     """Returns random images, uint8 [size, image_size, image_size, 1], and labels, int32 [size]."""
     generator = np.random.default_rng(0)

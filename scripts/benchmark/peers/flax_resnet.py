@@ -10,9 +10,10 @@ import numpy as np
 import optax
 
 from fer_jax.data.dataset import CLASS_NAMES
-from scripts.benchmark.peers import ARCHITECTURES, make_batch
+from scripts.benchmark.peers import ARCHITECTURES, jax_peak_memory, make_batch
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
+peak_memory = jax_peak_memory
 
 
 class ResNet(nn.Module):
@@ -111,8 +112,3 @@ def make(spec: dict) -> tuple[Callable[[], None], int]:
         jax.block_until_ready(loss)
 
     return step, num_parameters
-
-
-def peak_memory() -> int | None:
-    """Returns the most bytes of an accelerator that were in use; None on a CPU."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

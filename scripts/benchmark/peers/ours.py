@@ -18,9 +18,10 @@ from fer_jax.loop.program import Program, make_training
 from fer_jax.models import resnet
 from fer_jax.recipe import state
 from fer_jax.recipe.images import AugmentConfig, augment
-from scripts.benchmark.peers import make_batch
+from scripts.benchmark.peers import jax_peak_memory, make_batch
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "tensorflow")
+peak_memory = jax_peak_memory
 CONFIG = resnet50.get_config()
 
 
@@ -32,11 +33,6 @@ def make(spec: dict) -> tuple[Callable[[], None], int]:
     """
     tasks = {"step": _step, "inference": _inference, "augment": _augment, "pipeline": _pipeline, "calls": _calls}
     return tasks[spec["task"]](spec)
-
-
-def peak_memory() -> int | None:
-    """Returns the most bytes of an accelerator that were in use; None on a CPU."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def make_network(spec: dict) -> resnet.ResNet:

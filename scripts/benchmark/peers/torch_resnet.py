@@ -136,9 +136,10 @@ def make(spec: dict) -> tuple[Callable[[], None], int]:
     """
     network, images, labels, num_parameters = make_network(spec)
     network, labels = network.to(DEVICE), labels.to(DEVICE)
-    # As JAX does by itself: its own choice among cuDNN's ways, and TF32 where float32 is asked for.
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
+    if DEVICE == "cuda":
+        # As JAX does by itself: its own choice among cuDNN's ways, and TF32 where float32 is asked for.
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
     autocast = torch.autocast(DEVICE, torch.bfloat16, enabled=spec["dtype"] == "bfloat16")
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
     resident = images.to(DEVICE)

@@ -16,6 +16,8 @@ import sys
 import threading
 import time
 
+from scripts.benchmark.memory import resident_bytes
+
 WARM_UP_CALLS = 2
 
 
@@ -121,7 +123,7 @@ def _serve(peer, spec: dict, requests, answer) -> None:
     answer({"versions": versions, "parameters": num_parameters})
     for line in requests:
         if line.strip() == "memory":
-            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            used = resident_bytes(resource.getrusage(resource.RUSAGE_SELF))
             answer({"device": peer.peak_memory() if hasattr(peer, "peak_memory") else None, "host": used})
             continue
         calls = int(line)
