@@ -79,7 +79,6 @@ class Program:
         _check_batch_size(config, split, mesh)
         self._config, self._split, self._mesh = config, split, mesh
         self.steps_per_epoch = split.steps_per_epoch(config.batch_size)
-        self.flops = flops.training_flops(model, AugmentConfig(**config.augment).output_shape(split.images.shape[1:]))
         self._mapped, self._create = make_training(
             config,
             model,
@@ -90,6 +89,10 @@ class Program:
                 balanced_weights(split.labels, model.num_classes) if config.loss.class_weights == "balanced" else None
             ),
         )
+        # Once for all that is asked of it, since the trace of a network takes a tenth of a start.
+        self._first = by_operation.trace(self._create)
+        # Its weights are made by applying the network once, to one image.
+        self.flops = flops.TRAINING_PASSES * flops.count(self._first.closed_jaxpr.jaxpr)
         # 66 MB of images: small enough for every device, and then a step needs its indices only.
         self._data = parallel.replicate(split.arrays(), mesh) if config.dataset.loader == "device" else {}
 
@@ -97,14 +100,13 @@ class Program:
     def abstract_state(self) -> state.TrainState:
         """The shapes, dtypes and shardings of the state."""
         sharding = NamedSharding(self._mesh, PartitionSpec())
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(self._create)
-        )
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), self._first.shapes)
 
     def first_state(self, initial: Mapping[str, Any] | None = None) -> state.TrainState:
         """Returns the state before the first step, on every device; initial: see `state.create`."""
         # It runs once: compiled as a whole it would take ten times as long, to the same bits.
-        return parallel.replicate(by_operation.call(functools.partial(self._create, initial=initial)), self._mesh)
+        traced = self._first if initial is None else by_operation.trace(lambda: self._create(initial=initial))
+        return parallel.replicate(traced(), self._mesh)
 
     def lower(self) -> dict[int, jax.stages.Lowered]:
         """Returns the call for each number of steps that it may take, traced and lowered but not yet compiled."""

@@ -31,6 +31,10 @@ PEAKS = {
     "TPU v6 lite": 918e12,  # https://cloud.google.com/tpu/docs/v6e
 }
 
+# Training as a multiple of the forward pass: 1x forward, 2x backward. Rematerialisation, augmentation and the optimizer
+# are not counted, as is usual for MFU (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311, appendix B).
+TRAINING_PASSES = 3
+
 
 def peak(devices) -> float | None:
     """Returns the bfloat16 peak of all `devices` together in FLOP/s, or None if the peak of one is not known."""
@@ -50,20 +54,19 @@ def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     model = model.clone(conv_fn=lax.conv_general_dilated, axis_name=None)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     # Drawing the weights takes no convolution or matrix product, and init applies the model once.
-    return _count(jax.make_jaxpr(lambda image: model.init(jax.random.key(0), image, train=False))(image).jaxpr)
+    return count(jax.make_jaxpr(lambda image: model.init(jax.random.key(0), image, train=False))(image).jaxpr)
 
 
 def training_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Returns the FLOPs of training on one image, taken as 3x the forward pass (1x forward, 2x backward).
+    """Returns the FLOPs of training on one image."""
+    return TRAINING_PASSES * forward_flops(model, image_shape)
 
-    Rematerialisation, augmentation and the optimizer are not counted, as is usual for MFU (Chowdhery et al. 2022,
-    https://arxiv.org/abs/2204.02311, appendix B).
+
+def count(jaxpr) -> int:
+    """Returns the FLOPs of the convolutions and matrix products of a jaxpr and of those within it.
+
+    XLA's own convolutions are known alone.
     """
-    return 3 * forward_flops(model, image_shape)
-
-
-def _count(jaxpr) -> int:
-    """Returns the FLOPs of the convolutions and matrix products of a jaxpr and of those within it."""
     total = 0
     for equation in jaxpr.eqns:
         name, out = equation.primitive.name, equation.outvars[0].aval
@@ -78,5 +81,5 @@ def _count(jaxpr) -> int:
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
                 # Inside of loops and custom gradients a body is counted once: the networks here have no loop.
-                total += _count(inner)
+                total += count(inner)
     return total

@@ -1,5 +1,6 @@
 """Calls a function operation by operation, where compiling all of it would take longer than it runs. Pure."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,33 +9,43 @@ import numpy as np
 from jax.extend import core
 
 
-def call(function: Callable[[], Any]) -> Any:
-    """Returns what a function of no arguments returns, as numpy arrays, without compiling it as a whole.
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A function of no arguments, traced: its program, and the shapes and dtypes of what it returns."""
 
-    Operations that its results don't need are left out. Each of the others is a program of its own, which equal ones
-    share; those within a function that is jitted remain one.
-    """
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)()
-    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    closed_jaxpr: core.ClosedJaxpr
+    shapes: Any
 
-    def read(atom):
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
+    def __call__(self) -> Any:
+        """Returns what the function returns, as numpy arrays, without compiling it as a whole.
 
-    for equation in _needed(closed.jaxpr):
-        arguments = [read(atom) for atom in equation.invars]
-        results = _on_host(equation, arguments)
-        if results is None:
-            results = equation.primitive.bind(*arguments, **equation.params)
-            results = results if equation.primitive.multiple_results else [results]
-        values.update(zip(equation.outvars, results, strict=True))
-    results, seen = [], set()
-    for atom in closed.jaxpr.outvars:
-        result = np.asarray(read(atom))
-        # Memory of its own, which may be donated, for what is returned twice, or is one value throughout.
-        is_shared = 0 in result.strides or (isinstance(atom, core.Var) and atom in seen)
-        results.append(result.copy() if is_shared else result)
-        seen |= {atom} if isinstance(atom, core.Var) else set()
-    return jax.tree.unflatten(jax.tree.structure(shapes), results)
+        Operations that its results don't need are left out. Each of the others is a program of its own, which equal
+        ones share; those within a function that is jitted remain one.
+        """
+        values = dict(zip(self.closed_jaxpr.jaxpr.constvars, self.closed_jaxpr.consts, strict=True))
+
+        def read(atom):
+            return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+        for equation in _needed(self.closed_jaxpr.jaxpr):
+            arguments = [read(atom) for atom in equation.invars]
+            results = _on_host(equation, arguments)
+            if results is None:
+                results = equation.primitive.bind(*arguments, **equation.params)
+                results = results if equation.primitive.multiple_results else [results]
+            values.update(zip(equation.outvars, results, strict=True))
+        results, seen = [], set()
+        for atom in self.closed_jaxpr.jaxpr.outvars:
+            result = np.asarray(read(atom))
+            # Memory of its own, which may be donated, for what is returned twice, or is one value throughout.
+            is_shared = 0 in result.strides or (isinstance(atom, core.Var) and atom in seen)
+            results.append(result.copy() if is_shared else result)
+            seen |= {atom} if isinstance(atom, core.Var) else set()
+        return jax.tree.unflatten(jax.tree.structure(self.shapes), results)
+
+
+def trace(function: Callable[[], Any]) -> Traced:
+    return Traced(*jax.make_jaxpr(function, return_shape=True)())
 
 
 def _needed(jaxpr) -> list:

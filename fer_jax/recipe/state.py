@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from fer_jax.recipe.keys import Stream
 
@@ -42,12 +43,14 @@ def create(
 ) -> TrainState:
     """Returns the state before the first step, with weights drawn from `seed`.
 
-    image_shape: of the model's input. initial: {'params', 'batch_stats'} of the layers that start with these values
-    instead; the optimizer starts anew.
+    model: a ResNet. image_shape: of its input. initial: {'params', 'batch_stats'} of the layers that start with these
+    values instead; the optimizer starts anew.
     """
     key = jax.random.fold_in(jax.random.key(seed), Stream.WEIGHTS)
-    # Weights come out of a block that is computed again only with all that the block computes.
-    variables = model.clone(remat=False).init(key, jnp.zeros((1, *image_shape)), train=False)
+    # How the network is computed changes no weight. So it is by XLA's own operations, whose FLOPs can be counted, and
+    # without blocks that are computed again, out of which weights come only with all that the block computes.
+    plain = model.clone(remat=False, conv_fn=lax.conv_general_dilated, axis_name=None)
+    variables = plain.init(key, jnp.zeros((1, *image_shape)), train=False)
     # Before the optimizer: whatever it keeps of the weights begins with these.
     if initial is not None:
         variables = {kind: {**layers, **initial.get(kind, {})} for kind, layers in variables.items()}

@@ -53,7 +53,7 @@ def test_the_first_state_is_that_of_the_compiled_function(options):
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
     try:
-        made = by_operation.call(create(**options))
+        made = by_operation.trace(create(**options))()
         expected = jax.jit(create(**options))()
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
@@ -65,14 +65,14 @@ def test_the_first_state_is_that_of_the_compiled_function(options):
 
 
 def test_arrays_that_are_returned_twice_are_two():
-    made = by_operation.call(create(has_ema=True))
+    made = by_operation.trace(create(has_ema=True))()
     pairs = zip(jax.tree.leaves(made.params), jax.tree.leaves(made.ema["params"]), strict=True)
     assert not any(np.shares_memory(*pair) for pair in pairs)
 
 
 def test_given_layers_are_kept_and_not_drawn():
     head = {"kernel": np.full((48, 7), 2.0, np.float32), "bias": np.arange(7, dtype=np.float32)}
-    made = by_operation.call(create(initial={"params": {"head": head}}))
+    made = by_operation.trace(create(initial={"params": {"head": head}}))()
     np.testing.assert_array_equal(made.params["head"]["kernel"], head["kernel"])
     np.testing.assert_array_equal(made.params["head"]["bias"], head["bias"])
 
@@ -86,7 +86,7 @@ def test_what_the_results_do_not_need_is_left_out():
         jax.pure_callback(fail, jax.ShapeDtypeStruct((6,), jnp.float32), x)
         return {"sum": x.sum(), "cut": x.reshape(2, 3)[:, 1:], "ones": jnp.ones((2, 2)), "literal": 3}
 
-    made = by_operation.call(function)
+    made = by_operation.trace(function)()
     np.testing.assert_array_equal(made["sum"], 15.0)
     np.testing.assert_array_equal(made["cut"], [[1, 2], [4, 5]])
     np.testing.assert_array_equal(made["ones"], np.ones((2, 2)))
@@ -95,7 +95,7 @@ def test_what_the_results_do_not_need_is_left_out():
 
 def test_kernels_are_normal_with_the_variance_of_their_outputs():
     shape = (3, 3, 20, 64)
-    kernel = by_operation.call(lambda: resnet.he_normal_fan_out(jax.random.key(0), shape))
+    kernel = by_operation.trace(lambda: resnet.he_normal_fan_out(jax.random.key(0), shape))()
     assert kernel.shape == shape
     assert kernel.std() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.02)
     assert abs(kernel.mean()) < 0.001
