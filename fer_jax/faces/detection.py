@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from fer_jax.faces.boxes import common, overlap
 from fer_jax.inference import weights
 from fer_jax.models import blazeface
 
@@ -105,7 +106,7 @@ class BlazeFaceDetector:
         Args:
           pictures: uint8 [height, width, 3] each, RGB.
           threshold: the lowest score of a face.
-          small_faces: whether parts of half the size are searched too, which takes about ten times as long.
+          small_faces: whether parts of half the size are searched too, which takes some three times as long.
         """
         sure = max(threshold, _SURE)
         images = [Image.fromarray(picture) for picture in pictures]
@@ -147,7 +148,7 @@ class BlazeFaceDetector:
             views.append(_View(number, window, _UNSURE))
         for (number, row), candidates in zip(small, self._search(images, views), strict=True):
             face = found[number][row]
-            same = [other for other in suppress(candidates) if _overlap(other.box, face.box) > _MAX_OVERLAP]
+            same = [other for other in suppress(candidates) if overlap(other.box, face.box) > _MAX_OVERLAP]
             if same:
                 found[number][row] = same[0]._replace(score=face.score)
 
@@ -241,27 +242,15 @@ def suppress(candidates: Sequence[Candidate]) -> list[Candidate]:
     for candidate in sorted(candidates, key=lambda candidate: -candidate.score):
         for group in groups:
             best = group[0]
-            if _overlap(candidate.box, best.box) > _MAX_OVERLAP:
+            if overlap(candidate.box, best.box) > _MAX_OVERLAP:
                 group.append(candidate)
                 break
             # A part of a better one's face. One much larger than that has little of itself in it, and stays.
-            if _common(candidate.box, best.box) > _MAX_INSIDE * candidate.box[2] * candidate.box[3]:
+            if common(candidate.box, best.box) > _MAX_INSIDE * candidate.box[2] * candidate.box[3]:
                 break
         else:
             groups.append([candidate])
     return [_mean(group) for group in groups]
-
-
-def _common(box: np.ndarray, other: np.ndarray) -> float:
-    """Returns the area that is in both boxes."""
-    low, high = np.maximum(box[:2], other[:2]), np.minimum(box[:2] + box[2:], other[:2] + other[2:])
-    return float(np.prod(np.maximum(high - low, 0)))
-
-
-def _overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """Returns the area that is in both boxes over that which is in either."""
-    common = _common(box, other)
-    return common / (np.prod(box[2:]) + np.prod(other[2:]) - common)
 
 
 def _mean(group: Sequence[Candidate]) -> Candidate:

@@ -12,7 +12,9 @@ Every error is {"error": "one line"}.
 import contextlib
 import http.server
 import importlib.resources
+import ipaddress
 import json
+import socket
 import sys
 import threading
 import urllib.parse
@@ -56,14 +58,26 @@ class Server(http.server.ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.page = importlib.resources.files("fer_jax").joinpath("page", "index.html").read_bytes()
         super().__init__(address, _Handler)
-        # A name that a page elsewhere lets point here, to read what is answered (DNS rebinding), is none of these.
-        self.hosts = {"localhost", "127.0.0.1", "[::1]", address[0]}
+        self._names = {"localhost", address[0].lower(), socket.gethostname().lower()}
 
     @property
     def url(self) -> str:
         """The address of the page."""
         host, port = self.server_address[:2]
         return f"http://{'localhost' if host == '127.0.0.1' else host}:{port}/"
+
+    def is_called(self, name: str) -> bool:
+        """Returns whether a request for the host `name` is for this server.
+
+        It is by any address. A page elsewhere that lets its own name point here, to read what is answered (DNS
+        rebinding), asks for that name.
+        """
+        if name.lower() in self._names:
+            return True
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+            return True
+        return False
 
     def handle_error(self, request, client_address):
         # Who leaves before the answer is no mistake of ours; everything else is answered in _Handler.
@@ -148,7 +162,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _check_sender(self) -> None:
         host = self.headers.get("Host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        if name.lower() not in self.server.hosts:
+        if not self.server.is_called(name):
             raise Refused(HTTPStatus.FORBIDDEN, f"Host is {host[:100]!r}, which is not this server")
         # Any page that is open in the browser may send a request here; only our own may use the network.
         origin = self.headers.get("Origin")

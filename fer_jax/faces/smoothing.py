@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from fer_jax.faces.boxes import overlap
+
 # Two boxes that share less of their area are two faces.
 _MIN_OVERLAP = 0.3
 
@@ -33,11 +35,3 @@ class Smoother:
             smoothed.append(face)
         self._last, self._time = [(face["box"], face["emotions"]) for face in smoothed], time
         return smoothed
-
-
-def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Returns the intersection of two boxes [x, y, width, height] over their union."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    shared = max(0, width) * max(0, height)
-    return shared / (a[2] * a[3] + b[2] * b[3] - shared) if shared else 0.0

@@ -96,6 +96,7 @@ def test_one_connection_serves_many_pictures(server):
         ("POST", "/predict?colour=1", b"12", {}, 400, "there is no option 'colour'; there are explain, faces, frame"),
         ("POST", "/predict", b"1", {}, 400, "this is no picture"),
         ("POST", "/predict", b"bug", {}, 500, "a mistake of ours: ZeroDivisionError: a bug"),
+        ("GET", "/", None, {"Host": "127.0.0.1.evil.example"}, 403, "which is not this server"),
         ("GET", "/", None, {"Host": "evil.example:80"}, 403, "Host is 'evil.example:80', which is not this server"),
         (
             "POST",
@@ -121,7 +122,9 @@ def test_what_can_not_be_answered_is_a_line_of_json(server, method, path, body, 
 
 def test_names_of_this_machine_are_taken(server):
     port = server.server_address[1]
-    for host in ("localhost", f"127.0.0.1:{port}", f"LOCALHOST:{port}", f"[::1]:{port}"):
+    # By an address, as others in the network reach one that listens at 0.0.0.0.
+    addresses = (f"127.0.0.1:{port}", f"[::1]:{port}", "192.168.1.7", f"[fe80::1]:{port}")
+    for host in ("localhost", f"LOCALHOST:{port}", f"{socket.gethostname()}:{port}", *addresses):
         assert ask(server, "GET", "/healthz", Host=host)[0] == 200
     assert ask(server, "POST", "/predict", b"12", Host=f"localhost:{port}", Origin=f"http://localhost:{port}")[0] == 200
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fer_jax.faces.smoothing import Smoother, overlap
+from fer_jax.faces.smoothing import Smoother
 
 
 def face(happy: float, x: int = 0) -> dict:
@@ -45,12 +45,3 @@ def test_of_a_flickering_face_one_thing_is_said():
         (found,) = smoother([face(0.75 if number % 2 == 0 else 0.45)], number / 25)
         said.add(found["emotion"])
     assert said == {"happy"}
-
-
-@pytest.mark.parametrize(
-    ("other", "expected"),
-    [([0, 0, 10, 10], 1.0), ([5, 0, 10, 10], 1 / 3), ([10, 0, 5, 5], 0.0), ([20, 20, 1, 1], 0.0), ([2, 2, 5, 5], 0.25)],
-)
-def test_overlap_is_intersection_over_union(other, expected):
-    assert overlap([0, 0, 10, 10], other) == pytest.approx(expected)
-    assert overlap(other, [0, 0, 10, 10]) == pytest.approx(expected)
