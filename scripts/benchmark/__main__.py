@@ -6,7 +6,7 @@ augment     a training step against its augmentation alone
 pipeline    batches on the host, without a network
 calls       training steps one by one and several in a call, with the data set on the host and on the device
 end_to_end  an epoch of `python -m fer_jax.main` against the bare step of the same configuration
-startup     from the command to the first trained step: with no program compiled before, and the second time
+startup     from the command to the first trained step, and to a prediction: no program compiled before, and compiled
 loop        the share of an epoch that the loop spends in steps of 1 ms, which a simulated device takes
 conv        each convolution of these networks alone, by every way of computing it, against the processor's peak
 trace       where the time of a training step goes, by kind of operation
@@ -40,13 +40,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fer_jax.system.memory import restart_tuned
 from scripts.benchmark import csv
 from scripts.benchmark.comparison import PAUSE_SECONDS, compare, measure_in_turn, summarize, table
 from scripts.benchmark.peers import NETS, PEERS, SIZES, make_specs
 from scripts.benchmark.peers.worker import Worker
+
+# Of 200 pixels, with a face.
+PHOTOGRAPH = "tests/fixtures/astronaut.jpg"
 
 
 def benchmark_network(arguments) -> Iterator[dict]:
@@ -101,17 +104,22 @@ def benchmark_calls(arguments) -> Iterator[dict]:
 
 
 @contextlib.contextmanager
-def training(workdir: pathlib.Path, *options: str, cache: str | None = None) -> Iterator[subprocess.Popen]:
-    """Starts the command as a user would, and stops it where it still runs; cache: in place of the user's."""
-    command = [sys.executable, "-m", "fer_jax.main", "--config=configs/resnet50.py", f"--workdir={workdir}", *options]
+def user_command(module: str, *words: str, cache: str | None = None) -> Iterator[subprocess.Popen]:
+    """Starts a command as a user would, and stops it where it still runs; cache: in place of the user's."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
     if cache:
         environment["XDG_CACHE_HOME"] = cache
+    command = [sys.executable, "-m", module, *words]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as process:
         try:
             yield process
         finally:
             process.terminate()
+
+
+def training(workdir: pathlib.Path, *options: str, cache: str | None = None):
+    """Starts the command that trains (see `user_command`)."""
+    return user_command("fer_jax.main", "--config=configs/resnet50.py", f"--workdir={workdir}", *options, cache=cache)
 
 
 def benchmark_end_to_end(arguments) -> Iterator[dict]:
@@ -153,10 +161,11 @@ def benchmark_startup(arguments) -> Iterator[dict]:
     """Of `cold` only the native code is compiled before; `warm` has the programs of the start before it."""
     with tempfile.TemporaryDirectory() as cache:
 
-        def start(*, is_cold: bool) -> float:
-            if is_cold:
-                # What lies beside it, the native code and the prepared data, is of the first round.
-                shutil.rmtree(pathlib.Path(cache, "fer_jax", "programs"), ignore_errors=True)
+        def forget() -> None:
+            # What lies beside it, the native code and the prepared data, is of the first round.
+            shutil.rmtree(pathlib.Path(cache, "fer_jax", "programs"), ignore_errors=True)
+
+        def first_step() -> float:
             with tempfile.TemporaryDirectory() as folder:
                 started, metrics = time.perf_counter(), pathlib.Path(folder, "run", "metrics.jsonl")
                 options = ("--config.dataset.source=embedded", "--config.log.every_steps=1")
@@ -167,7 +176,23 @@ def benchmark_startup(arguments) -> Iterator[dict]:
                         time.sleep(0.005)
                     return time.perf_counter() - started
 
-        starts = {"cold": functools.partial(start, is_cold=True), "warm": functools.partial(start, is_cold=False)}
+        def prediction() -> float:
+            started = time.perf_counter()
+            with user_command("fer_jax", "predict", PHOTOGRAPH, cache=cache) as process:
+                if process.wait():
+                    sys.exit(f"startup: the command ended with status {process.returncode}")
+                return time.perf_counter() - started
+
+        def cold(start: Callable[[], float]) -> float:
+            forget()
+            return start()
+
+        starts = {
+            "first step, cold": functools.partial(cold, first_step),
+            "first step, warm": first_step,
+            "prediction, cold": functools.partial(cold, prediction),
+            "prediction, warm": prediction,
+        }
         figures = summarize(measure_in_turn(starts, arguments.rounds), images=0)
     yield {"title": "startup", "rounds": arguments.rounds, "contestants": figures, "left_out": {}}
 
