@@ -166,7 +166,7 @@ OPTIONS: dict[str, Option] = {
         "auto",
         str,
         one_of("auto", *_VIEWS),
-        "What the network is shown of an image after each epoch. auto: the centre crop with augment.crop, else all.",
+        "What is shown of an image after each epoch. auto: the centre crop with augment.crop, else the whole image.",
     ),
     "evaluation.report_views": Option(
         None,

@@ -2,7 +2,7 @@
 
 import signal
 
-# Several processes ask each other whether to stop, which takes time, so they do it at every 20th step only.
+# Several processes ask each other whether to stop, which takes time, so they do it at every 20th call of the program.
 _ASK_EVERY = 20
 
 
