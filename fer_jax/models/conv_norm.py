@@ -47,7 +47,8 @@ class ConvNorm(nn.Module):
             return native.activate(x, folded["packed"], folded["bias"], shortcut, **options), x
         conv = functools.partial(self.conv, self.features, self.window, self.stride)
         norm = self.norm(name=self.names[1])
-        if not self.fused:
+        # A larger window is beyond the native code.
+        if not self.fused or self.window > native.MAX_SIZE:
             return norm(conv(name=self.names[0])(x), relu=relu, shortcut=shortcut), x
         # The kernel alone: Flax's layer has no second result, and would not take what isn't an array.
         channels = (x.raw if isinstance(x, Pending | Activation) else x).shape[-1]

@@ -31,7 +31,6 @@ constexpr int kVectors = 2;
 #endif
 constexpr int kRows = 6;                     // of a block: pixels
 constexpr int kColumns = kLanes * kVectors;  // of a block
-constexpr int kMaxTaps = 49;                 // of a window of 7 x 7
 // Pixels of all images of a task that are worked on together: their parts of both operands stay in L1 and L2.
 constexpr int64_t kPlaces = 240;
 // Images are split into a multiple of as many tasks, whose sums for a norm are added in their order: so not of the number
@@ -288,7 +287,7 @@ void CorrelateImages(ffi::ThreadPool& pool, const Correlation<T>& c) {
       const int64_t taps = phase.taps.size(), rows = Blocks(c.oh - phase.a, c.step), columns = Blocks(c.ow - phase.b, c.step);
       const int64_t top = band * rows / bands, bottom = (band + 1) * rows / bands;
       const int64_t total = images * (bottom - top) * columns;
-      int64_t offsets[kMaxTaps];
+      std::vector<int64_t> offsets(taps);
       for (int64_t t = 0; t < taps; t++) offsets[t] = ((phase.dh[t] + c.low) * width + phase.dw[t] + c.low) * depth;
       const int64_t last = std::min(c.out, (part + 1) * blocks / parts * kColumns);
       for (int64_t column = part * blocks / parts * kColumns; column < last; column += kColumns) {
@@ -318,7 +317,7 @@ void CorrelateImages(ffi::ThreadPool& pool, const Correlation<T>& c) {
           for (const Element* read : {c.gradient.raw, c.gradient.active, c.gradient.others})
             for (int64_t p = 0; also == kGradients && read && p < kRows; p++)
               Prefetch(read + at[p] + column, std::min<int64_t>(kColumns, c.out - column));
-          correlate(c, from, offsets, taps, words, phase.packed + column * taps * words, at, count, column, own);
+          correlate(c, from, offsets.data(), taps, words, phase.packed + column * taps * words, at, count, column, own);
         }
       }
     }

@@ -18,12 +18,13 @@ NETS = {
     "basic": {"stage_sizes": (2, 1), "bottleneck": False, "stem_stride": 1},
     "bottleneck": {"stage_sizes": (1, 2), "bottleneck": True, "stem_stride": 1, "stem_pool": False},
     "remat": {"stage_sizes": (1, 2), "bottleneck": True, "stem_stride": 1, "stem_pool": False, "remat": True},
+    "large window": {"stage_sizes": (1,), "bottleneck": False, "stem_kernel": 9},
     "own branches": {"stage_sizes": (1, 2), "bottleneck": False, "squeeze_excitation": True, "stochastic_depth": 0.1},
 }
 
 
 def make(net: str, conv: str, **changes) -> ResNet:
-    return ResNet(stem_kernel=3, width=24, conv_fn=resolve(conv, "cpu"), **NETS[net], **changes)
+    return ResNet(**{"stem_kernel": 3, "width": 24, "conv_fn": resolve(conv, "cpu")} | NETS[net] | changes)
 
 
 def trained(model: ResNet, variables, images=IMAGES):
