@@ -58,7 +58,8 @@ def train_batches(
 
     Each epoch is a permutation of the split keyed by (seed, epoch): `index_shuffle` gives any one position of it.
     batch_size: of the global batch, a multiple of process_count. steps_per_call: how many steps' batches come together;
-    counted from the start of each epoch, whose last call has what is left. first_step: the first of a call.
+    counted from the start of each epoch, whose last call has what is left. Where first_step is within a call, the first
+    one has what is left of that.
     """
     source = {} if indices_only else _constants(split.arrays())
     per_epoch = split.steps_per_epoch(batch_size)
@@ -91,8 +92,9 @@ def train_batches(
         for batches in groups:
             num_steps = len(batches["index"])
             for first in range(0, num_steps, steps_per_call):
-                if first_step <= step + first < last_step:
-                    yield {key: array[first : first + steps_per_call] for key, array in batches.items()}
+                start, end = max(first, first_step - step), min(first + steps_per_call, last_step - step)
+                if start < end:
+                    yield {key: array[start:end] for key, array in batches.items()}
             step += num_steps
 
     return calls()

@@ -108,18 +108,28 @@ class Program:
         traced = self._first if initial is None else by_operation.trace(lambda: self._create(initial=initial))
         return parallel.replicate(traced(), self._mesh)
 
-    def lower(self) -> dict[int, jax.stages.Lowered]:
-        """Returns the call for each number of steps that it may take, traced and lowered but not yet compiled."""
-        steps_per_call = min(self._config.train.steps_per_call, self.steps_per_epoch)
+    def lower(self, first_step: int) -> dict[int, jax.stages.Lowered]:
+        """Returns the call for each number of steps that it may take, traced and lowered but not yet compiled.
+
+        first_step: the step that the run goes on with.
+        """
         batch_size = self._config.batch_size // jax.process_count()
         lowered = {}
-        # An epoch that is no multiple of steps_per_call ends in a shorter call, which is a program of its own.
-        for num_steps in {steps_per_call, self.steps_per_epoch % steps_per_call} - {0}:
+        # Each number of steps is a program of its own.
+        for num_steps in self._call_lengths(first_step):
             index = np.zeros((num_steps, batch_size), np.int32)
             arrays = {} if self._data else self._split.arrays()
             batches = self._shard({key: array[index] for key, array in arrays.items()} | {"index": index})
             lowered[num_steps] = self._mapped.lower(self.abstract_state, self._data, batches)
         return lowered
+
+    def _call_lengths(self, first_step: int) -> set[int]:
+        """Returns how many steps a call may take, from `first_step` on (see `pipeline.train_batches`)."""
+        whole = min(self._config.train.steps_per_call, self.steps_per_epoch)
+        begun = first_step % self.steps_per_epoch
+        # An epoch may end in a shorter call; a run that was stopped at other steps per call begins with one.
+        left = min(whole - begun % whole, self.steps_per_epoch - begun)
+        return {whole, self.steps_per_epoch % whole, left} - {0}
 
     def compile(self, lowered: Mapping[int, jax.stages.Lowered]) -> None:
         """Compiles what `lower` returned, before the first call."""

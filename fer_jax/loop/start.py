@@ -19,7 +19,7 @@ def start(
 ) -> TrainState:
     """Compiles the program, makes the first state (from `initial`) where there is none, and returns the state."""
     # Two threads that both run Python take longer than one after the other, so only XLA gets one of its own.
-    lowered = program.lower()
+    lowered = program.lower(0 if state is None else int(state.step))
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         compiling = executor.submit(_compile, program, lowered)
         # TensorFlow, which takes seconds to import: while XLA compiles, they cost nothing.

@@ -142,7 +142,7 @@ def _simulated(device: SimulatedDevice, dataset: Dataset, ends: list[float]) -> 
             (train, "load_dataset", lambda *_: dataset),
             (train, "_report", lambda *_: None),
             (train.Terminal, "say", note),
-            (Program, "lower", lambda program: {}),
+            (Program, "lower", lambda program, first_step: {}),
             (Program, "compile", lambda program, lowered: None),
             (Program, "__call__", lambda program, state, batches: device.call(program, state, batches)),
             (Evaluator, "__call__", device.timed("evaluating", evaluate_on_device)),

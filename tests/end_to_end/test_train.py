@@ -40,6 +40,12 @@ def assert_same_run(workdir, other):
         np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
 
 
+def assert_same_but_for_rounding(workdir, other):
+    for one, another in zip(read_metrics(workdir), read_metrics(other), strict=True):
+        assert (one["step"], one["kind"]) == (another["step"], another["kind"])
+        assert one["loss"] == pytest.approx(another["loss"], rel=1e-3)
+
+
 def test_a_run_leaves_what_the_readme_says(finished):
     for name in ("curves.png", "confusion_matrix_validation.png", "confusion_matrix_test.png"):
         assert (finished / "report" / name).read_bytes().startswith(b"\x89PNG")
@@ -117,6 +123,14 @@ def test_stop_and_resume_equals_not_stopping(moment, finished, make_config, run,
     assert_same_run(tmp_path / "run", finished)
 
 
+@pytest.mark.parametrize("steps_per_call", [2, 50])
+def test_a_run_that_was_stopped_goes_on_at_other_steps_per_call(steps_per_call, finished, make_config, run, tmp_path):
+    # Before step 3 of 5: within a call of 2, and of the whole epoch.
+    assert run(make_config(), tmp_path / "run", stop_at=QUESTIONS["within an epoch"]) == 143
+    assert run(make_config(**{"train.steps_per_call": steps_per_call}), tmp_path / "run") == 0
+    assert_same_but_for_rounding(tmp_path / "run", finished)
+
+
 def test_with_fewer_checkpoints_a_crash_costs_epochs_and_changes_nothing(make_config, run, tmp_path):
     changes = {"num_epochs": 6, "optimizer.learning_rate": 1e-9}  # the first epoch is the best, or soon after it
     assert run(make_config(**changes), tmp_path / "every") == 0
@@ -153,9 +167,7 @@ def test_two_runs_of_a_config_are_the_same(finished, make_config, run, tmp_path)
 )
 def test_the_loader_and_the_steps_of_a_call_change_no_result(overrides, finished, make_config, run, tmp_path):
     assert run(make_config(**overrides), tmp_path / "run") == 0
-    for one, other in zip(read_metrics(tmp_path / "run"), read_metrics(finished), strict=True):
-        assert (one["step"], one["kind"]) == (other["step"], other["kind"])
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    assert_same_but_for_rounding(tmp_path / "run", finished)
 
 
 def test_a_stop_between_calls_of_several_steps_resumes_exactly(make_config, run, tmp_path):
@@ -450,6 +462,26 @@ def test_the_view_of_the_greatest_validation_accuracy_is_the_network_s_own(full)
     assert TrainedModel.load(full / "net.safetensors").preprocessing == trained.preprocessing
     images = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 1), np.uint8)
     np.testing.assert_array_equal(TrainedModel.load(full / "net.safetensors").logits(images), trained.logits(images))
+
+
+def test_views_that_are_asked_for_later_are_reported_and_one_is_chosen(finished, make_config, run, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    config = make_config(**{"evaluation.report_views": "whole_mirrored"})
+    assert run(config, tmp_path / "run") == 0
+    for split in ("validation", "test"):
+        report = json.loads((tmp_path / "run" / "report" / f"evaluation_{split}.json").read_text())
+        assert list(report["views"]) == ["whole", "whole_mirrored"]
+        assert report["view"] == json.loads((tmp_path / "run" / "selection.json").read_text())["view"]
+
+
+def test_selection_without_copies_of_copies_alone_is_refused(csv_file, make_config, tmp_path):
+    rows = csv_file.read_text().splitlines()
+    copies = [row.replace("Training", "PublicTest") for row in rows[1:15]]
+    (tmp_path / "copies.csv").write_text("\n".join(rows[:41] + copies) + "\n")
+    asked = {"dataset.path": str(tmp_path / "copies.csv"), "early_stopping.metric": "accuracy_without_copies"}
+    with pytest.raises(UserError, match=r"each validation image of copies\.csv is in train too"):
+        train.train(make_config(**asked), Workdir(tmp_path / "run"), StopRequest())
+    assert not (tmp_path / "run").exists()
 
 
 def test_selection_may_leave_out_the_copies(make_config, run, tmp_path):

@@ -93,7 +93,7 @@ def _calls(spec: dict):
     )
     split = _random_split()
     program = Program(config, make_network(spec), Preprocessing(split.images.shape[1:]), split, _one_device())
-    program.compile(program.lower())
+    program.compile(program.lower(0))
     train_state, batches = program.first_state(), program.batches(0, 2**31)
 
     def run() -> None:
