@@ -72,6 +72,10 @@ def evaluate(
             )
     # Before the data, since its checkpoint says what they were.
     trained = TrainedModel.load(workdir, checkpoint)
+    if config is not None:
+        # How it is computed and where data are kept, which changes no figure.
+        for section, key in (("dataset", "cache_dir"), ("dataset", "loader"), ("parallel", "mapper")):
+            trained.config[section][key] = config[section][key]
     with processes.agreeing_on_errors():
         asked = config.dataset if config is not None else None
         path = data or (asked.path if asked else None)

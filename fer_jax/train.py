@@ -10,7 +10,7 @@ from fer_jax import config as config_lib
 from fer_jax import evaluate, parallel
 from fer_jax.data.dataset import Dataset
 from fer_jax.data.load import load_dataset
-from fer_jax.errors import Diverged
+from fer_jax.errors import Diverged, UserError
 from fer_jax.inference import metrics
 from fer_jax.inference.preprocessing import make_preprocessing
 from fer_jax.inference.trained_model import TrainedModel, describe_computation, make_model
@@ -51,6 +51,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
             config = resolve(config, workdir, terminal)
             dataset = load_dataset(config.dataset, terminal)
             train_split, validation_split = dataset.split("train"), dataset.split("validation")
+            _require_selectable(config, dataset)
         processes.require_agreement(
             {"the dataset": f"{dataset.name} ({dataset.fingerprint})"} | config_lib.shared_values(config)
         )
@@ -189,6 +190,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
             interrupted = error
             try:
                 save(state)
+                checkpoints.wait()
                 terminal.say(f"Stopped and saved at step {step}; the same command goes on from there.")
             except Diverged as diverged:
                 interrupted = _with_advice(diverged, step, checkpoints.latest_step, config)
@@ -213,6 +215,15 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
 
         # --- Report: the best checkpoint, evaluated on validation and test.
         _report(config, workdir, dataset, checkpoints.best_step, stop, terminal)
+
+
+def _require_selectable(config: config_dict.ConfigDict, dataset: Dataset) -> None:
+    is_copy = dataset.split("validation").is_copy
+    if config.early_stopping.metric == "accuracy_without_copies" and (is_copy is None or is_copy.all()):
+        raise UserError(
+            "config.early_stopping.metric is accuracy_without_copies, but each validation image of "
+            f"{dataset.name} is in train too; accuracy can be selected by"
+        )
 
 
 def _select(validation: dict[str, dict], metric: str) -> dict:
@@ -266,7 +277,9 @@ def _report(
 ) -> None:
     """Evaluates the best checkpoint on validation and test, unless its reports are there already."""
     splits = [split for split in ("validation", "test") if split in dataset.splits]
-    if all(report.reported_step(workdir.report, split) == best_step for split in splits):
+    views = evaluate.split_views(config)
+    # Other views may have been asked for since.
+    if all(report.is_reported(workdir.report, split, step=best_step, views=views) for split in splits):
         terminal.say(f"Report, curves and confusion matrices: {workdir.report}")
         return
     evaluate.report_checkpoint(
@@ -274,7 +287,7 @@ def _report(
         workdir,
         dataset,
         splits=splits,
-        views=evaluate.split_views(config),
+        views=views,
         selects_view=True,
         selected_on=evaluate.describe_selection(config, "best"),
         strict=False,

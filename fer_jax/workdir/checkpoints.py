@@ -6,8 +6,9 @@ of the best checkpoint so far, and the metadata that evaluation and resumption n
 """
 
 import concurrent.futures
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -50,29 +51,25 @@ class Checkpoints:
         self._best = _KeepBest()
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="saving")
         self._saving: concurrent.futures.Future | None = None
-        with workdir.time_limit():
-            try:
-                if not read_only:
-                    self._finish_replacements()
-                self._manager = ocp.CheckpointManager(
-                    self._directory,
-                    # Orbax's own read_only warns on standard error that it is read-only.
-                    options=ocp.CheckpointManagerOptions(
-                        # The one before the newest is for when that turns out to be damaged.
-                        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=2), self._best]),
-                        create=not read_only,
-                        cleanup_tmp_directories=not read_only,  # what a killed process left
-                    ),
-                    item_handlers={
-                        "weights": ocp.StandardCheckpointHandler(),
-                        "ema": ocp.StandardCheckpointHandler(),
-                        "training": ocp.StandardCheckpointHandler(),
-                        "record": ocp.JsonCheckpointHandler(),
-                    },
-                )
-            except Exception as error:
-                self._raise_if_of_storage(error, "read" if read_only else "written")
-                raise
+        with self._storage("read" if read_only else "written"):
+            if not read_only:
+                self._finish_replacements()
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                # Orbax's own read_only warns on standard error that it is read-only.
+                options=ocp.CheckpointManagerOptions(
+                    # The one before the newest is for when that turns out to be damaged.
+                    preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=2), self._best]),
+                    create=not read_only,
+                    cleanup_tmp_directories=not read_only,  # what a killed process left
+                ),
+                item_handlers={
+                    "weights": ocp.StandardCheckpointHandler(),
+                    "ema": ocp.StandardCheckpointHandler(),
+                    "training": ocp.StandardCheckpointHandler(),
+                    "record": ocp.JsonCheckpointHandler(),
+                },
+            )
         self._best.step = self._find_best()
 
     def __enter__(self):
@@ -82,18 +79,22 @@ class Checkpoints:
         if kind is not None and jax.process_count() > 1:
             return  # closing waits for the other processes, one of which may be gone
         try:
-            self._wait()
-            with self._workdir.time_limit():
-                self._manager.close()
-        except Exception as error:
-            if kind is None:  # else the first exception tells more
-                self._raise_if_of_storage(error, "written")
-                raise
+            # The first exception tells more than another at the end.
+            with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
+                self._wait()
+                with self._storage("written"):
+                    self._manager.close()
         finally:
             self._executor.shutdown()
 
+    def wait(self) -> None:
+        """Waits until the last save is whole on the disk; raises StorageError where it failed."""
+        self._wait()
+        with self._storage("written"):
+            self._manager.wait_until_finished()
+
     def _wait(self) -> None:
-        """Waits for the save in the background, and raises what it did."""
+        """Waits for the save in the background of a single process, and raises what it did."""
         saving, self._saving = self._saving, None
         _ = saving and saving.result()
 
@@ -129,13 +130,9 @@ class Checkpoints:
         step = int(state.step)
         if is_best:
             self._best.step = step
+        record = {"format": FORMAT, "step": step, "best_step": self._best.step}
         # As JSON at once: the caller goes on to change it.
-        record = {
-            "format": FORMAT,
-            "step": step,
-            "best_step": self._best.step,
-            "run": json.loads(json.dumps(dict(metadata))),
-        }
+        record["run"] = json.loads(json.dumps(dict(metadata)))
         if jax.process_count() > 1:
             self._save(step, items_of(state), record)
         else:
@@ -148,21 +145,17 @@ class Checkpoints:
             **{item: ocp.args.StandardSave(tree) for item, tree in trees.items()},
             record=ocp.args.JsonSave(with_checksums(record, trees)),
         )
-        with self._workdir.time_limit():
-            try:
-                # A step is saved again after a stop between an epoch's last step and the end of its evaluation.
-                is_replacement = step in self._manager.all_steps()
-                if is_replacement:
-                    self._move(step, self._workdir.replaced / str(step))
-                self._manager.save(step, args=items)
-                if is_replacement or jax.process_count() == 1:
-                    self._manager.wait_until_finished()
-                if is_replacement:
-                    # Until the new checkpoint is committed, the old one is the only whole one of this step.
-                    self._finish_replacements()
-            except Exception as error:
-                self._raise_if_of_storage(error, "written")
-                raise
+        with self._storage("written"):
+            # A step is saved again after a stop between an epoch's last step and the end of its evaluation.
+            is_replacement = step in self._manager.all_steps()
+            if is_replacement:
+                self._move(step, self._workdir.replaced / str(step))
+            self._manager.save(step, args=items)
+            if is_replacement or jax.process_count() == 1:
+                self._manager.wait_until_finished()
+            if is_replacement:
+                # Until the new checkpoint is committed, the old one is the only whole one of this step.
+                self._finish_replacements()
 
     def _move(self, step: int, target: epath.Path) -> None:
         """Moves the checkpoint of a step out of the manager's folder, and lets the manager forget it."""
@@ -220,6 +213,16 @@ class Checkpoints:
     def _require_writable(self) -> None:
         if self._read_only:
             raise ValueError(f"{self._directory} was opened to be read only")
+
+    @contextlib.contextmanager
+    def _storage(self, verb: str) -> Iterator[None]:
+        """A context that waits for the storage no longer than it may, and raises StorageError where it fails."""
+        with self._workdir.time_limit():
+            try:
+                yield
+            except Exception as error:
+                self._raise_if_of_storage(error, verb)
+                raise
 
     def _raise_if_of_storage(self, error: Exception, verb: str) -> None:
         if failures.is_of_storage(error):

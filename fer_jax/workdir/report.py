@@ -1,7 +1,7 @@
 """Writes what a run leaves for a person: history, curves, confusion matrices, evaluations, tables."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,18 +114,18 @@ def write_evaluation(evaluation: dict, folder: epath.Path, name: str | None = No
     title = f"{evaluation['dataset']} ({evaluation['dataset_fingerprint']}), {split}"
     axis.set_title(f"{title}\naccuracy {describe_accuracy(evaluation)}", fontsize=10)
     save_figure(figure, folder / f"confusion_matrix_{name}.png", dpi=110)
-    # The last of the two, because `reported_step` takes it for the whole report.
+    # The last of the two, because `is_reported` takes it for the whole report.
     text = json.dumps(without_nonfinite(evaluation), indent=2, allow_nan=False)
     (folder / f"evaluation_{name}.json").write_text(text + "\n")
 
 
-def reported_step(folder: epath.Path, split: str) -> int | None:
-    """Returns the checkpoint step of a split's evaluation_<split>.json, or None if the file is missing or damaged."""
+def is_reported(folder: epath.Path, split: str, *, step: int, views: Collection[str]) -> bool:
+    """Returns whether a split's evaluation_<split>.json is there and whole, of a checkpoint's step and with `views`."""
     try:
-        step = json.loads((folder / f"evaluation_{split}.json").read_text())["checkpoint_step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return step if isinstance(step, int) else None
+        evaluation = json.loads((folder / f"evaluation_{split}.json").read_text())
+        return evaluation["checkpoint_step"] == step and set(views) <= evaluation.get("views", {}).keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _make_figure(size: tuple[float, float]) -> "Figure":

@@ -103,6 +103,12 @@ def test_other_data_may_be_evaluated(workdir, make_config, csv_file, tmp_path):
     assert json.loads((workdir / "report" / "evaluation_validation.json").read_text()) == own
 
 
+def test_the_configs_cache_is_the_one_that_is_used(workdir, make_config, tmp_path):
+    # A run's own may be full, or not there any more.
+    run_evaluation(workdir, config=make_config(**{"dataset.cache_dir": str(tmp_path / "other"), "dataset.path": None}))
+    assert list((tmp_path / "other").iterdir())
+
+
 @pytest.mark.parametrize("layout", ["split", "classes alone", "csv"])
 def test_a_folder_or_csv_with_test_images_alone_is_evaluated_in_whatever_size(workdir, tmp_path, layout, capsys):
     data = tmp_path / "JAFFE"

@@ -77,6 +77,17 @@ def test_a_signal_saves_and_leaves(number, status, csv_file, tmp_path):
         assert f"at step {checkpoints.latest_step}" in out
 
 
+def test_what_is_said_to_be_saved_is_on_the_disk(csv_file, tmp_path):
+    process = start(command(csv_file, tmp_path, num_epochs=5000))
+    _wait_for(tmp_path / "metrics.jsonl", process)
+    process.send_signal(signal.SIGTERM)
+    said = next(line for line in process.stdout if line.startswith("Stopped and saved"))
+    process.kill()
+    process.communicate()
+    with Checkpoints(Workdir(tmp_path), read_only=True) as checkpoints:
+        assert f"at step {checkpoints.latest_step};" in said
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_there_is_anything_to_save_ends_the_process_at_once(number, csv_file, tmp_path):
     process = start(command(csv_file, tmp_path))

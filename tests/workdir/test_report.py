@@ -251,13 +251,23 @@ def test_an_evaluation_file_is_json_though_a_metric_is_not_finite(evaluation, tm
     assert stored == evaluation
 
 
-def test_the_step_of_a_report_is_read_back_or_none(evaluation, tmp_path):
-    assert report.reported_step(tmp_path, "validation") is None
+def test_a_report_is_one_of_its_step_and_views(evaluation, tmp_path):
+    def is_reported(step=4480, views=()):
+        return report.is_reported(tmp_path, "validation", step=step, views=views)
+
+    assert not is_reported()
+    report.write_evaluation(evaluation | {"views": {"whole": {}, "ten_crops": {}}}, tmp_path)
+    assert is_reported()
+    assert is_reported(views=["ten_crops"])
+    assert not is_reported(step=4481)
+    assert not is_reported(views=["whole", "whole_mirrored"])
+    # Version 0.1 had no views.
     report.write_evaluation(evaluation, tmp_path)
-    assert report.reported_step(tmp_path, "validation") == 4480
-    for damaged in ("{", "[]", "{}", '{"checkpoint_step": null}'):
+    assert is_reported()
+    assert not is_reported(views=["whole"])
+    for damaged in ("{", "[]", "{}", '{"checkpoint_step": null}', '{"checkpoint_step": 4480, "views": []}'):
         (tmp_path / "evaluation_validation.json").write_text(damaged)
-        assert report.reported_step(tmp_path, "validation") is None
+        assert not is_reported()
 
 
 def test_reporting_leaves_a_notebooks_backend_alone():
