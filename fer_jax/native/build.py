@@ -95,7 +95,7 @@ def dtypes() -> tuple[str, ...]:
 def load() -> None:
     """Compiles the library if the user's cache has none for this machine, and registers it with XLA.
 
-    Raises Unavailable where the processor, the compiler or the cache doesn't allow it.
+    Raises Unavailable where the processor, the compiler, the cache or the system's loader doesn't allow it.
     """
     if reason := _load_once():
         raise Unavailable(reason)
@@ -110,6 +110,9 @@ def _load_once() -> str | None:
         library = ctypes.CDLL(os.fspath(compiled()))
     except Unavailable as error:
         return str(error)
+    except OSError as error:
+        # A cache from which nothing may be executed, or one shared with a system that has another C library.
+        return f"the compiled library can't be loaded: {error}"
     for name in (f"{handler}_{dtype}" for handler in _HANDLERS for dtype in dtypes()):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     return None
@@ -127,6 +130,9 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     library, digest = cache / f"native-{key}.so", cache / f"native-{key}.sha256"
     try:
+        # Before the lock, for which the cache must be writable.
+        if _is_sound(library, digest):
+            return library
         cache.mkdir(parents=True, exist_ok=True)
         with _only_one(cache):
             if not _is_sound(library, digest):

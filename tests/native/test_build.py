@@ -103,6 +103,34 @@ def test_a_cache_that_can_not_be_written_is_named(tmp_path, compiler):
         build.compiled(tmp_path / "file" / "cache")
 
 
+def test_a_sound_library_in_a_cache_that_can_only_be_read_is_taken(tmp_path, compiler):
+    library = build.compiled(tmp_path / "cache")
+    # What can't be opened for writing, by root neither, who may write to folders without permission.
+    (tmp_path / "cache" / "lock").unlink()
+    (tmp_path / "cache" / "lock").mkdir()
+    assert build.compiled(tmp_path / "cache") == library
+    library.write_text("Library\n")
+    with pytest.raises(build.Unavailable, match=r"cache/lock: Is a directory"):
+        build.compiled(tmp_path / "cache")
+
+
+@pytest.mark.skipif(not build.instructions(), reason="no AVX2")
+def test_a_library_that_can_not_be_loaded_is_done_without(tmp_path, compiler):
+    # What this compiler makes is as little a library of this system as one that another system's C library made.
+    program = "from fer_jax.native import build; print(*build.choose('auto', dtype='float32', backend='cpu'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("matmul no native convolution (the compiled library can't be loaded: ")
+    assert f"{tmp_path}/fer_jax/native/native-" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+
+
 def test_the_choice_is_the_fastest_that_there_is(monkeypatch):
     assert build.choose("auto", dtype="bfloat16", backend="gpu") == ("lax", "")
     assert build.choose("lax", dtype="float32", backend="cpu") == ("lax", "")
