@@ -1,5 +1,6 @@
 """Annotated pictures and videos, written to a folder."""
 
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +20,12 @@ _FRAMES_PER_SECOND = 10.0
 class Saver:
     """Writes NAME_fer.jpg of a picture and NAME_fer.webm of a video to a folder, as a context manager.
 
-    Of files in a folder that was named, the folders within it are kept: two pictures may have the same name.
+    Of files in a folder that was named, the folders within it are kept. Of other files of the same name, each but the
+    first has its suffix or a number in its name too.
     """
 
     def __init__(self, folder: str, words: Sequence[str]):
-        self._folder, self._roots = folder, [word for word in words if os.path.isdir(word)]
+        self._folder, self._roots = folder, [os.path.abspath(word) for word in words if os.path.isdir(word)]
         self._written: set[str] = set()
         self._refused: set[str] = set()
         # The video that is being written: its source's name, its writer and its size; or its first frame alone.
@@ -68,13 +70,17 @@ class Saver:
         self._write(pixels)
 
     def _path(self, name: str, suffix: str) -> str:
-        root = next((root for root in self._roots if os.path.commonpath([root, name]) == os.path.normpath(root)), None)
-        relative = os.path.relpath(name, root) if root else os.path.basename(name)
+        # Of standard input, cameras and addresses, no folder is one of theirs.
+        roots = self._roots if os.path.exists(name) else []
+        absolute = os.path.abspath(name)
+        root = next((root for root in roots if os.path.commonpath([root, absolute]) == root), None)
+        relative = os.path.relpath(absolute, root) if root else os.path.basename(name)
         stem, own_suffix = ("stdin", "") if relative == "-" else os.path.splitext(relative.replace(" ", "_"))
-        path = os.path.join(self._folder, f"{stem}_fer{suffix}")
-        # a.jpg and a.png are two pictures.
-        if path in self._written:
-            path = os.path.join(self._folder, f"{stem}_{own_suffix.removeprefix('.')}_fer{suffix}")
+        # a.jpg and a.png are two pictures, and so are x/a.jpg and y/a.jpg.
+        stems = [stem, *([f"{stem}_{own_suffix[1:]}"] if own_suffix else [])]
+        numbered = (f"{stem}_{number}" for number in itertools.count(len(stems) + 1))
+        paths = (os.path.join(self._folder, f"{stem}_fer{suffix}") for stem in itertools.chain(stems, numbered))
+        path = next(path for path in paths if path not in self._written)
         self._written.add(path)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return path
