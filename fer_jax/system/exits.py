@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from fer_jax.errors import FerJaxError, LostProcessError, MemoryExhausted, StorageError
+from fer_jax.system import streams
 from fer_jax.system.signals import Stopped
 
 # What a disk, a quota, a permission or a network file system answers to a write that names no file. Other numbers
@@ -58,10 +59,12 @@ def run(command: Callable[[], int | None]) -> int:
         if known is None:
             if not _is_distributed():
                 raise
-            traceback.print_exc()
+            with streams.unheard(sys.stderr):
+                traceback.print_exc()
             _leave(1)
-        for line in str(known).splitlines():
-            print(f"fer_jax: {line}", file=sys.stderr)
+        with streams.unheard(sys.stderr):
+            for line in str(known).splitlines():
+                print(f"fer_jax: {line}", file=sys.stderr)
         if isinstance(known, StorageError) or _is_distributed():
             _leave(known.exit_status, wait=not isinstance(known, LostProcessError))
         return known.exit_status
@@ -123,8 +126,9 @@ def _is_distributed() -> bool:
 
 def _leave(status: int, *, wait: bool = True) -> NoReturn:
     """Ends the process at once, or first waits some seconds for the others of its run to end too."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with streams.unheard(stream):
+            pass  # flushed at its end
     if wait and _is_distributed():
         # Process 0 hosts JAX's coordination service. If it left first, JAX would abort the others (status 134).
         shutdown = threading.Thread(target=sys.modules["jax"].distributed.shutdown, daemon=True)

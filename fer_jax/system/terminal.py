@@ -6,11 +6,17 @@ from typing import TypeVar
 
 import tqdm
 
+from fer_jax.system import streams
+
 T = TypeVar("T")
 
 
 class Terminal:
-    """What a person sees: a bar for each epoch where standard error is a terminal, else plain lines."""
+    """What a person sees: a bar for each epoch where standard error is a terminal, else plain lines.
+
+    Where nobody reads any more, lines go nowhere and nothing fails: Ctrl-C ends the `tee` of a pipe too, and the run is
+    still to be saved.
+    """
 
     def __init__(self, *, is_primary: bool):
         self._is_primary = is_primary
@@ -50,14 +56,14 @@ class Terminal:
         """Prints a line, above the bar where there is one."""
         if self._is_primary:
             # Plain print would write into the bar.
-            tqdm.tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+            with streams.unheard(sys.stdout):
+                tqdm.tqdm.write(line, file=sys.stdout)
 
     def warn(self, line: str) -> None:
         """Prints a warning to standard error, above the bar where there is one."""
         if self._is_primary:
-            tqdm.tqdm.write(f"fer_jax: warning: {line}", file=sys.stderr)
-            sys.stderr.flush()
+            with streams.unheard(sys.stderr):
+                tqdm.tqdm.write(f"fer_jax: warning: {line}", file=sys.stderr)
 
     def progress(self, items: Iterable[T], *, title: str, total: int) -> Iterator[T]:
         """Yields the items, with a bar where standard error is a terminal, else after one line."""

@@ -13,6 +13,7 @@ from etils import epath
 
 from fer_jax import errors
 from fer_jax.errors import UserError
+from fer_jax.system import streams
 from fer_jax.system.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -70,12 +71,12 @@ def time_limit(path: epath.Path, seconds: float) -> Iterator[None]:
     """
 
     def leave() -> None:
-        print(
-            f"fer_jax: {path}: the file system hasn't answered in {seconds:g} s. What was saved before is kept; the "
-            "same command goes on from there.",
-            file=sys.stderr,
-            flush=True,
-        )
+        with streams.unheard(sys.stderr):
+            print(
+                f"fer_jax: {path}: the file system hasn't answered in {seconds:g} s. What was saved before is kept; "
+                "the same command goes on from there.",
+                file=sys.stderr,
+            )
         os._exit(errors.StorageError.exit_status)
 
     timer = threading.Timer(seconds, leave)

@@ -1,5 +1,6 @@
 """The command itself, in processes of its own."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -100,6 +101,22 @@ def test_a_signal_before_there_is_anything_to_save_ends_the_process_at_once(numb
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def test_a_run_without_a_reader_goes_on_and_is_saved_like_any_other(csv_file, tmp_path):
+    process = start(command(csv_file, tmp_path, num_epochs=5000, **{"early_stopping.patience": 5000}))
+    _wait_for(tmp_path / "metrics.jsonl", process)
+    # As Ctrl-C ends the `tee` of a pipe; of these runs every epoch is a line.
+    process.stdout.close()
+    _wait_for_epoch(3, tmp_path, process)
+    process.send_signal(signal.SIGINT)
+    err = process.stderr.read()
+    assert process.wait(120) == 130, err
+    assert "Traceback" not in err
+    assert (tmp_path / "report" / "history.csv").exists()
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    with Checkpoints(Workdir(tmp_path)) as checkpoints:
+        assert checkpoints.latest_step >= last["step"]
+
+
 def test_a_second_signal_does_not_wait_for_the_save_and_loses_nothing_saved_before(csv_file, tmp_path):
     arguments = command(csv_file, tmp_path, num_epochs=5000)
     process = start(arguments)
@@ -188,6 +205,21 @@ def _wait_for(path, process):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     raise AssertionError(f"{path} did not appear")
+
+
+def _wait_for_epoch(epoch, workdir, process):
+    """Waits until so many epochs more than now are evaluated."""
+
+    def evaluated() -> int:
+        return (workdir / "metrics.jsonl").read_text().count('"kind": "validation"')
+
+    wanted = evaluated() + epoch
+    for _ in range(600):
+        if evaluated() >= wanted:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    raise AssertionError(f"no {epoch} more epochs came")
 
 
 def read_only(arguments, folder):

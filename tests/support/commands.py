@@ -37,13 +37,17 @@ class Forked:
     def poll(self) -> int | None:
         return self._process.exitcode
 
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            raise subprocess.TimeoutExpired("fer_jax.main", timeout)
+        return self._process.exitcode
+
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         with concurrent.futures.ThreadPoolExecutor() as executor:
             reading = [executor.submit(file.read) for file in (self.stdout, self.stderr)]
-            self._process.join(timeout)
-            if self._process.exitcode is None:
-                self._process.kill()
-                raise subprocess.TimeoutExpired("fer_jax.main", timeout)
+            self.wait(timeout)
             return reading[0].result(), reading[1].result()
 
     def send_signal(self, number: signal.Signals) -> None:

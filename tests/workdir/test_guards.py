@@ -73,6 +73,10 @@ def test_a_body_that_waits_too_long_ends_the_process_with_the_path_and_status_4(
     assert result.returncode == 4
     assert f"fer_jax: {tmp_path}: the file system hasn't answered in 0.5 s" in result.stderr
     assert time.monotonic() - started < 50
+    # It ends where nobody reads why, too.
+    process = subprocess.Popen([sys.executable, "-c", program, tmp_path], stderr=subprocess.PIPE)
+    process.stderr.close()
+    assert process.wait(50) == 4
 
 
 def test_a_bucket_is_trained_on_with_a_warning(capsys):
