@@ -19,6 +19,8 @@ from fer_jax.faces.detection import BATCH_SIZE
 from fer_jax.faces.save import Saver
 from fer_jax.faces.smoothing import Smoother
 from fer_jax.faces.sources import Source, expand
+from fer_jax.system import streams
+from fer_jax.system.signals import Stopped, StopRequest
 
 # A folder of damaged files would else be a screen of names.
 _NAMED = 20
@@ -40,7 +42,9 @@ def predict(
 ) -> None:
     """Prints a line for each face of the pictures and videos that the words mean (see `sources.expand`).
 
-    Files that can't be read are passed over, counted and named at the end.
+    Files that can't be read are passed over, counted and named at the end. A signal (see `StopRequest`) ends it after
+    the batch that is looked at; what is saved is then whole. It ends without a word where nobody reads the answers any
+    more, as of `| head`.
 
     Args:
       weights, checkpoint, detector: of `Classifier`. options: of its call.
@@ -55,6 +59,7 @@ def predict(
       UserError: a word means nothing, none of the files can be read, a video can't be saved, or no face is found where
         one is required.
       OSError: a file can't be written.
+      Stopped: a signal came.
     """
     if not words:
         raise UserError("which picture? For example fer-jax predict photo.jpg; or a folder, a video, 0 for a camera")
@@ -65,8 +70,10 @@ def predict(
     classifier = Classifier(weights, checkpoint, detector=detector)
     unreadable: list[str] = []
     not_saved: list[str] = []
-    num_faces, num_answers, started = 0, 0, time.perf_counter()
-    with contextlib.ExitStack() as stack:
+    num_faces, num_answers, started, has_reader = 0, 0, time.perf_counter(), False
+    with streams.ending_unread(), contextlib.ExitStack() as stack:
+        # Entered first, so that a signal doesn't keep a video from its end.
+        stop = stack.enter_context(StopRequest())
         json_file = json and stack.enter_context(_opened(json))
         csv_writer = csv and CsvWriter(stack.enter_context(_opened(csv)), classifier.class_names)
         saver = save and stack.enter_context(Saver(save, words))
@@ -74,11 +81,18 @@ def predict(
         total = len(sources) if len(sources) > 1 else None
         # None: only where standard error is a terminal.
         bar = stack.enter_context(tqdm.tqdm(total=total, unit="pictures", disable=None if total else True, leave=False))
-        for answer, pixels in _answers(sources, classifier, options, every, raw, unreadable, bar.update):
+        answers = _answers(sources, classifier, options, every, raw, unreadable, bar.update)
+        # Closed, and with it a camera, where it isn't read to its end.
+        for answer, pixels in stack.enter_context(contextlib.closing(answers)):
+            # Before it is written: with SIGHUP the terminal is gone.
+            if stop.received:
+                break
             num_answers, num_faces = num_answers + 1, num_faces + len(answer.faces)
             if not is_quiet:
                 for line in as_lines(answer):
                     tqdm.tqdm.write(line, file=sys.stdout)
+                # Whoever reads along gets it now, and whoever doesn't any more is noticed.
+                sys.stdout.flush()
             if json_file:
                 write_json(answer, json_file)
             if csv_writer:
@@ -89,19 +103,26 @@ def predict(
                     saver.save(answer, pixels)
                 except UserError as error:
                     not_saved.append(str(error))
+        has_reader = True
+    # A signal ends whoever reads along too, often before it.
+    if not has_reader and not stop.received:
+        return
     seconds = time.perf_counter() - started
-    if len(sources) > 1 or unreadable:
+    if len(sources) > 1 or unreadable or stop.received:
         named = f": {'; '.join(unreadable[:_NAMED])}{' ...' if len(unreadable) > _NAMED else ''}" if unreadable else ""
-        print(
-            f"{num_answers:,} pictures, {num_faces:,} faces, {num_answers / seconds:.1f} pictures/s; "
-            f"{len(unreadable):,} files can't be read{named}",
-            file=sys.stderr,
-        )
+        with streams.unheard(sys.stderr):
+            print(
+                f"{num_answers:,} pictures, {num_faces:,} faces, {num_answers / seconds:.1f} pictures/s; "
+                f"{len(unreadable):,} files can't be read{named}",
+                file=sys.stderr,
+            )
     # Of thousands a few may be damaged; of one that is all there is to say.
     if unreadable and not num_answers:
         raise UserError("none of the files can be read")
     if not_saved:
         raise UserError(f"{len(not_saved):,} videos are not saved: {'; '.join(not_saved[:_NAMED])}")
+    if stop.received:
+        raise Stopped(stop.received)
     if require_face and not num_faces:
         raise UserError("no face is found")
 

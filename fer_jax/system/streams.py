@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -32,3 +33,16 @@ def unheard(stream: TextIO) -> Iterator[None]:
         if error.errno not in _UNREAD:
             raise
         silence(stream)
+
+
+@contextlib.contextmanager
+def ending_unread() -> Iterator[None]:
+    """A context that ends without an error where the reader of a pipe that is written in it has ended, as `head` does.
+
+    Standard output is flushed at its end.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence(sys.stdout)

@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import pathlib
+import signal
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -105,6 +108,69 @@ def test_two_pictures_of_one_name_are_both_saved(tmp_path, capsys):
         image.save(tmp_path / "a.bmp")
     predict(tmp_path / "a.png", tmp_path / "a.bmp", save=str(tmp_path / "out"), faces="none")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_bmp_fer.jpg", "a_fer.jpg"]
+
+
+@pytest.mark.parametrize("asked", [[], ["--json=-"], ["--csv=-"]])
+def test_it_ends_without_a_word_when_nobody_reads_the_answers_any_more(folder, tmp_path, asked):
+    weights = f"--weights={FIXTURES / 'run_0.1'}"
+    process = commands.start(commands.main("predict", str(folder), weights, f"--out={tmp_path}", "--save", *asked))
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(120) == 0, err
+    assert err == ""
+    # The first of the 22 answers is noticed to reach nobody.
+    assert list(tmp_path.rglob("*.jpg")) == []
+
+
+def test_a_named_pipe_that_nobody_reads_any_more_is_the_end_too(folder, tmp_path):
+    pipe = tmp_path / "answers.json"
+    os.mkfifo(pipe)
+    weights = f"--weights={FIXTURES / 'run_0.1'}"
+    process = commands.start(commands.main("predict", str(folder), weights, f"--json={pipe}"))
+    with open(pipe):  # waits until it is opened on the other side
+        pass
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert err == ""
+    assert len(out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "is_read"),
+    [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True), (signal.SIGHUP, 129, True)],
+)
+def test_a_signal_ends_a_video_whose_saved_part_is_whole(tmp_path, number, status, is_read):
+    cv2 = pytest.importorskip("cv2")
+    source, written = tmp_path / "long.avi", tmp_path / "answers.json"
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 64))
+    for frame in range(5000):
+        writer.write(np.full((64, 64, 3), frame % 250, np.uint8))
+    writer.release()
+    options = ["--detector=none", "--faces=none", f"--weights={FIXTURES / 'run_0.1'}", f"--json={written}"]
+    process = commands.start(commands.main("predict", str(source), *options, "--save", f"--out={tmp_path}"))
+    for _ in range(1200):
+        if written.exists() and len(written.read_text().splitlines()) > 40:
+            break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(number)
+    if is_read:
+        _, err = process.communicate(timeout=120)
+    else:
+        # As Ctrl-C ends both sides of a pipe.
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.wait(120) == status, err
+    count = len(written.read_text().splitlines())
+    # Before it OpenCV may say something of its own.
+    assert err.splitlines()[-1].startswith(f"{count:,} pictures, {count:,} faces, "), err
+    assert "Traceback" not in err
+    assert 40 < count < 5000
+    # The index that a player looks at first stands at the end.
+    capture = cv2.VideoCapture(str(tmp_path / "long_fer.webm"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == count
+    assert sum(capture.read()[0] for _ in range(count + 1)) == count
+    capture.release()
 
 
 def test_a_video_is_read_and_written(folder, tmp_path, capsys):
