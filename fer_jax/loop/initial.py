@@ -108,7 +108,7 @@ def _of_torch(
         note = f"; the first kernel is the sum over its {kernel.shape[2]} colours"
     head = tensors.get(_HEAD)
     # Only an export of ours says which classes they are.
-    named = json.loads(stored.get("class_names", "null")) or list(class_names)
+    named = _class_names(path, stored) or list(class_names)
     if head is None or head.shape[-1] != len(class_names) or named != list(class_names):
         left_out["head"] = _describe_classes(0 if head is None else head.shape[-1], len(class_names))
     try:
@@ -116,6 +116,17 @@ def _of_torch(
     except UserError as error:
         raise UserError(f"{error}; by its names it is a ResNet of torchvision or timm, but not this run's") from None
     return initial, f"{_describe_taken(left_out)}, by the names of torchvision{note}"
+
+
+def _class_names(path: str, stored: Mapping[str, str]) -> Any:
+    """Returns what the metadata of a file with the names of torchvision say of its classes, None where nothing."""
+    try:
+        return json.loads(stored.get("class_names", "null"))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: class_names of its metadata is no JSON ({error}); a list of names would be right, such as "
+            '["happy", "sad"], or no class_names at all'
+        ) from None
 
 
 def _fill(path: str, tensors: Mapping[str, np.ndarray], wanted: Mapping, left_out: Collection[str]) -> dict:

@@ -249,6 +249,16 @@ def test_our_own_export_for_torch_gives_the_same_classes_all_layers(write_torch,
     assert "all but the head (3 classes there, 3 others here), by the names" in capsys.readouterr().out
 
 
+def test_class_names_that_are_no_json_are_one_line_that_names_the_file(write_torch, make_tuning, run, tmp_path):
+    init, _ = write_torch(class_names=NAMES)
+    safetensors.numpy.save_file(safetensors.numpy.load_file(init), init, metadata={"class_names": "happy,sad"})
+    with pytest.raises(
+        UserError, match=r"model\.safetensors: class_names of its metadata is no JSON .*\[\"happy\", "
+    ) as error:
+        run(make_tuning(init), tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
 def test_a_stem_of_another_window_is_left_as_it_was_drawn(write_torch, make_tuning, run, tmp_path, capsys):
     init, _ = write_torch(class_names=NAMES)
     options = {"model.stem_kernel": 3}
