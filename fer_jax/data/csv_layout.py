@@ -23,10 +23,12 @@ from fer_jax.data.dataset import CLASS_NAMES, UNSPLIT
 from fer_jax.errors import UserError
 
 _LABELS = {str(label).encode(): label for label in range(len(CLASS_NAMES))}
-# A row of 256 x 256 pixels is shorter; the bound keeps a file that is no csv from being taken for one long line.
-_LONGEST_LINE = 1 << 18
-# Rows parsed at once: fewer take longer for the calls, many more don't fit into a core's cache.
-_ROWS_AT_ONCE = 64
+# A row of 512 x 512 pixels, the largest dataset.image_size, has half of it; the bound keeps a file that is no csv from
+# being taken for one long line.
+_LONGEST_LINE = 1 << 21
+# Bytes of rows parsed at once, 64 rows of FER-2013: fewer take longer for the calls, many more don't fit into a core's
+# cache. Parsing takes some ten times as much memory.
+_BYTES_AT_ONCE = 1 << 19
 _WANTED = "a FER-2013 csv starts with the header emotion,pixels,Usage"
 
 
@@ -38,7 +40,7 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     file in another format or one that is cut off, and for a row that isn't as the format says.
     """
     images, labels, splits, fields, split_of = [], [], [], [], {}
-    num_pixels = None
+    num_pixels, num_bytes = None, 0
     with _open(path) as file:
         lines = _lines(path, file)
         columns, num_columns = _columns(path, next(lines, (1, b""))[1])
@@ -67,11 +69,12 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             labels.append(label)
             splits.append(split)
             fields.append(values[pixels])
+            num_bytes += len(line)
             waiting.append((row, line[-1:]))
             # Row by row the checks are cheap; the pixels are parsed many rows at a time, which is what takes the time.
-            if len(fields) == _ROWS_AT_ONCE:
+            if num_bytes >= _BYTES_AT_ONCE:
                 images.append(_parse_rows(path, fields, num_pixels, waiting))
-                fields, waiting = [], []
+                fields, waiting, num_bytes = [], [], 0
         if fields:
             images.append(_parse_rows(path, fields, num_pixels, waiting))
     if not labels:
@@ -225,11 +228,15 @@ def _split(line: bytes) -> list[bytes] | None:
     line = line.rstrip(b"\r\n")
     if b'"' not in line:
         return line.strip().split(b",")
+    # Its own limit is less than the pixels of a large image, and that of the whole process.
+    limit = csv.field_size_limit(_LONGEST_LINE)
     try:
         # Latin-1 takes and gives back every byte as it is.
         values = next(csv.reader([line.decode("latin-1")], skipinitialspace=True, strict=True))
     except csv.Error:
         return None
+    finally:
+        csv.field_size_limit(limit)
     return [value.encode("latin-1") for value in values]
 
 

@@ -296,7 +296,7 @@ BAD_ROWS = {
         lambda lines: [lines[0], b"\n", lines[1], b"\r\n", b"  \n", b"9,1,Training\n"],
         "row 6: emotion is '9'",
     ),
-    "a long line": (set_row(3, b"6," + pixels(80_000) + b",PublicTest\n"), "row 3: over 262143 bytes long"),
+    "a long line": (set_row(3, b"6," + pixels(600_000) + b",PublicTest\n"), "row 3: over 2097151 bytes long"),
     "no validation rows": (lambda lines: lines[:2], "no row has Usage PublicTest, the validation split"),
     "only the header": (lambda lines: lines[:1], "there are no rows after the header"),
     "cut off in the pixels": (
@@ -333,8 +333,8 @@ BAD_ROWS = {
         "row 1: no column is called emotion, the row is '<!DOCTYPE html>'",
     ),
     "line ends of another age": (
-        lambda lines: [b"".join(lines * 40).replace(b"\n", b"\r")],
-        "row 1: over 262143 bytes without a line end",
+        lambda lines: [b"".join(lines * 100).replace(b"\n", b"\r")],
+        "row 1: over 2097151 bytes without a line end",
     ),
 }
 

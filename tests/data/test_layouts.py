@@ -2,12 +2,13 @@
 
 import gzip
 import pathlib
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fer_jax.data import files, image_file, names
+from fer_jax.data import csv_layout, files, image_file, names
 from fer_jax.data.dataset import CLASS_NAMES
 from fer_jax.errors import UserError
 
@@ -272,3 +273,26 @@ def test_a_csv_of_other_images_is_resized_on_request(tmp_path):
     (tmp_path / "faces.csv").write_text("\n".join(lines[:2]) + f"\n0,{'7 ' * 2304},PublicTest\n")
     with pytest.raises(UserError, match=r"row 3: 2304 pixels; an image has 4096 \(64 x 64\)"):
         files.read(tmp_path / "faces.csv", form=files.Form(image_size=64))
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("side", [256, 512])
+def test_a_csv_of_the_largest_images_is_read_in_little_memory_whatever_their_values(tmp_path, side, quote):
+    """Overexposed, every pixel takes the most bytes."""
+    rows = 6 * 1024**2 // side**2
+    line = f"{quote}3{quote},{quote}{' '.join(['255'] * side**2)}{quote},{quote}Training{quote}\n"
+    with open(tmp_path / "faces.csv", "w") as file:
+        file.write("emotion,pixels,Usage\n")
+        file.writelines([line] * rows)
+    del line
+    tracemalloc.start()
+    try:
+        images, labels, _ = csv_layout.read(tmp_path / "faces.csv")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert images.shape == (rows, side, side, 1)
+    assert images.min() == 255
+    assert labels.tolist() == [3] * rows
+    # The images twice, and a few rows as they are parsed; all 24 MB of rows at once would be over 200.
+    assert peak < 60e6
