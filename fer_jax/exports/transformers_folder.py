@@ -120,7 +120,8 @@ def _processor(preprocessing: Preprocessing) -> dict:
         # Of theirs one that crops.
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
-        # Pictures of any size, as our readers resize files.
+        # Of any size. A square picture is resized as our readers resize it; another one is squashed, where they cut out
+        # the largest centred square.
         "do_resize": True,
         "size": {"height": height, "width": width},
         "resample": 2,  # bilinear
