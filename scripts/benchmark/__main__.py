@@ -66,10 +66,10 @@ def benchmark_network(arguments) -> Iterator[dict]:
             )
 
 
-def our_step(batch: int, net: str) -> dict:
+def our_step(batch: int, net: str, dtype: str = "bfloat16") -> dict:
     image_size, _ = SIZES[net]
-    specs = make_specs("step", peers=["ours"], dtypes=["bfloat16"], batch=batch, net=net, image_size=image_size)
-    return specs["ours bfloat16"]
+    specs = make_specs("step", peers=["ours"], dtypes=[dtype], batch=batch, net=net, image_size=image_size)
+    return specs[f"ours {dtype}"]
 
 
 def benchmark_augment(arguments) -> Iterator[dict]:
@@ -130,7 +130,9 @@ def benchmark_end_to_end(arguments) -> Iterator[dict]:
     net = [f"--config.model.{key}={value}" for key, value in NETS[arguments.net[0]].items()]
     for batch in arguments.batch:
         title = f"end to end, an epoch, batch {batch}, {arguments.net[0]}"
-        with tempfile.TemporaryDirectory() as folder, Worker(our_step(batch, arguments.net[0])) as bare:
+        # The dtype that the command chooses, which is resolved where there is a device.
+        step = our_step(batch, arguments.net[0], dtype="auto")
+        with tempfile.TemporaryDirectory() as folder, Worker(step) as bare:
             folder, epochs, walls = pathlib.Path(folder), [], []
             data = arguments.data or folder / "random.csv"
             if not arguments.data:

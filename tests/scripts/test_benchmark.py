@@ -1,5 +1,6 @@
 """The benchmark: its arithmetic, and its worker processes with a tiny network of ours."""
 
+import argparse
 import json
 import math
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fer_jax import machine
 from fer_jax.recipe import state
 from scripts.benchmark import __main__ as command
 from scripts.benchmark import comparison as comparison_lib
@@ -161,6 +163,34 @@ def test_the_table_has_the_native_rates_as_shares_of_the_peak():
     lines = conv.table([{"shape": [6, 8, 16, 3, 1, 2], "gflops": gflops}], peak=100.0).splitlines()
     assert lines[0] == "| image, channels, window, stride, batch | native | of the peak | lax |"
     assert lines[2] == "| 6 px, 8 to 16, 3x3, 1, 2 | 50 / 25 / 10 | 50% / 25% / 10% | 20 / 20 / 20 |"
+
+
+def test_without_a_compiler_there_is_no_peak(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert conv.peaks() == {}
+    assert capsys.readouterr().out.startswith("The peak is not measured: no C++ compiler")
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"), [({"avx2", "fma"}, "float32"), ({"avx2", "fma", "avx512_bf16"}, "bfloat16")]
+)
+def test_the_bare_step_of_an_epoch_has_the_dtype_that_the_command_chooses(monkeypatch, flags, dtype):
+    class Chosen(Exception):
+        pass
+
+    def worker(spec):
+        raise Chosen(spec)
+
+    monkeypatch.setattr(command, "Worker", worker)
+    arguments = argparse.Namespace(net=["resnet18-3/1/pool"], batch=[128], data=None, rounds=1)
+    with pytest.raises(Chosen) as chosen:
+        next(command.benchmark_end_to_end(arguments))
+    (spec,) = chosen.value.args
+    monkeypatch.setattr(machine, "processor_flags", lambda *_: flags)
+    # Its convolution, which may need a compiler, is another matter.
+    model = ours.make_network(spec | {"model": spec["model"] | {"conv": "lax"}})
+    assert jnp.dtype(model.dtype) == dtype
 
 
 PROGRAM = """
