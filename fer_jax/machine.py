@@ -5,10 +5,17 @@ import pathlib
 
 
 def user_cache(name: str) -> pathlib.Path:
-    """Returns the folder `name` of this project in the user's cache, $XDG_CACHE_HOME or ~/.cache; it may not exist."""
+    """Returns the folder `name` of this project in the user's cache, $XDG_CACHE_HOME or ~/.cache; it may not exist.
+
+    Raises OSError where the user has no home folder either, as a container's user of no name.
+    """
     # One place per user, not one per folder that a command is given in.
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "fer_jax" / name
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        base = pathlib.Path(base) if base else pathlib.Path.home() / ".cache"
+    except RuntimeError:
+        raise OSError("this user has no home folder; the environment variable XDG_CACHE_HOME chooses a cache") from None
+    return base / "fer_jax" / name
 
 
 def processor_flags(cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> set[str]:

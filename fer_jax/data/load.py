@@ -85,7 +85,13 @@ def load_files(
         class_names = CLASS_NAMES
     form = files.Form(class_names, options["image_size"], options["resize"] if resize is None else resize)
     cache_dir = options["cache_dir"]
-    cache_dir = expand_path(cache_dir, "config.dataset.cache_dir") if cache_dir else machine.user_cache("prepared")
-    dataset = prepared.load(expand_path(path, "the path of the data"), cache_dir, form, terminal)
+    path = expand_path(path, "the path of the data")
+    try:
+        cache_dir = expand_path(cache_dir, "config.dataset.cache_dir") if cache_dir else machine.user_cache("prepared")
+    except OSError as error:
+        terminal.warn(f"the prepared data set is not kept, so the files are read anew each time: {error}")
+        dataset = files.read_published(path, terminal, form)
+    else:
+        dataset = prepared.load(path, cache_dir, form, terminal)
     # Here and where a validation split is drawn: between them they return every dataset that is evaluated.
     return duplicates.with_copies_marked(dataset)

@@ -123,7 +123,10 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
 
     cache: a folder; fer_jax/native in the user's cache if None. Raises Unavailable.
     """
-    cache = machine.user_cache("native") if cache is None else cache
+    try:
+        cache = machine.user_cache("native") if cache is None else cache
+    except OSError as error:
+        raise Unavailable(str(error)) from None
     # Another compiler may round otherwise, and another JAX have other headers.
     version = _run([find_compiler(), "--version"])
     parts = [*(path.read_text() for path in _FILES), version, *_flags(), jax.__version__]

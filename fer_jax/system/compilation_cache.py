@@ -28,8 +28,8 @@ def enable(terminal: Terminal) -> None:
         return
     # A home folder may be shared by machines; code for another processor's instructions would end the process.
     flags = hashlib.sha256(" ".join(sorted(machine.processor_flags())).encode()).hexdigest()[:16]
-    folder = machine.user_cache("programs") / flags
     try:
+        folder = machine.user_cache("programs") / flags
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"no permission to write {folder}")

@@ -4,6 +4,7 @@ from fer_jax.config import make_config
 from fer_jax.data import embedded as embedded_lib
 from fer_jax.data.load import load_dataset
 from fer_jax.errors import UserError
+from fer_jax.system.terminal import Terminal
 
 
 @pytest.fixture
@@ -81,3 +82,12 @@ def test_the_split_seed_reaches_the_validation_split_that_is_held_out(workspace,
     (workspace / "train.csv").write_bytes(csv_bytes(random_images(60), [3] * 60, [""] * 60, header="emotion,pixels"))
     rows = [load("auto", "train.csv", split_seed=seed).splits["validation"].rows.tolist() for seed in (0, 1, 0)]
     assert rows[0] == rows[2] != rows[1]
+
+
+def test_without_a_home_for_a_cache_the_files_are_read_and_it_is_said(workspace, faces, monkeypatch, capsys):
+    (workspace / "mine.csv").write_bytes(faces)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "~")  # which pathlib takes for none
+    dataset = load_dataset(make_config(dataset={"path": "mine.csv"}).dataset, Terminal(is_primary=True))
+    assert dataset.splits["train"].labels.tolist() == [0]
+    assert "not kept, so the files are read anew each time: this user has no home folder; " in capsys.readouterr().err

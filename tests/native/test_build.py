@@ -131,6 +131,13 @@ def test_a_library_that_can_not_be_loaded_is_done_without(tmp_path, compiler):
     assert len(done.stdout.splitlines()) == 1
 
 
+def test_a_user_without_a_home_or_a_cache_is_told_so(compiler, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "~")  # which pathlib takes for none
+    with pytest.raises(build.Unavailable, match=r"no home folder; .* XDG_CACHE_HOME"):
+        build.compiled()
+
+
 def test_the_choice_is_the_fastest_that_there_is(monkeypatch):
     assert build.choose("auto", dtype="bfloat16", backend="gpu") == ("lax", "")
     assert build.choose("lax", dtype="float32", backend="cpu") == ("lax", "")

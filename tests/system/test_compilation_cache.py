@@ -77,6 +77,15 @@ def test_a_cache_that_can_not_be_made_is_said_and_stops_nothing(tmp_path):
     assert "compiled programs are not kept for the next start" in err
 
 
+def test_a_user_without_a_home_is_told_what_chooses_a_cache(tmp_path):
+    # What pathlib finds for a user whom the system has no entry of and who has no HOME.
+    out, err = run("", HOME="~")
+    assert out.startswith("512.0")
+    assert "compiled programs are not kept for the next start: this user has no home folder; " in err
+    assert "XDG_CACHE_HOME" in err
+    assert len(err.splitlines()) == 1
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_said(tmp_path):
     (tmp_path / "fer_jax").mkdir(mode=0o500)
