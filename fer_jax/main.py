@@ -12,7 +12,7 @@ from ml_collections import config_dict
 from fer_jax import config as config_lib
 from fer_jax.errors import UserError
 from fer_jax.exports import formats
-from fer_jax.system import command_line, exits, memory
+from fer_jax.system import collector, command_line, exits, memory
 
 if TYPE_CHECKING:
     from fer_jax.system.signals import StopRequest
@@ -119,6 +119,7 @@ def _evaluate() -> None:
     asked = {"data": _DATA.value, "split": _SPLIT.value, "strict": _STRICT.value, "stop": _start(config)}
     from fer_jax import evaluate, explain
 
+    collector.resume()
     workdir = _workdir(config, _default_workdir())
     if _WEIGHTS.value:
         evaluated = evaluate.evaluate_weights(_WEIGHTS.value, workdir, **asked)
@@ -138,6 +139,7 @@ def _export() -> None:
     asked |= {"checkpoint": _CHECKPOINT.value, "data": _DATA.value, "stop": _start(config)}
     from fer_jax import export
 
+    collector.resume()
     export.export(_WEIGHTS.value or _workdir(config), **asked)
 
 
@@ -146,6 +148,7 @@ def _audit() -> None:
     # Needs no device, and no other process.
     from fer_jax import audit
 
+    collector.resume()
     options = config.dataset.to_dict() | ({"path": _DATA.value} if _DATA.value else {})
     audit.audit(options, _workdir(config, os.path.join("runs", "audit")))
 
@@ -249,6 +252,8 @@ def run(*, may_restart: bool = False) -> None:
     if may_restart and not {"predict", "serve"} & set(sys.argv[1:2]):
         # The flags are not parsed yet.
         memory.restart_tuned(verbose="--verbose" in sys.argv)
+    if may_restart:
+        collector.pause()
     app.run(main, flags_parser=functools.partial(command_line.parse, commands=_COMMANDS))
 
 

@@ -19,7 +19,7 @@ from fer_jax.faces.detection import BATCH_SIZE
 from fer_jax.faces.save import Saver
 from fer_jax.faces.smoothing import Smoother
 from fer_jax.faces.sources import Source, expand
-from fer_jax.system import streams
+from fer_jax.system import collector, streams
 from fer_jax.system.signals import Stopped, StopRequest
 
 # A folder of damaged files would else be a screen of names.
@@ -84,6 +84,7 @@ def predict(
         answers = _answers(sources, classifier, options, every, raw, unreadable, bar.update)
         # Closed, and with it a camera, where it isn't read to its end.
         for answer, pixels in stack.enter_context(contextlib.closing(answers)):
+            collector.resume()
             # Before it is written: with SIGHUP the terminal is gone.
             if stop.received:
                 break

@@ -10,6 +10,7 @@ from fer_jax.faces import pictures
 from fer_jax.faces.classifier import Classifier
 from fer_jax.faces.server import Server
 from fer_jax.inference import explanation
+from fer_jax.system import collector
 from fer_jax.system.terminal import Terminal
 
 
@@ -43,6 +44,7 @@ def serve(*, weights: str, checkpoint: str | None, detector: str, host: str, por
     Image.new("RGB", (64, 64)).save(blank, "png")
     for faces in ("none", "all"):
         predict(blank.getvalue(), None, faces)
+    collector.resume()
     try:
         server = Server((host, port), predict, classifier.class_names)
     except (OSError, OverflowError) as error:

@@ -22,7 +22,7 @@ from fer_jax.loop.start import start
 from fer_jax.models import flops
 from fer_jax.native import build
 from fer_jax.recipe.state import num_parameters
-from fer_jax.system import processes
+from fer_jax.system import collector, processes
 from fer_jax.system.signals import Stopped, StopRequest
 from fer_jax.system.terminal import Terminal, describe_speed
 from fer_jax.workdir import report
@@ -117,6 +117,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
             first_step=step,
             steps_per_epoch=program.steps_per_epoch,
         )
+        collector.resume()
         # Kept until the history is written, which a stopped run has too.
         interrupted: Stopped | Diverged | None = None
         try:
