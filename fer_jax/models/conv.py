@@ -101,6 +101,8 @@ def _require_kind(
         raise NotImplementedError(f"only explicit padding, not {padding!r}")
     if feature_group_count != 1 or {*lhs_dilation, *rhs_dilation} != {1}:
         raise NotImplementedError("no groups, no dilation")
+    if lhs.shape[3] != rhs.shape[2]:
+        raise TypeError(f"images of {lhs.shape[3]} channels, and kernels of {rhs.shape[2]}")
 
 
 def _patches(x, window: tuple[int, int], strides: tuple[int, int], padding: Padding):
@@ -157,6 +159,8 @@ def _num_parts(x, window, strides, padding) -> int:
     if window == (1, 1):  # patches don't overlap, so they are no larger than the images
         return 1
     patches = jax.eval_shape(lambda: _patches(x, window, strides, padding))
+    if not patches.size:
+        return 1
     fewest = min(len(x), max(1, -(-patches.size * x.dtype.itemsize // _CACHE_BYTES)))
     # Equal parts need no padding, and up to twice as many parts cost little. But the only equal parts of a prime batch
     # are single images, whose products are too small to be fast: such a batch is padded to the fewest parts instead.

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -128,8 +129,11 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
     except OSError as error:
         raise Unavailable(str(error)) from None
     # Another compiler may round otherwise, and another JAX have other headers.
-    version = _run([find_compiler(), "--version"])
+    version = _run([*find_compiler(), "--version"])
     parts = [*(path.read_text() for path in _FILES), version, *_flags(), jax.__version__]
+    if any(flag.endswith("=native") for flag in _flags()):
+        # It means another processor on each.
+        parts += sorted(machine.processor_flags())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     library, digest = cache / f"native-{key}.so", cache / f"native-{key}.sha256"
     try:
@@ -153,7 +157,7 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
 
 def compile_sources(sources: Iterable[pathlib.Path], made: str | os.PathLike, *extra: str) -> None:
     """Compiles sources for this processor, as the library is, with more flags; raises Unavailable."""
-    command = [find_compiler(), *_flags(), *extra]
+    command = [*find_compiler(), *_flags(), *extra]
     headers = (f"-I{jax.ffi.include_dir()}", f"-I{_FOLDER}")
     # All at once: somebody waits for it.
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor() as executor:
@@ -164,12 +168,16 @@ def compile_sources(sources: Iterable[pathlib.Path], made: str | os.PathLike, *e
         _run([*command, *objects.values(), "-o", os.fspath(made)])
 
 
-def find_compiler() -> str:
-    """Returns the compiler, $CXX or the first of those that are usual; raises Unavailable."""
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None or shutil.which(compiler) is None:
+def find_compiler() -> list[str]:
+    """Returns the command of the compiler, $CXX or the first of those that are usual; raises Unavailable."""
+    if command := shlex.split(os.environ.get("CXX", "")):
+        if shutil.which(command[0]) is None:
+            raise Unavailable(f"no C++ compiler: $CXX is {command[0]}, which is not there")
+        return command
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
         raise Unavailable(f"no C++ compiler: none of {', '.join(_COMPILERS)} is there")
-    return compiler
+    return [compiler]
 
 
 def _flags() -> list[str]:
@@ -178,7 +186,7 @@ def _flags() -> list[str]:
 
 def _is_sound(library: pathlib.Path, digest: pathlib.Path) -> bool:
     # To load a damaged library is to run whatever it holds.
-    return library.exists() and digest.exists() and digest.read_text() == _digest(library)
+    return library.exists() and digest.exists() and digest.read_bytes() == _digest(library).encode()
 
 
 def _digest(path: pathlib.Path) -> str:

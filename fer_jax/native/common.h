@@ -9,6 +9,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -126,7 +127,12 @@ int64_t Blocks(int64_t size, int64_t block) { return (size + block - 1) / block;
 template <typename Element>
 struct Scratch {
   explicit Scratch(size_t size)
-      : data(static_cast<Element*>(std::aligned_alloc(64, (size * sizeof(Element) + 63) / 64 * 64))) {}
+      : data(static_cast<Element*>(std::aligned_alloc(64, (size * sizeof(Element) + 63) / 64 * 64))) {
+    if (data || !size) return;
+    // An exception would leave threads behind that still work for the one that it ends.
+    std::fprintf(stderr, "fer_jax: there is no memory for %zu MB of a convolution\n", size * sizeof(Element) >> 20);
+    std::abort();
+  }
   ~Scratch() { std::free(data); }
   Scratch(const Scratch&) = delete;
   Element* data;

@@ -441,6 +441,11 @@ template <typename T, ffi::DataType dtype>
 ffi::Error CallActivate(ffi::ThreadPool pool, Images<dtype> x, Numbers packed, Numbers bias,
                         Images<dtype> shortcut, ffi::Result<Images<dtype>> y, int64_t size, int64_t stride, int64_t pad,
                         bool relu) {
+  // What was packed for another network, or another dtype, is shorter.
+  const int64_t words = size * size * Blocks(x.dimensions()[3], T::kPair) * PaddedColumns(y->dimensions()[3]);
+  if (int64_t(packed.element_count()) < words || int64_t(bias.element_count()) != y->dimensions()[3] ||
+      (shortcut.element_count() && shortcut.element_count() != y->element_count()))
+    return ffi::Error::InvalidArgument("the kernel, the bias or the shortcut is not of these images");
   const int64_t kernel[] = {size};
   Shape shape = ShapeOf(x.dimensions(), {kernel, 1}, y->dimensions(), stride, pad);
   Activate<T>(pool, x.typed_data(), packed.typed_data(), y->typed_data(), shape,

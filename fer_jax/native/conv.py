@@ -14,16 +14,19 @@ MAX_SIZE = 7  # of a window
 
 
 def is_covered(x, kernel, strides, padding) -> bool:
-    """Whether `convolve` computes a convolution: a square window of at most 7 x 7, symmetric padding.
+    """Whether `convolve` computes a convolution: a square window of at most 7 x 7, symmetric padding below its size.
 
-    In float32, or in bfloat16, for which the library must have been loaded.
+    In float32, or in bfloat16, for which the library must have been loaded. Not where nothing comes out.
     """
-    height, width = kernel.shape[:2]
+    (height, width), pad = kernel.shape[:2], padding[0][0]
     return (
         x.dtype in (jnp.float32, jnp.bfloat16)
         and height == width <= MAX_SIZE
         and strides[0] == strides[1]
-        and len({margin for pair in padding for margin in pair}) == 1
+        and {margin for pair in padding for margin in pair} == {pad}
+        and 0 <= pad < height
+        and min(x.shape[1:3]) + 2 * pad >= height
+        and 0 not in (*x.shape, *kernel.shape)
     )
 
 

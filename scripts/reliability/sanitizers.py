@@ -57,7 +57,7 @@ def run_tests(name: str) -> int:
 
 
 def _find_library(name: str) -> str:
-    command = [build.find_compiler(), f"-print-file-name={name}"]
+    command = [*build.find_compiler(), f"-print-file-name={name}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 

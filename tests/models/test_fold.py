@@ -16,7 +16,8 @@ def logits(model: ResNet, variables, images=IMAGES):
     return jax.jit(lambda variables: model.apply(variables, images, train=False))(variables)
 
 
-@pytest.mark.parametrize("net", NETS)
+# A large window is not folded, see below.
+@pytest.mark.parametrize("net", sorted(NETS.keys() - {"large window"}))
 def test_a_folded_network_is_the_network(net):
     native.load()
     variables, model = variables_of(net), make(net, "native")

@@ -50,7 +50,21 @@ def test_it_is_compiled_once_and_again_for_another_compiler(tmp_path, compiler):
     assert len(list((tmp_path / "cache").glob("*.so"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["truncated", "changed", "no digest", "another digest"])
+def test_a_compiler_may_be_a_command_of_several_words(tmp_path, compiler, monkeypatch):
+    monkeypatch.setenv("CXX", f"env {compiler}")
+    assert build.compiled(tmp_path / "cache").read_text() == "library\n"
+
+
+def test_flags_that_mean_this_processor_are_of_this_processor(tmp_path, compiler, monkeypatch):
+    monkeypatch.setenv("CXXFLAGS", "-march=native")
+    libraries = set()
+    for flags in ({"avx2", "fma"}, {"avx2", "fma", "avx_vnni"}):
+        monkeypatch.setattr(machine, "processor_flags", lambda flags=flags: flags)
+        libraries.add(build.compiled(tmp_path / "cache"))
+    assert len(libraries) == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "no digest", "another digest", "no text"])
 def test_a_damaged_library_is_made_again(tmp_path, compiler, damage):
     library = build.compiled(tmp_path / "cache")
     digest = library.with_suffix(".sha256")
@@ -61,7 +75,7 @@ def test_a_damaged_library_is_made_again(tmp_path, compiler, damage):
     elif damage == "no digest":
         digest.unlink()
     else:
-        digest.write_text("0" * 64)
+        digest.write_bytes(b"0" * 64 if damage == "another digest" else b"\xff")
     assert build.compiled(tmp_path / "cache") == library
     assert library.read_text() == "library\n"
     assert count(tmp_path) == 2
@@ -196,6 +210,6 @@ def test_where_it_can_be_compiled_it_is_chosen_and_else_the_cost_is_said(tmp_pat
 
     assert choose() == "native"
     assert choose(CXX="/nowhere/c++", XDG_CACHE_HOME=str(tmp_path)) == (
-        "matmul no native convolution (no C++ compiler: none of c++, g++, clang++ is there): "
+        "matmul no native convolution (no C++ compiler: $CXX is /nowhere/c++, which is not there): "
         f"a step takes {build._COST} as long"
     )

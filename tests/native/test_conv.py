@@ -255,3 +255,40 @@ def test_what_it_does_not_cover_is_left_to_matrix_products():
     for wrong in ({"feature_group_count": 2}, {"lhs_dilation": (2, 2)}):
         with pytest.raises(NotImplementedError):
             conv_lib.native_conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), **wrong)
+    with pytest.raises(TypeError, match="images of 4 channels, and kernels of 3"):
+        conv_lib.native_conv_general_dilated(x, kernel[:, :, :3], (1, 1), ((1, 1), (1, 1)), dimension_numbers=NHWC)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "pad"),
+    [
+        ((2, 9, 9, 4), 3, -1),
+        ((2, 4, 4, 4), 1, 1),
+        ((2, 4, 4, 4), 3, 3),
+        ((0, 6, 6, 4), 3, 1),
+        ((2, 2, 2, 4), 3, 0),
+    ],
+    ids=["negative padding", "padding of a pixel", "padding beyond the window", "no images", "no places"],
+)
+def test_what_no_network_has_is_as_stock_computes_it(shape, size, pad):
+    native.load()
+    x, kernel = normal(shape, 0), normal((size, size, 4, 8), 1)
+
+    def loss(convolution, x, kernel):
+        y = convolution(x, kernel, (1, 1), ((pad, pad), (pad, pad)), dimension_numbers=NHWC)
+        return jnp.sum(jnp.sin(y)), y
+
+    for wanted in (0, 1):
+        ours, theirs = (
+            jax.grad(functools.partial(loss, convolution), wanted, has_aux=True)(x, kernel)
+            for convolution in (conv_lib.native_conv_general_dilated, jax.lax.conv_general_dilated)
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kernel_that_was_packed_for_other_images_is_refused(native_dtype):
+    kernel = normal((3, 3, 1, 24), 1, native_dtype)
+    x = normal((2, 9, 9, 5), 0, native_dtype)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="is not of these images"):
+        conv.activate(x, conv.pack(kernel), jnp.zeros(24), None, size=3, stride=1, relu=True)
