@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.support.processes import free_port
+
 FOLDER = pathlib.Path(__file__).parents[2] / "scripts" / "launch"
 pytestmark = pytest.mark.launch
 MISSING = "needs pip install -e '.[launch]'"
@@ -74,3 +76,23 @@ def test_the_tpu_script_passes_on_its_options_and_nothing_else(options, expected
     arguments = result.stdout.splitlines()
     assert arguments[:3] == ["-m", "fer_jax.main", "--config=configs/resnet50.py"]
     assert arguments[4:] == ["--config.parallel.distributed=True", *expected]
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [("8", "0,1,2,3,4,5,6,7"), ("1", "0")])
+def test_under_slurm_a_node_s_task_has_all_of_its_gpus(gpus, expected, tmp_path):
+    """With an srun that sets what SLURM's does in the one task of a node, and JAX itself."""
+    variables = "SLURM_STEP_NODELIST=localhost SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0"
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    srun = tmp_path / "srun"
+    srun.write_text(f'#!/bin/bash\nexport {variables}\nexec "${{@:2}}"\n')
+    program = 'import jax; jax.distributed.initialize(); print(jax.config.read("jax_cuda_visible_devices"))'
+    python.write_text(f"#!/bin/bash\nexec {sys.executable} -c '{program}'\n")
+    for file in (srun, python):
+        file.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": gpus}
+    environment |= {"SLURM_JOB_ID": "1", "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}"}
+    command = ["bash", FOLDER / "slurm.sbatch"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert result.stdout.splitlines() == [expected], result.stderr
+    assert "#SBATCH --exclusive" in (FOLDER / "slurm.sbatch").read_text().splitlines()
