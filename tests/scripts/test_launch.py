@@ -57,6 +57,8 @@ def test_the_kubernetes_objects_fit_together(kubernetes_objects):
     assert policy["action"] == "FailJob"
     assert policy["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2, 3]}
     assert pod["terminationGracePeriodSeconds"] >= 60
+    # Linux drops a signal that process 1 doesn't handle.
+    assert pod["shareProcessNamespace"] is True
 
 
 @pytest.mark.parametrize(("options", "expected"), [([], []), (["--config.seed=1", "a b"], ["--config.seed=1", "a b"])])
