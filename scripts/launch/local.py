@@ -29,6 +29,8 @@ def start(num_processes: int, options: list[str]) -> list[subprocess.Popen]:
         subprocess.Popen(
             [sys.executable, "-m", "fer_jax.main", *options],
             env=os.environ | common | {"JAX_PROCESS_ID": str(process_id)},
+            # The terminal sends Ctrl-C to its whole group; from `main` alone each process has it once.
+            process_group=0,
         )
         for process_id in range(num_processes)
     ]
@@ -52,6 +54,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, required=True, help="how many")
     arguments, options = parser.parse_known_args(argv)
+    if arguments.processes < 1:
+        parser.error(f"--processes is {arguments.processes}; it must be at least 1")
     processes = start(arguments.processes, [option for option in options if option != "--"])
 
     def forward(number, _frame):

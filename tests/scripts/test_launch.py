@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from scripts.launch import local
 from tests.support.processes import free_port
 
 FOLDER = pathlib.Path(__file__).parents[2] / "scripts" / "launch"
@@ -98,3 +99,18 @@ def test_under_slurm_a_node_s_task_has_all_of_its_gpus(gpus, expected, tmp_path)
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert result.stdout.splitlines() == [expected], result.stderr
     assert "#SBATCH --exclusive" in (FOLDER / "slurm.sbatch").read_text().splitlines()
+
+
+def test_each_local_process_has_a_group_of_its_own():
+    """So that a terminal sends Ctrl-C to the launcher alone, which passes it on."""
+    processes = local.start(2, ["--version"])
+    groups = [os.getpgid(process.pid) for process in processes]
+    assert groups == [process.pid for process in processes]
+    assert local.wait(processes) == 0
+
+
+def test_no_local_process_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        local.main(["--processes", "0", "--config=resnet50"])
+    assert ended.value.code == 2
+    assert "--processes is 0; it must be at least 1" in capsys.readouterr().err
