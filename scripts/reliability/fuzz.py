@@ -90,6 +90,14 @@ def fail(message: str):
     raise AssertionError(message)
 
 
+class TooLong(BaseException):
+    """An input took more than SECONDS. Not an Exception, which a reader may turn into a UserError."""
+
+
+def stop(*_) -> None:
+    raise TooLong(f"more than {SECONDS} s")
+
+
 def check_csv(path: pathlib.Path, generator: random.Random) -> str:
     content = mutate(sound_csv(generator), generator)
     compressed = generator.random() < 0.2
@@ -182,13 +190,14 @@ def check_folder(folder: pathlib.Path, generator: random.Random) -> str:
 def fuzz(num_csv: int, num_folders: int, seed: int, folder: pathlib.Path) -> dict[str, int]:
     """Returns how many were refused and accepted; raises AssertionError at a wrong one, with where it is kept."""
     results = collections.Counter()
+    signal.signal(signal.SIGALRM, stop)
     for check, path, number in ((check_csv, folder / "f.csv", num_csv), (check_folder, folder / "faces", num_folders)):
         for i in range(number):
             generator = random.Random(f"{seed} {check.__name__} {i}")
             signal.alarm(SECONDS)
             try:
                 results[check(path, generator)] += 1
-            except Exception as error:
+            except (Exception, TooLong) as error:
                 kept = pathlib.Path(tempfile.mkdtemp(prefix="fuzz-")) / path.name
                 path.rename(kept)
                 raise AssertionError(f"input {i} of {check.__name__}, kept as {kept}: {error!r}") from error
