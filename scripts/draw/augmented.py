@@ -1,11 +1,11 @@
 """Draws training faces as the training step augments them: python -m scripts.draw augmented OUT.png [--config=FILE].
 
-A row for each face, the original first, then the same position of the batch at nine steps. The last row stretches every
-range, so that what lies outside the image shows.
+A row for each face, the original first, then the same position of the batch at nine steps, a crop within a white frame.
+The last row stretches every range, so that what lies outside the image shows.
 """
 
 import argparse
-import runpy
+import sys
 
 import jax
 import numpy as np
@@ -13,8 +13,10 @@ from jax.sharding import Mesh, PartitionSpec
 from matplotlib.figure import Figure
 
 from fer_jax.data import embedded
+from fer_jax.errors import UserError
 from fer_jax.parallel import AXIS_NAME
 from fer_jax.recipe.images import AugmentConfig, augment_batch, scale_pixels
+from fer_jax.system import command_line
 
 FACES = 6
 STEPS = 9
@@ -29,10 +31,17 @@ def augmented(images: np.ndarray, config: AugmentConfig, seed: int) -> np.ndarra
         views = [
             augment_batch(scaled, seed=seed, step=step, config=config, axis_name=AXIS_NAME) for step in range(STEPS)
         ]
-        return jax.numpy.stack([scaled, *views], axis=1)[..., 0]
+        return jax.numpy.stack([scaled, *(frame(view, scaled.shape[1]) for view in views)], axis=1)[..., 0]
 
     mesh, batch = Mesh(jax.devices()[:1], (AXIS_NAME,)), PartitionSpec(AXIS_NAME)
     return np.asarray(jax.jit(jax.shard_map(augment_all, mesh=mesh, in_specs=batch, out_specs=batch))(images))
+
+
+def frame(views, size: int):
+    """Returns [N, size, size, 1] of [N, n, n, 1]: each in the middle of white."""
+    before = (size - views.shape[1]) // 2
+    around = (before, size - views.shape[1] - before)
+    return jax.numpy.pad(views, ((0, 0), around, around, (0, 0)), constant_values=1.0)
 
 
 def draw_sheet(path: str, config) -> None:
@@ -58,6 +67,10 @@ def draw_sheet(path: str, config) -> None:
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("path", metavar="OUT.png")
-    parser.add_argument("--config", default="configs/resnet50.py")
+    parser.add_argument("--config", default="resnet50", help="a file, or the name of one of configs/")
     arguments = parser.parse_args(argv)
-    draw_sheet(arguments.path, runpy.run_path(arguments.config)["get_config"]())
+    try:
+        config = command_line.read_config_file(arguments.config)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    draw_sheet(arguments.path, config)
