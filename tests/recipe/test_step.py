@@ -341,11 +341,21 @@ def test_accumulating_over_microbatches_that_are_alike_gives_the_gradient_of_the
     assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
 
 
-def test_accumulating_on_many_devices_with_synchronised_statistics_trains_too():
-    setup = Setup(grad_accum_steps=2)
-    _, all_sums = three_steps(setup)
-    assert [sums["count"] for sums in all_sums] == [BATCH_SIZE] * 3
-    assert np.isfinite([sums["loss"] for sums in all_sums]).all()
+def test_accumulating_on_many_devices_with_synchronised_statistics_is_accumulating_on_one():
+    """Eight devices have two images each, so that one of each device is a microbatch, and its statistics theirs."""
+    setups = {
+        devices: Setup(num_devices=devices, augment_config=NO_AUGMENTATION, grad_accum_steps=2) for devices in (8, 1)
+    }
+    states = {devices: first_state(setup) for devices, setup in setups.items()}
+    together = np.arange(BATCH_SIZE).reshape(8, 2).T.ravel()
+    for number in range(3):
+        batch, sums = make_batch(number), {}
+        for devices, setup in setups.items():
+            images = batch if devices == 8 else {key: value[together] for key, value in batch.items()}
+            states[devices], sums[devices] = take_step(setup, states[devices], images)
+        assert_close(sums[8], sums[1], rtol=1e-5)
+    assert_close(states[8].batch_stats, states[1].batch_stats, rtol=1e-4, atol=1e-6)
+    assert_close(states[8].params, states[1].params, rtol=1e-4, atol=4e-5)
 
 
 def test_accumulating_needs_less_memory():

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from fer_jax import machine
 from fer_jax.system import accelerators
 
 
@@ -52,7 +53,8 @@ def test_a_processor_computes_in_bfloat16_where_linux_says_so(cpuinfo, expected,
     assert not accelerators.has_bfloat16(tmp_path / "missing")
 
 
-def test_auto_is_what_this_processor_is_faster_at():
-    expected = "bfloat16" if accelerators.has_bfloat16() else "float32"
+@pytest.mark.parametrize(("flags", "expected"), [({"avx2", "avx512_bf16"}, "bfloat16"), ({"avx2"}, "float32")])
+def test_auto_is_what_the_processor_is_faster_at(flags, expected, monkeypatch):
+    monkeypatch.setattr(machine, "processor_flags", lambda *_: flags)
     assert accelerators.resolve_dtype("auto") == expected
     assert accelerators.resolve_dtype("float32") == "float32"
