@@ -87,7 +87,7 @@ def benchmark_pipeline(arguments) -> Iterator[dict]:
         yield compare(f"pipeline, batch {batch}", specs, rounds=arguments.rounds, calls=calls, images=batch)
 
 
-# A multiple of every steps_per_call that is tried, and a divisor of an epoch's steps at batch 64.
+# A multiple of every steps_per_call that is tried.
 STEPS = 8
 
 

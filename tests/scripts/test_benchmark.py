@@ -1,6 +1,7 @@
 """The benchmark: its arithmetic, and its worker processes with a tiny network of ours."""
 
 import argparse
+import inspect
 import json
 import math
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from fer_jax import machine
+from fer_jax.models import flops
 from fer_jax.recipe import state
 from scripts.benchmark import __main__ as command
 from scripts.benchmark import comparison as comparison_lib
@@ -95,6 +97,20 @@ def test_a_worker_says_what_memory_it_had_and_ends_at_its_limit():
 def test_a_worker_takes_several_steps_in_a_call(loader):
     with Worker(SPEC | {"task": "calls", "loader": loader, "steps": 4, "steps_per_call": 2}) as worker:
         assert worker.measure(1) > 0
+
+
+@pytest.mark.parametrize("in_call", [1, 2])
+def test_as_many_steps_are_taken_as_are_counted_on_images_of_the_size(in_call, monkeypatch):
+    monkeypatch.setattr(ours, "NUM_IMAGES", 11)  # five steps of two, which no call of two divides
+    spec = SPEC | {"task": "calls", "image_size": 40, "loader": "tf.data", "steps": 4, "steps_per_call": in_call}
+    run, _ = ours.make(spec)
+    for _ in range(3):
+        run()
+    inside = inspect.getclosurevars(run).nonlocals
+    assert inside["train_state"].step == 3 * 4
+    assert inside["program"].flops == flops.training_flops(ours.make_network(spec), (40, 40, 1))
+    with pytest.raises(ValueError, match="3 steps are no multiple of 2 in a call"):
+        ours.make(spec | {"steps": 3, "steps_per_call": 2})
 
 
 def test_a_worker_names_the_module_that_is_missing_and_dies_aloud():

@@ -11,7 +11,7 @@ import numpy as np
 
 from configs import resnet50
 from fer_jax import parallel
-from fer_jax.data.dataset import CLASS_NAMES, Split
+from fer_jax.data.dataset import CLASS_NAMES, IMAGE_SHAPE, Split
 from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.inference.trained_model import make_model, make_predict, make_prepare
 from fer_jax.loop.program import Program, make_training
@@ -23,6 +23,7 @@ from scripts.benchmark.peers import jax_peak_memory, make_batch
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "tensorflow")
 peak_memory = jax_peak_memory
 CONFIG = resnet50.get_config()
+NUM_IMAGES = 28_709
 
 
 def make(spec: dict) -> tuple[Callable[[], None], int]:
@@ -84,21 +85,27 @@ def _augment(spec: dict):
 def _calls(spec: dict):
     """Takes spec["steps"] steps as the loop does: batches of the pipeline, put on the device, in calls of some."""
     config = CONFIG.copy_and_resolve_references()
+    steps, in_call = spec["steps"], spec["steps_per_call"]
+    if steps % in_call:
+        raise ValueError(f"{steps} steps are no multiple of {in_call} in a call")
     config.update_from_flattened_dict(
         {
             "batch_size": spec["batch"],
             "dataset.loader": spec["loader"],
-            "train.steps_per_call": spec["steps_per_call"],
+            "train.steps_per_call": in_call,
+            "augment.crop": spec["image_size"] if spec["image_size"] < IMAGE_SHAPE[0] else None,
         }
     )
-    split = _random_split()
+    # Whole calls: an epoch's last one would have what is left.
+    images_in_call = spec["batch"] * in_call
+    split = _random_split(images_in_call * max(1, NUM_IMAGES // images_in_call))
     program = Program(config, make_network(spec), Preprocessing(split.images.shape[1:]), split, _one_device())
     program.compile(program.lower(0))
     train_state, batches = program.first_state(), program.batches(0, 2**31)
 
     def run() -> None:
         nonlocal train_state
-        for _ in range(spec["steps"] // spec["steps_per_call"]):
+        for _ in range(steps // in_call):
             train_state, sums = program(train_state, next(batches))
         jax.block_until_ready(sums)
 
@@ -109,7 +116,7 @@ def _pipeline(spec: dict):
     from fer_jax.data import pipeline
 
     batches = pipeline.train_batches(
-        _random_split(),
+        _random_split(NUM_IMAGES),
         seed=0,
         batch_size=spec["batch"],
         first_step=0,
@@ -119,6 +126,6 @@ def _pipeline(spec: dict):
     return lambda: next(batches), 0
 
 
-def _random_split() -> Split:
-    images, labels = make_batch(28_709)
+def _random_split(num_images: int) -> Split:
+    images, labels = make_batch(num_images)
     return Split(images, labels, np.arange(len(labels)))
