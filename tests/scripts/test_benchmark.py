@@ -113,6 +113,21 @@ def test_as_many_steps_are_taken_as_are_counted_on_images_of_the_size(in_call, m
         ours.make(spec | {"steps": 3, "steps_per_call": 2})
 
 
+def test_the_state_of_a_step_is_made_with_few_compilations():
+    compiled = []
+
+    def count(event, *_, **__):
+        compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        # Of a size that no other test has compiled anything for.
+        ours.make(SPEC | {"image_size": 41, "model": TINY | {"width": 3}})
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert 0 < sum("backend_compile" in event for event in compiled) < 30  # 9, and 120 where the network is applied
+
+
 def test_a_worker_names_the_module_that_is_missing_and_dies_aloud():
     with pytest.raises(ModuleNotFoundError, match=r"scripts\.benchmark\.peers\.absent"):
         Worker({"peer": "absent"})

@@ -16,7 +16,7 @@ from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.inference.trained_model import make_model, make_predict, make_prepare
 from fer_jax.loop.program import Program, make_training
 from fer_jax.models import resnet
-from fer_jax.recipe import state
+from fer_jax.recipe import by_operation, state
 from fer_jax.recipe.images import AugmentConfig, augment
 from scripts.benchmark.peers import jax_peak_memory, make_batch
 
@@ -52,7 +52,8 @@ def make_step(spec: dict, mesh: jax.sharding.Mesh):
     """As `make`, over all devices of a mesh; spec["batch"] is this process's part of the batch."""
     shape = (spec["image_size"], spec["image_size"], 1)
     train_call, create = make_training(CONFIG, make_network(spec), Preprocessing(shape), mesh, steps_per_epoch=448)
-    train_state = parallel.replicate(create(), mesh)
+    # As Program makes it: few of its operations are compiled, where applying the network would compile dozens.
+    train_state = parallel.replicate(by_operation.trace(create)(), mesh)
     images, labels = make_batch(spec["batch"], spec["image_size"])
     batch = {"image": images, "label": labels, "index": np.arange(len(labels))}
     batches = {key: value[None] for key, value in batch.items()}
@@ -84,10 +85,10 @@ def _augment(spec: dict):
 
 def _calls(spec: dict):
     """Takes spec["steps"] steps as the loop does: batches of the pipeline, put on the device, in calls of some."""
-    config = CONFIG.copy_and_resolve_references()
     steps, in_call = spec["steps"], spec["steps_per_call"]
     if steps % in_call:
         raise ValueError(f"{steps} steps are no multiple of {in_call} in a call")
+    config = CONFIG.copy_and_resolve_references()
     config.update_from_flattened_dict(
         {
             "batch_size": spec["batch"],
