@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,13 @@ def test_the_state_of_a_step_is_made_with_few_compilations():
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     assert 0 < sum("backend_compile" in event for event in compiled) < 30  # 9, and 120 where the network is applied
+
+
+def test_a_worker_says_why_its_library_cannot_be_loaded(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(RuntimeError, match=r"status 1: OSError: libcudart\.so: cannot open"):
+        Worker({"peer": "torch_resnet"})
 
 
 def test_a_worker_names_the_module_that_is_missing_and_dies_aloud():

@@ -101,15 +101,15 @@ def serve(spec: dict, requests, answers) -> None:
     def answer(value) -> None:
         print(json.dumps(value), file=answers, flush=True)
 
+    peer = None
     try:
         peer = importlib.import_module(f"scripts.benchmark.peers.{spec['peer']}")
-    except ModuleNotFoundError as error:
-        answer({"missing": error.name})
-        return
-    try:
         _serve(peer, spec, requests, answer)
     except Exception as error:
-        # Such as that the memory of an accelerator is too small.
+        if peer is None and isinstance(error, ModuleNotFoundError):
+            answer({"missing": error.name})
+            return
+        # Such as a shared library that isn't there, or an accelerator's memory that is too small.
         message = next(iter(str(error).strip().splitlines()), "")
         answer({"failed": f"{type(error).__name__}: {message}"[:300]})
         raise
