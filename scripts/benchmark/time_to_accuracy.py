@@ -25,6 +25,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -237,6 +238,12 @@ def has_torch(python: str) -> bool:
 
 def measure(arguments) -> None:
     config = read_config(arguments.config, arguments.overrides)
+    if not arguments.json.suffix or arguments.json.is_dir():
+        raise UserError(
+            f"--json={arguments.json} must be a file with a suffix, as .jsonl; workdirs are in that without"
+        )
+    if not shutil.which(arguments.peers_python):
+        raise UserError(f"--peers-python={arguments.peers_python}: there is no such program")
     if arguments.data:
         config.dataset.path = os.fspath(arguments.data)
     dataset, machine, path = load_dataset(config.dataset), describe_machine(), arguments.json

@@ -89,6 +89,8 @@ def test_the_command_is_measured_once_and_its_run_is_kept(tmp_path, capfd, monke
         (["--config.num_epochs=many"], "many"),
         (["--rnus=2"], "rnus"),
         (["word"], "'word' is no option"),
+        (["--json=runs"], "--json=runs must be a file with a suffix"),
+        (["--peers-python=absent/python"], "--peers-python=absent/python: there is no such program"),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_a_line(options, words, tmp_path):
