@@ -133,10 +133,12 @@ def read_epochs(events: list[dict], *, batch_size: int) -> list[dict]:
 def run_pytorch(arguments, config: config_dict.ConfigDict, dataset: Dataset, settings: dict) -> dict:
     """Trains by the PyTorch program; returns as `run_ours`, without a workdir, and how it was run."""
     with tempfile.TemporaryDirectory() as folder:
-        return _run_pytorch(arguments, config, dataset, pathlib.Path(folder))
+        return _run_pytorch(arguments, config, dataset, settings, pathlib.Path(folder))
 
 
-def _run_pytorch(arguments, config: config_dict.ConfigDict, dataset: Dataset, folder: pathlib.Path) -> dict:
+def _run_pytorch(
+    arguments, config: config_dict.ConfigDict, dataset: Dataset, settings: dict, folder: pathlib.Path
+) -> dict:
     recipe, data = folder / "recipe.json", folder / "data.npz"
     values = config.to_dict()
     # What is chosen by the machine or from other options is said in full.
@@ -153,6 +155,12 @@ def _run_pytorch(arguments, config: config_dict.ConfigDict, dataset: Dataset, fo
             said = json.loads(line)
             if how is None:
                 how = said
+                if (how["device"] == "cpu") != (settings["accelerator"] is None):
+                    process.kill()
+                    raise UserError(
+                        f"JAX computes on {settings['accelerator'] or 'cpu'} and {arguments.peers_python}'s PyTorch on "
+                        f"{how['device']}; install what is missing, or set JAX_PLATFORMS=cpu or CUDA_VISIBLE_DEVICES="
+                    )
             else:
                 epochs.append(said)
     if process.returncode:
@@ -215,12 +223,13 @@ def describe_machine() -> dict:
 
 
 def find_accelerator() -> str | None:
-    """Returns what nvidia-smi calls the first GPU; None without one."""
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-        return names[0].strip() if names else None
-    return None
+    """Returns what JAX calls the accelerator that it computes on; None where that is the CPU."""
+    # In a process of its own, since this one would keep a part of the device's memory.
+    code = "import jax; device = jax.devices()[0]; print(device.device_kind if device.platform != 'cpu' else '')"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"JAX finds no device; {sys.executable} ended with status {done.returncode}")
+    return done.stdout.strip() or None
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
@@ -244,6 +253,8 @@ def measure(arguments) -> None:
         )
     if not shutil.which(arguments.peers_python):
         raise UserError(f"--peers-python={arguments.peers_python}: there is no such program")
+    # Of several GPUs ours would take all, and the PyTorch program the first.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     if arguments.data:
         config.dataset.path = os.fspath(arguments.data)
     dataset, machine, path = load_dataset(config.dataset), describe_machine(), arguments.json

@@ -100,6 +100,31 @@ def test_what_cannot_be_compared_is_said_in_a_line(options, words, tmp_path):
     assert "\n" not in str(ended.value)
 
 
+@pytest.fixture
+def python_with_a_gpu(tmp_path):
+    """An interpreter that has torch, which says that it trains on a GPU, and writes down which ones it sees."""
+    python, first = tmp_path / "python", {"torch": "2", "device": "NVIDIA H100", "dtype": "bfloat16"}
+    python.write_text(
+        '#!/bin/bash\n[[ "$1" == -c ]] && exit\n'
+        f"echo \"GPU $CUDA_VISIBLE_DEVICES\" > {tmp_path}/seen\necho '{json.dumps(first)}'\nexec sleep 60\n"
+    )
+    python.chmod(0o755)
+    return python
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "0"), ("3", "3")])
+def test_pytorch_on_another_kind_of_device_is_refused_and_sees_one_gpu(
+    python_with_a_gpu, chosen, expected, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if chosen:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    options = ["--contestants", "pytorch", "--peers-python", str(python_with_a_gpu)]
+    with pytest.raises(SystemExit, match=r"JAX computes on cpu and .*python's PyTorch on NVIDIA H100; [^\n]*$"):
+        time_to_accuracy.main([*TINY, *options, "--json", str(tmp_path / "runs.jsonl")])
+    assert (tmp_path / "seen").read_text() == f"GPU {expected}\n"
+
+
 # --- The PyTorch program's recipe.
 
 
