@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,7 +156,7 @@ def start_all(specs: dict, clock: Clock, stack: contextlib.ExitStack) -> tuple[d
             print(f"starting {name}", file=sys.stderr, flush=True)
             try:
                 worker = Worker(specs[name], seconds=ready_by - time.monotonic())
-            except (ModuleNotFoundError, RuntimeError, TimeoutError) as error:
+            except (ModuleNotFoundError, RuntimeError, OSError) as error:
                 left_out[name] = str(error)
             else:
                 worker.limit(clock.left())
@@ -366,15 +367,12 @@ def running(command: list[str]) -> Iterator[subprocess.Popen]:
             process.send_signal(signal.SIGKILL)
 
 
-def measure_epoch(
-    name: str, clock: Clock, arguments, machine: dict, data: Callable[[], pathlib.Path], step
-) -> Measured:
-    """Returns the second epoch of the command. step: the bare step's images/s, None if it wasn't measured."""
+def measure_epoch(name: str, clock: Clock, arguments, machine: dict, data: Callable[[], list[str]], step) -> Measured:
+    """Returns the second epoch of the command, with data's options. step: the bare step's images/s, or None."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder, "run")
-        options = [f"--data={data()}", f"--config.dataset.cache_dir={data().parent / 'prepared'}"]
-        options += ["--config.dataset.loader=device", "--config.log.every_steps=1000000", "--config.num_epochs=2"]
-        with running(_command(name, workdir, arguments, *options)) as process:
+        options = ["--config.dataset.loader=device", "--config.log.every_steps=1000000", "--config.num_epochs=2"]
+        with running(_command(name, workdir, arguments, *data(), *options)) as process:
             event = _second_epoch(workdir / "metrics.jsonl", process, clock)
     speed = event["images_per_second"]
     figures = {key: event[key] for key in ("images_per_second", "tflops_per_second", "mfu") if key in event}
@@ -410,11 +408,11 @@ def measure_all(arguments, end: float, machine: dict, folder: pathlib.Path) -> I
     """Yields the lines of each section, failed or not."""
     steps = {}
 
-    def data() -> pathlib.Path:
+    def data() -> list[str]:
         path = arguments.data or folder / "random.csv"
-        if not path.exists():
+        if not arguments.data and not path.exists():
             csv.write_random_csv(path)
-        return path.absolute() if arguments.data is None else path
+        return [f"--data={path}", f"--config.dataset.cache_dir={folder / 'prepared'}"]
 
     def net(name: str, clock: Clock) -> Iterator[Measured]:
         for measured in measure_net(name, clock, arguments, machine):
@@ -493,6 +491,11 @@ def main(argv: list[str]) -> None:
         return probe(arguments.probe)
     if arguments.digest:
         return digest(arguments.digest)
+
+    if arguments.data and not arguments.data.exists():
+        parser.error(f"--data={arguments.data}: there is no such file or folder")
+    if arguments.peers_python and not shutil.which(arguments.peers_python):
+        parser.error(f"--peers-python={arguments.peers_python}: there is no such program")
 
     from scripts.benchmark.__main__ import describe_machine
 

@@ -66,6 +66,19 @@ def test_one_command_measures_all_and_names_what_is_missing(tmp_path, capsys):
     epoch = measured["wrn16_4, by the command"]["figures"]
     step = measured["ours step"]["figures"]["images_per_second"]
     assert epoch["share_of_step"] == pytest.approx(epoch["images_per_second"] / (step * written["machine"]["devices"]))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["faces.csv", "new"]  # nothing beside the data
+
+
+def test_a_mistyped_option_is_said_at_once(tmp_path, capsys):
+    for option, value, why in (
+        ("--data", tmp_path / "fer2013.csv", "there is no such file or folder"),
+        ("--peers-python", tmp_path / "python", "there is no such program"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            accelerator.main([*TINY, option, str(value)])
+        assert ended.value.code == 2
+        assert f"{option}={value}: {why}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_section_that_fails_ends_no_other(tmp_path, capsys):
