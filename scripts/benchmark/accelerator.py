@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -282,7 +283,7 @@ def measure_calls(clock: Clock, arguments, machine: dict) -> Iterator[Measured]:
     net, steps = net_of(name, arguments), arguments.steps
     spec = {"peer": "ours", "task": "calls", "steps": steps} | {key: net[key] for key in ("batch", "image_size")}
     spec["model"] = {"dtype": machine["dtype"]} | net["model"]
-    numbers = {("tf.data", 1), ("tf.data", min(8, steps)), ("device", 1), ("device", steps)}
+    numbers = {("tf.data", 1), ("tf.data", math.gcd(8, steps)), ("device", 1), ("device", steps)}
     specs = {
         f"{name}, {loader}, {number} in a call": spec | {"loader": loader, "steps_per_call": number}
         for loader, number in sorted(numbers, reverse=True)
