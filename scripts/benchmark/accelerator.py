@@ -172,26 +172,30 @@ def start_all(specs: dict, clock: Clock, stack: contextlib.ExitStack) -> tuple[d
     return workers, left_out
 
 
-def take_turns(workers: dict[str, Worker], clock: Clock, rounds: int) -> tuple[dict[str, list], dict[str, str]]:
-    """Returns {name: seconds of a call, round by round} and {name: why there are none}."""
-    seconds, failed, calls = {name: [] for name in workers}, {}, {}
+def take_turns(workers: dict[str, Worker], clock: Clock, rounds: int) -> tuple[dict[str, dict], dict[str, str]]:
+    """Returns {name: {seconds: of a call, round by round, memory}} and {name: why there are none}.
+
+    Of a worker whose time is over, there are the rounds that it had finished.
+    """
+    found, failed, calls = {}, {}, {}
     for number in range(rounds + 1):
         # At least one round, and no more than there is time for.
-        if number > 1 and clock.left() < 2 * sum(
-            calls[name] * values[-1] for name, values in seconds.items() if values
-        ):
+        if number > 1 and clock.left() < 2 * sum(calls[name] * each["seconds"][-1] for name, each in found.items()):
             break
         for name, worker in workers.items():
             if name in failed:
                 continue
             try:
                 if number:
-                    seconds[name].append(worker.measure(calls[name]))
+                    seconds = [*found.get(name, {}).get("seconds", []), worker.measure(calls[name])]
+                    found[name] = {"seconds": seconds, "memory": worker.memory()}
                 else:
                     calls[name] = min(200, max(1, round(TURN_SECONDS / worker.measure(1))))
-            except (RuntimeError, TimeoutError, OSError) as error:
+            except (RuntimeError, OSError) as error:
                 failed[name] = str(error)
-    return {name: values for name, values in seconds.items() if values and name not in failed}, failed
+                if isinstance(error, RuntimeError):
+                    found.pop(name, None)
+    return found, {name: why for name, why in failed.items() if name not in found}
 
 
 def measure_specs(specs: dict, clock: Clock, arguments, machine: dict) -> tuple[dict[str, dict], dict[str, str]]:
@@ -212,18 +216,10 @@ def measure_specs(specs: dict, clock: Clock, arguments, machine: dict) -> tuple[
                 raise Failed(wrong)
             for task in dict.fromkeys(spec["task"] for spec in group.values()):
                 of_task = {name: worker for name, worker in workers.items() if specs[name]["task"] == task}
-                seconds, failed = take_turns(of_task, share, arguments.rounds)
+                measured, failed = take_turns(of_task, share, arguments.rounds)
                 left_out |= failed
-                for name, values in seconds.items():
-                    try:
-                        memory, versions = workers[name].memory(), workers[name].versions
-                    except (RuntimeError, TimeoutError, OSError) as error:
-                        left_out[name] = str(error)
-                        continue
-                    if machine["platform"] == "gpu" and "torch" in specs[name]["peer"] and memory["device"] is None:
-                        left_out[name] = "this PyTorch has no GPU"
-                        continue
-                    found[name] = {"seconds": values, "memory": memory, "versions": versions, "spec": specs[name]}
+                for name, figures in measured.items():
+                    found[name] = figures | {"versions": workers[name].versions, "spec": specs[name]}
     return found, left_out
 
 
@@ -241,7 +237,7 @@ def measure_net(name: str, clock: Clock, arguments, machine: dict) -> Iterator[M
         if contestant == "ours":
             spec["model"] = model | {"dtype": dtype}
         else:
-            spec |= {"net": model, "dtype": dtype}
+            spec |= {"net": model, "dtype": dtype, "platform": machine["platform"]}
         if spec["peer"] == "torch_resnet" and arguments.peers_python:
             spec["python"] = arguments.peers_python
         if spec["peer"] == "torch_resnet" and machine["platform"] not in ("cpu", "gpu"):

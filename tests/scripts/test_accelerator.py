@@ -11,6 +11,7 @@ import pytest
 from fer_jax.recipe import state
 from scripts.benchmark import accelerator
 from scripts.benchmark.peers import flax_resnet, ours
+from scripts.benchmark.peers.worker import Worker
 from tests.support.tiny_run import write_faces
 
 TINY = [
@@ -79,6 +80,29 @@ def test_a_mistyped_option_is_said_at_once(tmp_path, capsys):
         assert ended.value.code == 2
         assert f"{option}={value}: {why}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_finished_rounds_are_kept_where_the_time_is_over():
+    spec = {"peer": "ours", "task": "augment", "batch": 2, "image_size": 48}
+    clock = accelerator.Clock(time.monotonic() + 300)
+
+    class Late(Worker):
+        """Has time for the first two turns, of which one is counted."""
+
+        turns = 0
+
+        def measure(self, calls):
+            self.turns += 1
+            if self.turns == 3:
+                self.limit(0)
+                calls = 10**9
+            return super().measure(calls)
+
+    with Late(spec) as late:
+        found, failed = accelerator.take_turns({"late": late}, clock, 3)
+    assert failed == {}
+    assert len(found["late"]["seconds"]) == 1
+    assert found["late"]["memory"]["host"] > 50e6
 
 
 def test_a_section_that_fails_ends_no_other(tmp_path, capsys):

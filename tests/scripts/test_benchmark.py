@@ -136,6 +136,12 @@ def test_a_worker_says_why_its_library_cannot_be_loaded(tmp_path, monkeypatch):
         Worker({"peer": "torch_resnet"})
 
 
+def test_pytorch_on_another_platform_than_jax_is_refused():
+    pytest.importorskip("torch", reason="torch is not installed: pip install -e '.[bench]'")
+    with pytest.raises(RuntimeError, match="this PyTorch computes on cpu, and JAX on gpu"):
+        Worker({"peer": "torch_resnet", "platform": "gpu"})
+
+
 def test_a_worker_names_the_module_that_is_missing_and_dies_aloud():
     with pytest.raises(ModuleNotFoundError, match=r"scripts\.benchmark\.peers\.absent"):
         Worker({"peer": "absent"})

@@ -132,8 +132,12 @@ def make_network(spec: dict) -> tuple[ResNet, torch.Tensor, torch.Tensor, int]:
 def make(spec: dict) -> tuple[Callable[[], None], int]:
     """Returns a function that does the work once and waits for it, and the network's number of parameters.
 
-    spec: {task: 'step' or 'inference', batch, image_size, net: of NETS, dtype, compile}.
+    spec: {task: 'step' or 'inference', batch, image_size, net: of NETS, dtype, compile}, and platform where it must be
+    that on which JAX computes. Raises RuntimeError where it is another.
     """
+    platform = "gpu" if DEVICE == "cuda" else DEVICE
+    if spec.get("platform", platform) != platform:
+        raise RuntimeError(f"this PyTorch computes on {platform}, and JAX on {spec['platform']}")
     network, images, labels, num_parameters = make_network(spec)
     network, labels = network.to(DEVICE), labels.to(DEVICE)
     if DEVICE == "cuda":
