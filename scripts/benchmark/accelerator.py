@@ -252,7 +252,7 @@ def measure_net(name: str, clock: Clock, arguments, machine: dict) -> Iterator[M
         figures = found[key] | speed_of(found[key]["seconds"], images=net["batch"])
         flops = TASKS[specs[key]["task"]] * machine["flops"][name]
         figures["tflops"] = flops * figures["images_per_second"] / 1e12
-        if machine["peak"]:
+        if machine["peak"] and dtype == "bfloat16":  # which the peak is of
             figures["mfu"] = figures["tflops"] * 1e12 / machine["peak"]
         yield Measured(f"nets {name}", key, figures, describe_task(figures))
 
@@ -331,7 +331,8 @@ def measure_determinism(clock: Clock, arguments, machine: dict) -> Iterator[Meas
 def _run_all(commands: list[list[str]], clock: Clock) -> None:
     """Runs commands side by side; raises Failed where one fails or has no time."""
     with contextlib.ExitStack() as stack, _named():
-        for run in [stack.enter_context(running(command)) for command in commands]:
+        # Without a cache: both would take the same program, and what compiling chooses would be equal anyway.
+        for run in [stack.enter_context(running(command, JAX_COMPILATION_CACHE_DIR="")) for command in commands]:
             if run.wait(max(1.0, clock.left())):
                 raise Failed(f"the command ended with status {run.returncode}")
 
@@ -355,8 +356,8 @@ def digest(workdirs: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def running(command: list[str]) -> Iterator[subprocess.Popen]:
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+def running(command: list[str], **environment: str) -> Iterator[subprocess.Popen]:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | environment) as process:
         try:
             yield process
         finally:
@@ -372,6 +373,8 @@ def measure_epoch(name: str, clock: Clock, arguments, machine: dict, data: Calla
         with running(_command(name, workdir, arguments, *data(), *options)) as process:
             event = _second_epoch(workdir / "metrics.jsonl", process, clock)
     speed = event["images_per_second"]
+    if arguments.model.get("dtype", "bfloat16") != "bfloat16":
+        event.pop("mfu", None)
     figures = {key: event[key] for key in ("images_per_second", "tflops_per_second", "mfu") if key in event}
     figures |= {"loader": "device", "devices": machine["devices"]}
     said = [f"{speed:,.0f} images/s", f"{event['tflops_per_second']:,.2f} TFLOP/s"]

@@ -1,5 +1,6 @@
 """A real run of all sections on a CPU with a tiny network; what fails or has no time is said and ends nothing."""
 
+import argparse
 import contextlib
 import json
 import time
@@ -36,8 +37,8 @@ def quick(monkeypatch):
 
 def test_one_command_measures_all_and_names_what_is_missing(tmp_path, capsys):
     path, data = tmp_path / "new" / "all.json", write_faces(tmp_path / "faces.csv")
-    # Loaders and plain Flax are below; calls take as long as all of this and are in test_benchmark.py.
-    sections = ["--sections", "nets", "determinism", "epoch"]
+    # The others are below, but for calls, which take as long as all of this and are in test_benchmark.py.
+    sections = ["--sections", "nets", "epoch"]
     peers = ["--contestants", "ours", "torch"]
     accelerator.main([*TINY, *sections, *peers, "--minutes", "9", "--data", str(data), "--json", str(path)])
     said = capsys.readouterr().out
@@ -61,13 +62,23 @@ def test_one_command_measures_all_and_names_what_is_missing(tmp_path, capsys):
         assert measured["torch step"]["figures"]["median"] > 0
     if not measured["torch step"]["figures"]:
         assert "| wrn16_4 | torch step | not measured: torch is not installed |" in said
-    equal = measured["two runs of wrn16_4, deterministic"]["figures"]
-    assert equal["equal"] is True
-    assert equal["runs"][0]["step"] == 1400 // 8
     epoch = measured["wrn16_4, by the command"]["figures"]
     step = measured["ours step"]["figures"]["images_per_second"]
     assert epoch["share_of_step"] == pytest.approx(epoch["images_per_second"] / (step * written["machine"]["devices"]))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["faces.csv", "new"]  # nothing beside the data
+
+
+def test_two_deterministic_runs_are_compiled_twice(tmp_path, monkeypatch):
+    cache = tmp_path / "programs"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    path = tmp_path / "runs.json"
+    accelerator.main([*TINY, "--batch", "56", "--sections", "determinism", "--json", str(path)])
+    (measured,) = json.loads(path.read_text())["measured"]
+    assert measured["figures"]["equal"] is True
+    assert measured["figures"]["runs"][0]["step"] == 1400 // 56
+    # Those of fer_jax/recipe/step.py; what compares the parameters may keep its own.
+    assert not list(cache.glob("jit_repeated*"))
 
 
 def test_a_mistyped_option_is_said_at_once(tmp_path, capsys):
@@ -103,6 +114,18 @@ def test_finished_rounds_are_kept_where_the_time_is_over():
     assert failed == {}
     assert len(found["late"]["seconds"]) == 1
     assert found["late"]["memory"]["host"] > 50e6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_bfloat16_has_a_share_of_the_peak_which_is_of_bfloat16(dtype, monkeypatch):
+    monkeypatch.setattr(accelerator, "TASKS", {"inference": 1 / 3})
+    model = {"depth": 10, "width": 2, "conv": "lax", "dtype": dtype}
+    arguments = argparse.Namespace(model=model, batch=2, contestants=["ours"], rounds=1, peers_python=None)
+    machine = {"platform": "cpu", "dtype": "bfloat16", "peak": 1e12, "flops": {"wrn16_4": 10**6}}
+    clock = accelerator.Clock(time.monotonic() + 300)
+    for measured in accelerator.measure_net("wrn16_4", clock, arguments, machine):
+        assert measured.figures["tflops"] > 0, measured.failed
+        assert ("mfu" in measured.figures) == (dtype == "bfloat16")
 
 
 def test_a_section_that_fails_ends_no_other(tmp_path, capsys):
