@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import json
+import os
+import platform
 import time
 
 import jax
@@ -91,6 +93,21 @@ def test_a_mistyped_option_is_said_at_once(tmp_path, capsys):
         assert ended.value.code == 2
         assert f"{option}={value}: {why}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_programs_are_kept_in_the_user_s_cache_unless_there_is_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    options = [*TINY, "--minutes", "0", "--sections", "loaders", "--json", str(tmp_path / "x.json")]
+    for given in ("own", None):
+        if given:
+            monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", given)
+        else:
+            monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        with pytest.raises(SystemExit):
+            accelerator.main(options)  # in no time
+        expected = given or str(tmp_path / "fer_jax" / "programs" / f"benchmark_{platform.node()}")
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == expected
 
 
 def test_finished_rounds_are_kept_where_the_time_is_over():
