@@ -19,9 +19,11 @@ def user_cache(name: str) -> pathlib.Path:
 
 
 def processor_flags(cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> set[str]:
-    """Returns the words in which Linux describes the processor, among them avx2 or bf16; none on other systems.
+    """Returns what Linux says that the processor can do, such as avx2 or bf16; nothing on other systems.
 
     cpuinfo: where Linux does.
     """
-    # Words of other lines, such as the model's name, are among them: no name is spelt like a feature.
-    return set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    # Of x86 and of Arm. Other lines change while a machine runs, such as that of the clock.
+    pairs = (line.partition(":") for line in lines)
+    return {flag for name, _, words in pairs if name.strip() in ("flags", "Features") for flag in words.split()}
