@@ -1,8 +1,6 @@
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -10,19 +8,19 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-import fer_jax
 from fer_jax.data import files, prepared
 from fer_jax.data.dataset import CLASS_NAMES, Dataset
 from fer_jax.errors import StorageError, UserError
 from fer_jax.system.terminal import Terminal
+from tests.support.commands import Forked, run_script
 
-ROOT = pathlib.Path(fer_jax.__file__).parents[1]
-# Says when it is ready, goes on when told to, and prints the fingerprint of what it loaded.
+# Says when it is ready, goes on when there is a file, and prints the fingerprint of what it loaded.
 LOAD = """
-import sys
+import os, sys, time
 from fer_jax.data import prepared
 print("ready", flush=True)
-sys.stdin.readline()
+while not os.path.exists(sys.argv[3]):
+    time.sleep(0.001)
 print(prepared.load(sys.argv[1], sys.argv[2]).fingerprint)
 """
 
@@ -132,16 +130,13 @@ def test_any_folder_will_do_as_cache(faces, tmp_path, monkeypatch, name):
     assert len(prepared_copies(tmp_path / name)) == 1
 
 
-def start_loading(number: int, path: pathlib.Path, cache: pathlib.Path) -> list[subprocess.Popen]:
+def start_loading(number: int, path: pathlib.Path, cache: pathlib.Path) -> list[Forked]:
     """Starts `number` processes that load `path`, all at once, TensorFlow already imported."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    command = [sys.executable, "-c", LOAD, path, cache]
-    processes = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(number)]
+    go = path.with_name("go")
+    processes = [Forked(LOAD, [str(path), str(cache), str(go)], dict(os.environ)) for _ in range(number)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
+    go.touch()
     return processes
 
 
@@ -260,9 +255,9 @@ def test_a_full_disk_is_a_storage_error_and_leaves_nothing(faces, cache):
         "try: prepared.load(sys.argv[1], sys.argv[2])\n"
         "except StorageError as error: print(error)\n"
     )
-    command = [sys.executable, "-c", code, faces, cache]
-    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    assert result.stdout.startswith(f"{cache}: the prepared data set can't be kept in this folder (")
-    assert "File too large" in result.stdout
-    assert len(result.stdout.splitlines()) == 1
+    status, out, err = run_script(code, faces, cache)
+    assert status == 0, err
+    assert out.startswith(f"{cache}: the prepared data set can't be kept in this folder (")
+    assert "File too large" in out
+    assert len(out.splitlines()) == 1
     assert list(cache.iterdir()) == []

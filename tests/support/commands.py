@@ -1,4 +1,4 @@
-"""The command in processes of its own, as `subprocess` would start it, but in a tenth of the time.
+"""Commands and scripts in processes of their own, as `subprocess` would start them, but in a tenth of the time.
 
 Each is forked from a server that has imported what all of them import (see `tiny_run`).
 """
@@ -14,16 +14,20 @@ from tests.support import tiny_run
 
 def _run(*args) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite under nohup ignores it, and so would its children
-    tiny_run.run_command(*args)
+    tiny_run.run_script(*args)
 
 
 class Forked:
-    """What `python -m fer_jax.main` with these options is, with as much of `subprocess.Popen` as tests use."""
+    """What `python -c script` with these options is, with as much of `subprocess.Popen` as tests use.
 
-    def __init__(self, options: list[str], environment: dict[str, str]):
+    JAX is imported, and not initialised: JAX_PLATFORMS and its other options are the suite's, XLA_FLAGS and those of
+    distributed runs are the environment's.
+    """
+
+    def __init__(self, script: str, options: list[str], environment: dict[str, str]):
         ends = [tiny_run.PROCESSES.Pipe(duplex=False) for _ in range(2)]
         self._process = tiny_run.PROCESSES.Process(
-            target=_run, args=(options, *(writer for _, writer in ends), environment)
+            target=_run, args=(script, options, *(writer for _, writer in ends), environment)
         )
         self._process.start()
         for _, writer in ends:
@@ -41,7 +45,7 @@ class Forked:
         self._process.join(timeout)
         if self._process.exitcode is None:
             self._process.kill()
-            raise subprocess.TimeoutExpired("fer_jax.main", timeout)
+            raise subprocess.TimeoutExpired("a forked process", timeout)
         return self._process.exitcode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
@@ -62,13 +66,20 @@ def start(arguments: list, **environment: str) -> subprocess.Popen | Forked:
     environment = os.environ | {"XLA_FLAGS": "", "GLIBC_TUNABLES": ""} | environment
     arguments = list(map(str, arguments))
     if arguments[:3] == main():
-        return Forked(arguments[3:], environment)
+        return Forked("from fer_jax import main; main.run()", arguments[3:], environment)
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def run(arguments: list, **environment: str) -> tuple[int, str, str]:
     """Starts a command line and waits for it; returns its status and what it printed."""
     process = start(arguments, **environment)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def run_script(script: str, *arguments, **environment: str) -> tuple[int, str, str]:
+    """Forks a process that runs a script and waits for it; returns its status and what it printed."""
+    process = Forked(script, list(map(str, arguments)), os.environ | environment)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 

@@ -1,12 +1,9 @@
 """Starts a Python script in several real processes that JAX joins on the loopback interface."""
 
 import os
-import pathlib
 import socket
-import subprocess
-import sys
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.support.commands import Forked
 
 _JOIN = """
 import sys, time
@@ -23,28 +20,19 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(script: str, number: int, *, devices: int = 1) -> list[subprocess.Popen]:
+def start(script: str, number: int, *, devices: int = 1) -> list[Forked]:
     """Starts `script`, after a head that joins its processes, in `number` processes of `devices` CPU devices each."""
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
         "JAX_NUM_PROCESSES": str(number),
-        "PYTHONPATH": str(ROOT),
     }
     return [
-        subprocess.Popen(
-            [sys.executable, "-c", _JOIN + script],
-            env=environment | {"JAX_PROCESS_ID": str(process_id)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for process_id in range(number)
+        Forked(_JOIN + script, [], environment | {"JAX_PROCESS_ID": str(process_id)}) for process_id in range(number)
     ]
 
 
-def finish(processes: list[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str, str]]:
+def finish(processes: list[Forked], timeout: float = 120) -> list[tuple[int, str, str]]:
     """Waits for the processes and returns (status, standard output, standard error) of each."""
     outputs = []
     try:

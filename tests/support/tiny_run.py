@@ -39,17 +39,20 @@ def write_votes(path: pathlib.Path) -> pathlib.Path:
 
 def run_command(arguments: list[str], out, err, environment: dict[str, str]) -> None:
     """In a process of its own: what `python -m fer_jax.main` does; out, err: what has a file number."""
+    run_script("from fer_jax import main; main.run()", arguments, out, err, environment)
+
+
+def run_script(script: str, arguments: list[str], out, err, environment: dict[str, str]) -> None:
+    """In a process of its own: what `python -c script` does, but for what JAX reads when it is imported."""
     for number, file in ((1, out), (2, err)):
         os.dup2(file.fileno(), number)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = ["fer_jax.main", *arguments]
+    sys.argv = ["-c", *arguments]
     import jax
 
-    from fer_jax import main
-
     try:
-        main.run()
+        exec(script, {"__name__": "__main__"})
     finally:
         # Such a process ends without what was registered for its exit; as there, none leaves before the others.
         if jax.distributed.is_initialized():

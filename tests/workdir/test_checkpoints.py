@@ -2,10 +2,7 @@
 
 import functools
 import json
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +17,8 @@ from fer_jax.recipe.state import TrainState
 from fer_jax.workdir import checkpoints as checkpoint_lib
 from fer_jax.workdir.checkpoints import Checkpoints, Damaged
 from fer_jax.workdir.paths import Workdir
+from tests.support.commands import run_script
 
-ROOT = pathlib.Path(__file__).parents[2]
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, weight_decay=0.1))
 
 
@@ -136,14 +133,13 @@ def test_a_step_saved_again_without_improvement_leaves_the_best_alone(tmp_path):
         assert checkpoints.best_step == 4
 
 
-@pytest.mark.parametrize("which", ["3", "-4", "4.0", "", "newest"])
-def test_find_names_what_there_is(which, tmp_path):
-    save_all(tmp_path, {2: True, 4: False})
-    with Checkpoints(Workdir(tmp_path)) as checkpoints:
-        assert [checkpoints.find("2"), checkpoints.find("4")] == [2, 4]
-        with pytest.raises(UserError, match=f"has no checkpoint '{which}'; there are: 2, 4$") as error:
-            checkpoints.find(which)
-        assert str(tmp_path) in str(error.value)
+def test_find_names_what_there_is(two_checkpoints):
+    with Checkpoints(Workdir(two_checkpoints), read_only=True) as checkpoints:
+        assert [checkpoints.find("1"), checkpoints.find("2")] == [1, 2]
+        for which in ("3", "-2", "2.0", "", "newest"):
+            with pytest.raises(UserError, match=f"has no checkpoint '{which}'; there are: 1, 2$") as error:
+                checkpoints.find(which)
+            assert str(two_checkpoints) in str(error.value)
 
 
 @pytest.mark.parametrize("which", ["best", "latest", "7"])
@@ -420,8 +416,8 @@ with Checkpoints(Workdir(sys.argv[1])) as checkpoints:
 @pytest.mark.parametrize(("moment", "seed"), [("before", 5), ("after", 50)])
 def test_a_process_killed_before_or_after_the_new_checkpoint_is_committed_leaves_one(moment, seed, tmp_path):
     save_all(tmp_path, {5: True})
-    command = [sys.executable, "-c", KILLED_WHILE_SAVING, tmp_path, moment]
-    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 9
+    status, _, err = run_script(KILLED_WHILE_SAVING, tmp_path, moment)
+    assert status == 9, err
     assert (tmp_path / "replaced" / "5").exists()
     with Checkpoints(Workdir(tmp_path)) as checkpoints:
         assert checkpoints.steps == [5]
@@ -449,11 +445,10 @@ except StorageError as error:
 
 def test_a_full_disk_is_a_storage_error_and_the_old_checkpoint_stays(tmp_path):
     save_all(tmp_path, {5: True})
-    command = [sys.executable, "-c", FULL_DISK, tmp_path]
-    result = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
-    assert result.returncode == 4
-    assert result.stdout.startswith(f"{tmp_path / 'checkpoints'}: a checkpoint can't be written: ")
-    assert "File too large" in result.stdout
+    status, out, err = run_script(FULL_DISK, tmp_path)
+    assert status == 4, err
+    assert out.startswith(f"{tmp_path / 'checkpoints'}: a checkpoint can't be written: ")
+    assert "File too large" in out
     with Checkpoints(Workdir(tmp_path)) as checkpoints:
         assert_identical(checkpoints.restore(5, make_state()), make_state(5, seed=5))
 
