@@ -19,21 +19,14 @@ def train(csv_file, workdir, cache) -> str:
     return done.stdout
 
 
-def test_programs_from_the_cache_and_those_in_place_of_damaged_ones_compute_the_same(csv_file, tmp_path):
+def test_programs_from_the_cache_compute_the_same(csv_file, tmp_path):
     cache = tmp_path / "cache"
     found = "(from the cache of compiled programs)"
     assert found not in train(csv_file, tmp_path / "cold", cache)
     assert found in train(csv_file, tmp_path / "warm", cache)
     entries = list((cache / "fer_jax" / "programs").rglob("*-cache"))
     assert any("repeated" in entry.name for entry in entries)
-    for entry in entries:
-        content = entry.read_bytes()
-        entry.write_bytes(content[:-100] + bytes(100))
-    assert found not in train(csv_file, tmp_path / "damaged", cache)
-    assert found in train(csv_file, tmp_path / "mended", cache)
-    arrays = read_arrays(tmp_path / "cold")
-    for other in ("warm", "damaged", "mended"):
-        others = read_arrays(tmp_path / other)
-        assert others.keys() == arrays.keys()
-        for path, array in arrays.items():
-            np.testing.assert_array_equal(others[path], array, err_msg=f"{other} {path}")
+    arrays, others = read_arrays(tmp_path / "cold"), read_arrays(tmp_path / "warm")
+    assert others.keys() == arrays.keys()
+    for path, array in arrays.items():
+        np.testing.assert_array_equal(others[path], array, err_msg=path)
