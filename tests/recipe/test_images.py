@@ -220,9 +220,11 @@ def test_a_step_gives_the_same_images_on_any_number_of_devices():
     assert on_one.max() <= 1 + 1e-6
 
 
-def test_every_position_of_the_global_batch_is_augmented_in_its_own_way():
-    results = step_augmented(np.broadcast_to(BATCH[:1], BATCH.shape), step=7)
-    assert len(np.unique(results.reshape(len(BATCH), -1), axis=0)) == len(BATCH)
+def test_every_position_of_the_global_batch_is_augmented_in_its_own_way_at_each_step_and_seed():
+    images = np.broadcast_to(BATCH[:1], BATCH.shape)
+    results = [step_augmented(images, step=step, seed=seed) for step, seed in ((7, 0), (8, 0), (7, 1))]
+    distinct = np.unique(np.concatenate(results).reshape(3 * len(BATCH), -1).round(5), axis=0)
+    assert len(distinct) == 3 * len(BATCH)
 
 
 def test_a_step_is_repeatable_and_another_step_differs():
