@@ -251,8 +251,7 @@ def test_the_users_folder_and_cache_are_meant_and_an_unwritable_cache_is_done_wi
     options = [f"--config={root}/configs/resnet50.py", "--workdir=~/run", "--data=$HOME/faces.csv"]
     options += [f"--config.{key}={value}" for key, value in (TINY | {"num_epochs": 1}).items()]
     environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "PYTHONPATH": str(root)}
-    program = [sys.executable, "-c", "from fer_jax import main; main.run()", *options]
-    status, out, err = run(program, **environment)
+    status, out, err = run(main(*options), **environment)
     assert status == 0, err
     assert (home / "run" / "report" / "evaluation_test.json").exists()
     assert list((home / "cache" / "fer_jax" / "prepared").glob("fer2013-*"))
@@ -261,7 +260,8 @@ def test_the_users_folder_and_cache_are_meant_and_an_unwritable_cache_is_done_wi
     if subprocess.run(read_only(["true"], home / "cache"), capture_output=True).returncode:
         pytest.skip("needs the right to mount, which root has")
     shutil.rmtree(home / "cache" / "fer_jax")
-    evaluation = [*program[:3], "--mode=evaluate", "--workdir=~/run"]
+    program = [sys.executable, "-c", "from fer_jax import main; main.run()"]
+    evaluation = [*program, "--mode=evaluate", "--workdir=~/run"]
     status, out, err = run(read_only(evaluation, home / "cache"), **environment)
     assert status == 0, err
     assert "is the one logged in training" in out
