@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer_jax.data import pipeline
@@ -62,9 +62,12 @@ def join_processes(parts: list[list[dict]]) -> list[dict]:
     ]
 
 
+# Of a test that builds several graphs of tf.data an example, which take most of its time.
+few_examples = settings(max_examples=10)
 sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
 
 
+@few_examples
 @given(sizes, st.integers(0, 2**31 - 1), st.data())
 def test_starting_at_any_step_gives_the_batches_of_never_having_stopped(size, seed, data):
     num_examples, batch_size = size
@@ -76,6 +79,7 @@ def test_starting_at_any_step_gives_the_batches_of_never_having_stopped(size, se
     assert_same_batches(train(split, seed=seed, batch_size=batch_size, first=first, last=last), whole[first:])
 
 
+@few_examples
 @given(sizes, st.integers(0, 100), st.integers(0, 2**31 - 1))
 def test_an_epoch_is_a_permutation_cut_into_full_batches(size, epoch, seed):
     num_examples, batch_size = size
@@ -87,6 +91,7 @@ def test_an_epoch_is_a_permutation_cut_into_full_batches(size, epoch, seed):
     assert epoch_order(make_split(num_examples), seed=seed, epoch=epoch, batch_size=1)[: len(order)] == order
 
 
+@few_examples
 @given(sizes, st.integers(1, 9), st.data())
 def test_calls_of_several_steps_hold_the_batches_of_single_ones(size, steps_per_call, data):
     num_examples, batch_size = size
@@ -170,6 +175,7 @@ def test_processes_share_the_batches_of_a_single_one(process_count):
     assert_same_batches(join_processes(parts), alone)
 
 
+@few_examples
 @given(st.integers(1, 40), st.integers(1, 12), st.sampled_from([1, 2, 3, 4]))
 def test_evaluation_sees_every_example_once_and_in_order(num_examples, part, process_count):
     split = make_split(num_examples)
