@@ -31,11 +31,14 @@ def test_the_head_makes_the_logits_of_them(trained):
 
 
 def test_of_many_views_it_is_the_plain_one(trained):
+    def features(preprocessing, images):
+        return jax.jit(make_features(trained.model, preprocessing))(trained.variables, images)
+
     images = random_images(3)
-    plain = make_features(trained.model, trained.preprocessing)(trained.variables, images)
+    plain = features(trained.preprocessing, images)
     mirrored = dataclasses.replace(trained.preprocessing, view="whole_mirrored")
-    np.testing.assert_allclose(make_features(trained.model, mirrored)(trained.variables, images), plain, atol=1e-5)
+    np.testing.assert_allclose(features(mirrored, images), plain, atol=1e-5)
     crops = dataclasses.replace(trained.preprocessing, crop=40, view="ten_crops")
-    cropped = make_features(trained.model, crops)(trained.variables, images)
-    centre = make_features(trained.model, trained.preprocessing)(trained.variables, images[:, 4:44, 4:44])
+    cropped = features(crops, images)
+    centre = features(trained.preprocessing, images[:, 4:44, 4:44])
     np.testing.assert_allclose(cropped, centre, atol=1e-5)
