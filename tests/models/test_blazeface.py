@@ -64,7 +64,7 @@ def test_cells_are_where_they_say(variables):
     sizes = np.zeros(16, np.float32)
     sizes[:6] = 19.2, 0, 48, 96, -4.8, 9.6  # centre, sides and the first keypoint, in pixels
     zeros["params"]["box"]["bias"] = sizes
-    cells = blazeface.detect(zeros, np.zeros((1, 192, 192, 3), np.uint8))
+    cells = jax.jit(blazeface.detect)(zeros, np.zeros((1, 192, 192, 3), np.uint8))
     assert cells.boxes.shape == (1, 2304, 4)
     assert cells.keypoints.shape == (1, 2304, 6, 2)
     centre = np.array([5.5 / 48, 2.5 / 48])  # of the sixth cell of the third line
