@@ -88,7 +88,6 @@ def predict(
             # Before it is written: with SIGHUP the terminal is gone.
             if stop.received:
                 break
-            num_answers, num_faces = num_answers + 1, num_faces + len(answer.faces)
             if not is_quiet:
                 for line in as_lines(answer):
                     tqdm.tqdm.write(line, file=sys.stdout)
@@ -104,6 +103,8 @@ def predict(
                     saver.save(answer, pixels)
                 except UserError as error:
                     not_saved.append(str(error))
+            # Last: what a reader that has gone kept from being written is not one.
+            num_answers, num_faces = num_answers + 1, num_faces + len(answer.faces)
         has_reader = True
     # A signal ends whoever reads along too, often before it.
     if not has_reader and not stop.received:
