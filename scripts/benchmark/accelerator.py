@@ -24,7 +24,6 @@ import json
 import math
 import os
 import pathlib
-import platform
 import shutil
 import signal
 import subprocess
@@ -33,7 +32,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from fer_jax.machine import user_cache
 from scripts.benchmark import csv
 from scripts.benchmark.comparison import describe_other_networks, speed_of
 from scripts.benchmark.peers.worker import Worker
@@ -503,11 +501,6 @@ def main(argv: list[str]) -> None:
 
     # Several processes hold the device's memory at once, so none may take it all.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # So that a second run, which compiles nothing, has time for all.
-    with contextlib.suppress(OSError):
-        # A home folder may be shared by machines, and programs are for the processor that they were compiled on.
-        cache = user_cache("programs") / f"benchmark_{platform.node()}"
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     end = time.monotonic() + 60 * arguments.minutes
     nets = {name: net_of(name, arguments) for name in arguments.nets}
     try:

@@ -3,8 +3,6 @@
 import argparse
 import contextlib
 import json
-import os
-import platform
 import time
 
 import jax
@@ -96,18 +94,17 @@ def test_a_mistyped_option_is_said_at_once(tmp_path, capsys):
 
 
 def test_programs_are_kept_in_the_user_s_cache_unless_there_is_another(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    options = [*TINY, "--minutes", "0", "--sections", "loaders", "--json", str(tmp_path / "x.json")]
-    for given in ("own", None):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    kept = {"own": tmp_path / "own", None: tmp_path / "user" / "fer_jax" / "programs"}
+    for given, folder in kept.items():
         if given:
-            monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", given)
+            monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
         else:
             monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-        with pytest.raises(SystemExit):
-            accelerator.main(options)  # in no time
-        expected = given or str(tmp_path / "fer_jax" / "programs" / f"benchmark_{platform.node()}")
-        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == expected
+        with Worker({"peer": "ours", "task": "augment", "batch": 2, "image_size": 48}) as worker:
+            assert worker.measure(1) > 0
+        assert list(folder.rglob("*-cache"))
+        assert (tmp_path / "user").exists() == (not given)
 
 
 def test_finished_rounds_are_kept_where_the_time_is_over():

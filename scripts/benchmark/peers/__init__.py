@@ -75,6 +75,14 @@ def make_specs(
     return specs
 
 
+def keep_programs() -> None:
+    """Makes JAX keep what it compiles, as the command does: a run that has to compile little has time to measure."""
+    from fer_jax.system import compilation_cache
+    from fer_jax.system.terminal import Terminal
+
+    compilation_cache.enable(Terminal(is_primary=False))
+
+
 def jax_peak_memory() -> int | None:
     """Returns the most bytes of an accelerator that JAX had in use; None on a CPU."""
     import jax  # which the other libraries' interpreter needn't have

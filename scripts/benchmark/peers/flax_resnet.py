@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from fer_jax.data.dataset import CLASS_NAMES
-from scripts.benchmark.peers import ARCHITECTURES, jax_peak_memory, make_batch
+from scripts.benchmark.peers import ARCHITECTURES, jax_peak_memory, keep_programs, make_batch
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 peak_memory = jax_peak_memory
@@ -73,6 +73,7 @@ def make(spec: dict) -> tuple[Callable[[], None], int]:
 
     spec: {task: 'step' or 'inference', batch, image_size, net: fields of ResNet, dtype}.
     """
+    keep_programs()
     model = ResNet(**spec["net"], dtype=spec["dtype"])
     images, labels = make_batch(spec["batch"], spec["image_size"])
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images[:1])

@@ -18,7 +18,7 @@ from fer_jax.loop.program import Program, make_training
 from fer_jax.models import resnet
 from fer_jax.recipe import by_operation, state
 from fer_jax.recipe.images import AugmentConfig, augment
-from scripts.benchmark.peers import jax_peak_memory, make_batch
+from scripts.benchmark.peers import jax_peak_memory, keep_programs, make_batch
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "tensorflow")
 peak_memory = jax_peak_memory
@@ -32,6 +32,7 @@ def make(spec: dict) -> tuple[Callable[[], None], int]:
     spec: {task: 'step', 'inference', 'augment', 'pipeline' or 'calls', batch, image_size, model: overrides
     of config.model, for 'pipeline' indices_only, for 'calls' loader, steps and steps_per_call}.
     """
+    keep_programs()
     tasks = {"step": _step, "inference": _inference, "augment": _augment, "pipeline": _pipeline, "calls": _calls}
     return tasks[spec["task"]](spec)
 
