@@ -362,6 +362,14 @@ def test_a_mistyped_key_can_not_be_set():
             },
             "dataset.ferplus_target_weight is 0.5; it must be 0 where config.dataset.ferplus_task is 'majority'",
         ),
+        (
+            {"dataset.ferplus": "new.csv", "dataset.ferplus_task": "majority", "mix.mixup": 0.2},
+            "mix.mixup is 0.2; it must be 0 where config.dataset.ferplus_task is 'majority'",
+        ),
+        (
+            {"dataset.ferplus": "new.csv", "dataset.ferplus_task": "majority", "mix.cutmix": 1.0},
+            "mix.cutmix is 1.0; it must be 0 where config.dataset.ferplus_task is 'majority'",
+        ),
         ({"parallel.coordinator": "localhost:1234"}, "parallel.coordinator is localhost:1234; it and"),
         ({"parallel.num_processes": 2, "parallel.process_id": 2}, "parallel.process_id is 2; it must be less than"),
     ],

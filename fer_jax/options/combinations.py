@@ -74,6 +74,14 @@ COMBINATIONS = [
         lambda weight, task: weight == 0 or task == "none",
         "it must be 0 where config.dataset.ferplus_task is {1!r}, which trains on FER+'s labels alone",
     ),
+    *(
+        (
+            (mixing, "dataset.ferplus_task"),
+            lambda alpha, task: alpha == 0 or task != "majority",
+            "it must be 0 where config.dataset.ferplus_task is {1!r}, whose images have one label each; 'soft' mixes",
+        )
+        for mixing in ("mix.mixup", "mix.cutmix")
+    ),
     (
         PROCESS_KEYS,
         lambda *values: None not in values or not any(value is not None for value in values),
