@@ -11,8 +11,9 @@ Every contestant is a process of its own, which waits while another has its turn
 PyTorch's beside JAX's, since what is compiled is tried out on the device. Each section has its share of --minutes, the
 more the fewer are left; what has no time, no package or no memory is named in the tables, and the rest goes on.
 
-A step is forward, backward and Adam on random images that are on the device; ours augments as well. Inference is from
-images on the host to logits on the host. On a CPU it works too, but its 8 minutes are too short for the largest net.
+A step is forward, backward and Adam on random images that are on the device; ours augments as well. Steps follow each
+other without the host's waiting, as in training. Inference is from images on the host to logits on the host. On a CPU
+it works too, but its 8 minutes are too short for the largest net.
 """
 
 import argparse

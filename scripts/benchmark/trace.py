@@ -74,14 +74,14 @@ def measure(spec: dict) -> tuple[float, dict[str, float]]:
 
         run, _ = ours.make(spec)
         for _ in range(2):
-            run()
+            ours.wait(run())
         started = time.perf_counter()
         for _ in range(STEPS):
-            run()
+            ours.wait(run())
         milliseconds = (time.perf_counter() - started) * 1e3 / STEPS
         with jax.profiler.trace(folder):
             for _ in range(STEPS):
-                run()
+                ours.wait(run())
         # The step is by far the largest of the programs.
         programs = pathlib.Path(folder).glob("*after_optimizations.txt")
         names = names_of_operations(max(programs, key=lambda path: path.stat().st_size).read_text())

@@ -2,9 +2,12 @@
 
 import argparse
 import inspect
+import io
 import json
 import math
 import os
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,7 @@ from scripts.benchmark import __main__ as command
 from scripts.benchmark import comparison as comparison_lib
 from scripts.benchmark import conv, peers, trace
 from scripts.benchmark.peers import ours
-from scripts.benchmark.peers.worker import Worker
+from scripts.benchmark.peers.worker import Worker, serve
 
 TINY = {"depth": 10, "width": 4, "stem_kernel": 3, "stem_stride": 2, "stem_pool": False, "conv": "lax"}
 SPEC = {"peer": "ours", "task": "step", "batch": 2, "image_size": 48, "model": TINY}
@@ -80,6 +83,21 @@ def test_a_worker_answers_every_request():
     with Worker(SPEC | {"task": "augment"}) as worker:
         assert {"jax", "flax"} <= worker.versions.keys()
         assert all(worker.measure(calls) > 0 for calls in (1, 3))
+
+
+def test_a_worker_waits_for_the_last_call_of_a_turn_alone(monkeypatch):
+    done, answers = [], io.StringIO()
+    device = types.ModuleType("device")
+    device.PACKAGES = ()
+    device.make = lambda spec: (lambda: done.append("call") or len(done), 0)
+    device.wait = lambda result: done.append(f"wait for {result}")
+    monkeypatch.setitem(sys.modules, "scripts.benchmark.peers.device", device)
+    serve({"peer": "device"}, ["3"], answers)
+    warm_up = ["call", "wait for 1", "call", "wait for 3", "call", "wait for 5"]
+    assert done == [*warm_up, "call", "call", "call", "wait for 9"]
+    ready, seconds = map(json.loads, answers.getvalue().splitlines())
+    assert ready == {"versions": {}, "parameters": 0}
+    assert seconds > 0
 
 
 def test_a_worker_says_what_memory_it_had_and_ends_at_its_limit():

@@ -1,7 +1,8 @@
 """The benchmark's contestants: the same networks and the same work, in this and in other libraries.
 
-Each module's `make(spec)` gives a function that does the work once and waits for it, and the network's number of
-parameters; its PACKAGES are those whose versions matter.
+Each module's `make(spec)` gives a function that does the work once and returns its result, and the network's number of
+parameters; its PACKAGES are those whose versions matter. Where a device works while the host goes on, as in training,
+the function only starts the work, and the module's `wait(result)` returns when that and all before it are done.
 """
 
 import itertools

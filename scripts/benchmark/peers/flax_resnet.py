@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from scripts.benchmark.peers import ARCHITECTURES, jax_peak_memory, keep_program
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 peak_memory = jax_peak_memory
+wait = jax.block_until_ready
 
 
 class ResNet(nn.Module):
@@ -68,8 +70,8 @@ class ResNet(nn.Module):
         return nn.Dense(len(CLASS_NAMES))(x)
 
 
-def make(spec: dict) -> tuple[Callable[[], None], int]:
-    """Returns a function that does the work once and waits for it, and the network's number of parameters.
+def make(spec: dict) -> tuple[Callable[[], Any], int]:
+    """Returns a function that starts the work once and returns its result, and the network's number of parameters.
 
     spec: {task: 'step' or 'inference', batch, image_size, net: fields of ResNet, dtype}.
     """
@@ -107,9 +109,9 @@ def make(spec: dict) -> tuple[Callable[[], None], int]:
     state = params, variables["batch_stats"], jax.jit(optimizer.init)(params), jax.random.key(1)
     images, labels = jax.device_put((images, labels))
 
-    def step() -> None:
+    def step():
         nonlocal state
         state, loss = train_step(state, images, labels)
-        jax.block_until_ready(loss)
+        return loss
 
     return step, num_parameters

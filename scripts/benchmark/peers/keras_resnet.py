@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 
@@ -51,8 +52,8 @@ def resnet(
     return keras.Model(images, layers.Dense(len(CLASS_NAMES), dtype="float32")(x))
 
 
-def make(spec: dict) -> tuple[Callable[[], None], int]:
-    """Returns a function that does the work once and waits for it, and the network's number of parameters.
+def make(spec: dict) -> tuple[Callable[[], Any], int]:
+    """Returns a function that does the work once and returns its result, and the network's number of parameters.
 
     spec: {task: 'step' or 'inference', batch, image_size, net: of NETS, dtype, xla}.
     """

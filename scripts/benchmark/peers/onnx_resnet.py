@@ -1,6 +1,7 @@
 """The PyTorch peer's network, exported to ONNX with its batch size fixed, in ONNX Runtime on CPU."""
 
 from collections.abc import Callable
+from typing import Any
 
 import onnxruntime
 import torch
@@ -11,8 +12,8 @@ from scripts.benchmark.peers.torch_resnet import make_network
 PACKAGES = ("onnxruntime", "onnx", "onnxscript", "torch")
 
 
-def make(spec: dict) -> tuple[Callable[[], None], int]:
-    """Returns a function that infers once and fetches the logits, and the network's number of parameters.
+def make(spec: dict) -> tuple[Callable[[], Any], int]:
+    """Returns a function that infers once and returns the logits, and the network's number of parameters.
 
     spec: {batch, image_size, net: of NETS}.
     """

@@ -4,6 +4,7 @@ The training step does more than its peers': it augments the images and counts w
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,13 @@ from scripts.benchmark.peers import jax_peak_memory, keep_programs, make_batch
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "tensorflow")
 peak_memory = jax_peak_memory
+wait = jax.block_until_ready
 CONFIG = resnet50.get_config()
 NUM_IMAGES = 28_709
 
 
-def make(spec: dict) -> tuple[Callable[[], None], int]:
-    """Returns a function that does the work once and waits for it, and the network's number of parameters.
+def make(spec: dict) -> tuple[Callable[[], Any], int]:
+    """Returns a function that starts the work once and returns its result, and the network's number of parameters.
 
     spec: {task: 'step', 'inference', 'augment', 'pipeline' or 'calls', batch, image_size, model: overrides
     of config.model, for 'pipeline' indices_only, for 'calls' loader, steps and steps_per_call}.
@@ -60,10 +62,10 @@ def make_step(spec: dict, mesh: jax.sharding.Mesh):
     batches = {key: value[None] for key, value in batch.items()}
     batches = parallel.shard_batch(batches, mesh, "shard_map", batch_axis=1)
 
-    def run() -> None:
+    def run():
         nonlocal train_state
         train_state, sums = train_call(train_state, {}, batches)
-        jax.block_until_ready(sums)
+        return sums
 
     return run, state.num_parameters(train_state.params)
 
@@ -81,6 +83,7 @@ def _augment(spec: dict):
     config, keys = AugmentConfig(**CONFIG.augment), jax.random.split(jax.random.key(0), spec["batch"])
     images = jnp.ones((spec["batch"], spec["image_size"], spec["image_size"], 1))
     alone = jax.jit(lambda keys, images: jax.vmap(augment, (0, 0, None))(keys, images, config))
+    # One after the other: they don't depend on each other, and would run beside each other.
     return lambda: jax.block_until_ready(alone(keys, images)), 0
 
 
@@ -105,11 +108,11 @@ def _calls(spec: dict):
     program.compile(program.lower(0))
     train_state, batches = program.first_state(), program.batches(0, 2**31)
 
-    def run() -> None:
+    def run():
         nonlocal train_state
         for _ in range(steps // in_call):
             train_state, sums = program(train_state, next(batches))
-        jax.block_until_ready(sums)
+        return sums
 
     return run, state.num_parameters(train_state.params)
 

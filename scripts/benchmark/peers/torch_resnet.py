@@ -1,6 +1,7 @@
 """ResNet v1.5 in PyTorch, on a GPU if there is one: channels-last, fused Adam, eager or compiled, autocast or not."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -129,8 +130,8 @@ def make_network(spec: dict) -> tuple[ResNet, torch.Tensor, torch.Tensor, int]:
     return network, images, torch.from_numpy(labels).long(), sum(p.numel() for p in network.parameters())
 
 
-def make(spec: dict) -> tuple[Callable[[], None], int]:
-    """Returns a function that does the work once and waits for it, and the network's number of parameters.
+def make(spec: dict) -> tuple[Callable[[], Any], int]:
+    """Returns a function that starts the work once and returns its result, and the network's number of parameters.
 
     spec: {task: 'step' or 'inference', batch, image_size, net: of NETS, dtype, compile}, and platform where it must be
     that on which JAX computes. Raises RuntimeError where it is another.
@@ -148,17 +149,17 @@ def make(spec: dict) -> tuple[Callable[[], None], int]:
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
     resident = images.to(DEVICE)
 
-    def step() -> None:
+    def step():
         with autocast:
             loss = nn.functional.cross_entropy(network(resident), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        loss.item()
+        return loss
 
-    def infer() -> None:
+    def infer():
         with torch.inference_mode(), autocast:
-            network(images.to(DEVICE)).cpu().numpy()
+            return network(images.to(DEVICE)).cpu().numpy()
 
     if spec["task"] == "inference":
         network.eval()
@@ -166,6 +167,12 @@ def make(spec: dict) -> tuple[Callable[[], None], int]:
         # Freezing folds the batch norms and lays the weights out for oneDNN; it is for inference alone.
         network.compile(options={"freezing": spec["task"] == "inference" and DEVICE == "cpu"})
     return {"step": step, "inference": infer}[spec["task"]], num_parameters
+
+
+def wait(result) -> None:
+    """Returns when the device has done what it was given."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def peak_memory() -> int | None:

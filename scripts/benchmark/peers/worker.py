@@ -2,9 +2,9 @@
 
 `python -m scripts.benchmark.peers.worker SPEC` builds what the JSON object SPEC describes, calls it twice (which
 compiles), and prints a line of JSON: its versions and number of parameters, or the module that is missing. Then, for
-every number that it reads, it makes one call that isn't counted and so many that are, and prints the seconds that one
-of these took on average; for the word memory, the most bytes it had so far. It ends with its input, or with an error,
-which it says before.
+every number that it reads, it makes one call that isn't counted and so many that are, waits for the last of them, and
+prints the seconds that one of these took on average; for the word memory, the most bytes it had so far. It ends with
+its input, or with an error, which it says before.
 """
 
 import importlib
@@ -117,8 +117,10 @@ def serve(spec: dict, requests, answers) -> None:
 
 def _serve(peer, spec: dict, requests, answer) -> None:
     call, num_parameters = peer.make(spec)
+    # Not after each call: no training loop waits for a device that way, and at a millisecond a step it would cost most.
+    wait = getattr(peer, "wait", lambda result: None)
     for _ in range(WARM_UP_CALLS):
-        call()
+        wait(call())
     versions = {name: sys.modules[name].__version__ for name in peer.PACKAGES if name in sys.modules}
     answer({"versions": versions, "parameters": num_parameters})
     for line in requests:
@@ -127,10 +129,11 @@ def _serve(peer, spec: dict, requests, answer) -> None:
             answer({"device": peer.peak_memory() if hasattr(peer, "peak_memory") else None, "host": used})
             continue
         calls = int(line)
-        call()  # what the others' turns have pushed out of caches and memory comes back
+        wait(call())  # what the others' turns have pushed out of caches and memory comes back
         started = time.perf_counter()
         for _ in range(calls):
-            call()
+            result = call()
+        wait(result)
         answer((time.perf_counter() - started) / calls)
 
 
