@@ -290,9 +290,10 @@ class Checkpoints:
             try:
                 return self._manager.restore(step, args=ocp.args.Composite(**items))
             except Exception as error:  # a damaged file can make any exception of the libraries below
-                if failures.is_of_permission(error):
+                if failures.is_of_permission(error) or failures.may_pass(error):
                     path = self._directory / str(step)
                     raise StorageError(f"{path} can't be read: {failures.one_line(error)}") from error
-                if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
-                    raise  # another process is gone, which is no reason to set a checkpoint aside
+                # A lost process, or too little memory: no reason to set a checkpoint aside.
+                if isinstance(error, jax.errors.JaxRuntimeError | MemoryError):
+                    raise
                 raise Damaged(f"the checkpoint of step {step} can't be read ({failures.one_line(error)})") from error

@@ -1,5 +1,6 @@
 """Tells a storage that fails from a bug, by the exceptions of the libraries that read and write a run's files."""
 
+import errno
 import re
 from collections.abc import Iterator
 
@@ -16,6 +17,12 @@ _TENSORSTORE_MESSAGE = re.compile(
     r"|\bos_error_code\b|\bOS error\b"
     r"|No space left|File too large|Read-only file system|Input/output error|[Qq]uota exceeded|Permission denied"
 )
+# Those that don't mean that a file is damaged (DATA_LOSS and NOT_FOUND do).
+_PASSING_MESSAGE = re.compile(
+    r"\b(UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED)\b|Input/output error|Too many open files"
+    r"|Stale file handle|Cannot allocate memory"
+)
+_PASSING_ERRNOS = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
 
 
 def is_of_storage(error: BaseException) -> bool:
@@ -29,6 +36,17 @@ def is_of_permission(error: BaseException) -> bool:
         isinstance(link, PermissionError)
         or type(link).__name__ == "PermissionDeniedError"
         or "PERMISSION_DENIED" in str(link)
+        for link in _chain(error)
+    )
+
+
+def may_pass(error: BaseException) -> bool:
+    """Returns whether an error says nothing of what was read: the storage or the memory failed, maybe for now."""
+    return any(
+        isinstance(link, MemoryError)
+        or (isinstance(link, OSError) and link.errno in _PASSING_ERRNOS)
+        # Also where TensorStore has read a file, and where JAX has put it on a device that is full.
+        or (isinstance(link, ValueError | RuntimeError) and _PASSING_MESSAGE.search(str(link)) is not None)
         for link in _chain(error)
     )
 

@@ -322,6 +322,34 @@ def test_the_best_of_what_is_left_is_kept_when_the_best_is_set_aside(tmp_path):
         assert checkpoints.best_step == 5
 
 
+def test_a_checkpoint_that_can_not_be_read_now_is_not_taken_for_damaged(tmp_path):
+    """With no file descriptor left, in a process of its own."""
+    save_all(tmp_path, {1: True})
+    script = """
+import os, resource, sys
+from fer_jax.errors import StorageError
+from fer_jax.workdir.checkpoints import Checkpoints
+from fer_jax.workdir.paths import Workdir
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+with Checkpoints(Workdir(sys.argv[1]), read_only=True) as checkpoints:
+    checkpoints.metadata(1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, most))
+    try:
+        while True:
+            os.dup(0)
+    except OSError:
+        pass
+    try:
+        checkpoints.metadata(1)
+    except StorageError as error:
+        os.write(1, str(error).encode())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+"""
+    status, out, err = run_script(script, tmp_path)
+    assert status == 0, err
+    assert "Too many open files" in out
+
+
 def test_where_no_record_knows_the_best_it_is_the_first_with_the_highest_accuracy(tmp_path):
     with Checkpoints(Workdir(tmp_path)) as checkpoints:
         for step, accuracy in ((1, 0.5), (2, 0.7)):

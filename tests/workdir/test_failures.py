@@ -87,3 +87,24 @@ def test_errors_of_something_else(error):
 )
 def test_refused_access_is_told_from_damage(error, expected):
     assert failures.is_of_permission(error) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "may_pass"),
+    [
+        (OSError(errno.EIO, "Input/output error"), True),
+        (OSError(errno.EMFILE, "Too many open files"), True),
+        (MemoryError(), True),
+        (ValueError("UNAVAILABLE: Error reading gs://faces/run: HTTP response code: 503"), True),
+        (ValueError("Error opening file: Too many open files [os_error_code='EMFILE']"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), False),
+        (ValueError("DATA_LOSS: Error decoding manifest"), False),
+        (ValueError("NOT_FOUND: Error opening zarr array"), False),
+        (KeyError("record"), False),
+    ],
+)
+def test_what_may_pass_says_nothing_of_a_file(error, may_pass):
+    assert failures.may_pass(error) == may_pass
+    wrapped = RuntimeError("reading failed")
+    wrapped.__cause__ = error
+    assert failures.may_pass(wrapped) == may_pass
