@@ -59,6 +59,11 @@ def open_workdir(
                 config_lib.load(workdir.config),
                 workdir=workdir.path,
             )
+        elif found := workdir.files_of_a_run():
+            raise UserError(
+                f"{workdir.path} holds {found}, but no config.json, so it is no run of fer_jax, and training would "
+                "write over it; choose another --workdir"
+            )
         workdir.path.mkdir(parents=True, exist_ok=True)
         stack.enter_context(guards.hold_lock(workdir, terminal))
 
@@ -103,7 +108,7 @@ def restore(
             continue
         terminal.say(f"Going on from the checkpoint of step {step}.")
         _say_other_convolution(stored, run_metadata, terminal)
-        return state, Progress(**stored["progress"])
+        return state, Progress.from_stored(stored["progress"])
     # To begin anew would write over the metrics of a run that may still be rescued by hand.
     if checkpoints.has_damaged:
         raise UserError(f"{workdir.path} has no other checkpoint; to begin anew, choose another --workdir")

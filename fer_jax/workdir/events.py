@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 from fer_jax import errors
-from fer_jax.workdir.paths import Workdir
+from fer_jax.workdir.paths import TENSORBOARD, Workdir
 
 
 class MetricsWriter:
@@ -43,7 +43,7 @@ class MetricsWriter:
                 self._rewrite(kept)
                 self._file = self._closing.enter_context(self._path.open("a"))
                 # TensorBoard's file can't be cut, so it is written anew.
-                for old in workdir.path.glob("events.out.tfevents.*"):
+                for old in workdir.path.glob(TENSORBOARD):
                     old.unlink()
             for event in kept:
                 self._show(event)

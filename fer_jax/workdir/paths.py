@@ -8,6 +8,9 @@ from etils import epath
 from fer_jax.config import expand_path
 from fer_jax.workdir import guards
 
+# The names of TensorBoard's files.
+TENSORBOARD = "events.out.tfevents.*"
+
 
 class Workdir:
     """The folder of a run, local or in a bucket (gs://...), and the path of each file and folder in it.
@@ -53,6 +56,13 @@ class Workdir:
     @property
     def profile(self) -> epath.Path:
         return self.path / "profile"
+
+    def files_of_a_run(self) -> str:
+        """Returns the name of something in the folder that training would write over; '' where there is nothing."""
+        checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        names = [path for path in (self.metrics, self.selection) if path.exists()]
+        found = next((path for group in (names, checkpoints, self.path.glob(TENSORBOARD)) for path in group), None)
+        return found.relative_to(self.path).as_posix() if found else ""
 
     @property
     def lock(self) -> epath.Path:
