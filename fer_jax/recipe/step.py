@@ -76,10 +76,14 @@ def make_train_step(
             keys=examples.get("key"),
             mutable=["batch_stats"],
         )
-        targets = make_targets(
-            labels, logits.shape[-1], label_smoothing=label_smoothing, targets=examples.get("target")
-        )
-        losses = weigh(cross_entropy(logits, targets), labels, class_weights)
+        targets, weights = examples.get("target"), None
+        if class_weights is not None:
+            # Before smoothing: a mixed image counts as much as the classes that are in it.
+            one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+            targets, weights = weigh(one_hot if targets is None else targets, class_weights)
+        targets = make_targets(labels, logits.shape[-1], label_smoothing=label_smoothing, targets=targets)
+        losses = cross_entropy(logits, targets)
+        losses = losses if weights is None else losses * weights
         # The condition always holds. Without a select here XLA:CPU combines the gradient's products and sums in another
         # way, and with label smoothing a run would differ from version 0.1 in the last bits.
         loss = jnp.sum(jnp.where(labels >= 0, losses, 0.0))

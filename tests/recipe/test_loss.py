@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fer_jax.recipe.loss import balanced_weights, cross_entropy, make_targets, weigh
+from configs import resnet50
+from fer_jax.recipe.loss import balanced_weights, cross_entropy, describe_targets, make_targets, weigh
 
 LABELS = np.array([2, 0, 3, 3], np.int32)
 
@@ -56,14 +57,40 @@ def test_targets_in_place_of_labels_are_smoothed_as_labels_are():
 
 def test_balanced_weights_let_every_class_count_alike():
     labels = np.array([0] * 6 + [1] * 3 + [3])
-    weights = balanced_weights(labels, 4)
-    np.testing.assert_allclose(weights, [10 / 18, 10 / 9, 0, 10 / 3], rtol=1e-6)
-    counted = weigh(np.ones(10, np.float32), labels, weights)
+    class_weights = balanced_weights(labels, 4)
+    np.testing.assert_allclose(class_weights, [10 / 18, 10 / 9, 0, 10 / 3], rtol=1e-6)
+    one_hot = np.eye(4, dtype=np.float32)[labels]
+    targets, weights = weigh(one_hot, class_weights)
+    np.testing.assert_array_equal(targets, one_hot)
     # The mean weight of an example is 1, and each class that is there has the same sum.
-    assert np.mean(counted) == pytest.approx(1)
-    np.testing.assert_allclose([counted[labels == label].sum() for label in (0, 1, 3)], 10 / 3, rtol=1e-6)
+    assert np.mean(weights) == pytest.approx(1)
+    np.testing.assert_allclose([weights[labels == label].sum() for label in (0, 1, 3)], 10 / 3, rtol=1e-6)
 
 
-def test_without_weights_the_losses_stay():
-    losses = np.float32([1, 2])
-    assert weigh(losses, np.array([0, 1]), None) is losses
+def test_each_class_of_a_mixed_target_has_its_own_weight():
+    class_weights = np.float32([0.5, 4, 0, 1])
+    mixed = np.float32([[0.25, 0.75, 0, 0], [0, 0, 0.5, 0.5], [0, 0, 1, 0]])
+    logits = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    targets, weights = weigh(mixed, class_weights)
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    expected = -(class_weights * mixed * log_probabilities).sum(axis=1)
+    np.testing.assert_allclose(weights * cross_entropy(logits, targets), expected, rtol=1e-5)
+    np.testing.assert_allclose(np.sum(targets, axis=1), 1, rtol=1e-6)
+    assert expected[2] == 0  # a class of weight 0 is left out, not infinite
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "labels"),
+        ({"loss.label_smoothing": 0.1}, "labels smoothed by 0.1"),
+        ({"dataset.ferplus_task": "majority"}, "labels"),
+        ({"dataset.ferplus_task": "soft"}, "votes"),
+        ({"dataset.ferplus_target_weight": 0.3, "mix.cutmix": 1.0}, "labels and votes mixed"),
+        ({"loss.class_weights": "balanced", "loss.label_smoothing": 0.2}, "labels smoothed by 0.2, weighted by class"),
+    ],
+)
+def test_what_the_training_loss_is_against_is_said(changes, said):
+    config = resnet50.get_config()
+    config.update_from_flattened_dict(changes)
+    assert describe_targets(config) == said
