@@ -1,6 +1,7 @@
 """What is done to an image before a trained network, and the views of it that the network is shown."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -57,13 +58,19 @@ class Preprocessing:
 
     @classmethod
     def from_metadata(cls, stored: Mapping[str, Any]) -> "Preprocessing":
+        """Returns what `to_metadata` gave; raises KeyError, TypeError or ValueError where it can't be applied."""
         # Version 0.1.0 stored the words 'uint8 / 255' in place of the divisor.
         divisor = 255.0 if stored.get("pixels") == "uint8 / 255" else float(stored["divisor"])
         # What was stored before there was a choice lacks the rest.
         chosen = {key: stored[key] for key in ("standardize", "crop", "view") if key in stored}
         preprocessing = cls(tuple(stored["image_shape"]), divisor, **chosen)
-        if preprocessing.crop is not None and not 1 <= preprocessing.crop <= min(preprocessing.image_shape[:2]):
-            raise ValueError(f"a crop of {preprocessing.crop} is no part of {preprocessing.image_shape}")
+        crop = preprocessing.crop
+        if not (math.isfinite(divisor) and divisor > 0):
+            raise ValueError(f"a divisor of {divisor} is not positive and finite")
+        if type(preprocessing.standardize) is not bool:
+            raise ValueError(f"standardize is {preprocessing.standardize!r}, not true or false")
+        if crop is not None and not (type(crop) is int and 1 <= crop <= min(preprocessing.image_shape[:2])):
+            raise ValueError(f"a crop of {crop} is no part of {preprocessing.image_shape}")
         if preprocessing.view not in preprocessing.possible_views:
             raise ValueError(f"view {preprocessing.view!r} is none of {', '.join(preprocessing.possible_views)}")
         return preprocessing

@@ -87,7 +87,7 @@ class TrainedModel:
                 raise UserError(f"{workdir.path}: {error}; other checkpoints: {others}") from None
         trained = cls(variables=variables, config=config, step=step, metadata=metadata, **described)
         with workdir.time_limit():
-            view = selection.read_view(workdir)
+            view = selection.read_view(workdir, trained.preprocessing.possible_views)
         return trained if view is None else trained.with_view(view)
 
     @classmethod
@@ -175,7 +175,7 @@ def stored_description(
     config = config_lib.from_stored(metadata["config"], source=str(path))
     try:
         config_lib.check(config)
-        return config, Preprocessing.from_metadata(metadata["preprocessing"])
+        preprocessing = Preprocessing.from_metadata(metadata["preprocessing"])
     except UserError as error:
         raise UserError(f"{path}: {'; '.join(str(error).splitlines())}") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -183,6 +183,13 @@ def stored_description(
             f"{path}: preprocessing of its metadata is {metadata['preprocessing']}, which can't be applied "
             f"({type(error).__name__}: {error})"
         ) from None
+    view = (metadata.get("validation") or {}).get("view", preprocessing.view)
+    if view not in preprocessing.possible_views:
+        raise UserError(
+            f"{path}: validation of its metadata has the view {view!r}, which is none of "
+            f"{', '.join(preprocessing.possible_views)}"
+        )
+    return config, preprocessing
 
 
 def make_model(model_config: Mapping[str, Any], *, num_classes: int) -> resnet.ResNet:
@@ -208,7 +215,7 @@ def make_predict(model: resnet.ResNet, preprocessing: Preprocessing, views: Sequ
 
 def uses_ema(config: config_dict.ConfigDict, metadata: Mapping[str, Any]) -> bool:
     """Returns whether a checkpoint's weights are the moving average: where that was the better one, or not measured."""
-    return (metadata["validation"] or {}).get("is_ema", config.ema.half_life is not None)
+    return (metadata.get("validation") or {}).get("is_ema", config.ema.half_life is not None)
 
 
 def make_prepare(model: resnet.ResNet) -> Callable:

@@ -34,18 +34,33 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and all(type(size) is int and size > 0 for size in value)
 
 
+def _is_validation(value: Any) -> bool:
+    accuracy = value.get("accuracy") if isinstance(value, dict) else None
+    return value is None or (type(accuracy) in (int, float) and 0 <= accuracy <= 1)
+
+
 # The metadata without which no network can be made of the tensors.
 _NEEDED = {
     "config": ("an object", lambda value: isinstance(value, dict)),
     "class_names": (
-        "a list of names",
-        lambda value: isinstance(value, list) and value and all(isinstance(name, str) for name in value),
+        "a list of names, each there once",
+        lambda value: (
+            isinstance(value, list)
+            and value
+            and all(isinstance(name, str) for name in value)
+            and len(set(value)) == len(value)
+        ),
     ),
     "preprocessing": (
         "an object with an image_shape [height, width, channels]",
         lambda value: isinstance(value, dict) and _is_shape(value.get("image_shape")),
     ),
-    "step": ("a whole number", lambda value: type(value) is int),
+    "step": ("a whole number, at least 0", lambda value: type(value) is int and value >= 0),
+}
+# What another program's file may leave out.
+_OPTIONAL = {
+    "validation": ("null or an object with an accuracy of 0 to 1", _is_validation),
+    "computation": ("null or an object", lambda value: value is None or isinstance(value, dict)),
 }
 
 
@@ -154,10 +169,10 @@ def describe(stored: Mapping[str, str], path: str | os.PathLike) -> dict[str, An
         raise UserError(f"{path}: its metadata under {_KEY!r} lack format, which says how to read them")
     if version != _FORMAT:
         raise UserError(f"{path} has format {version}; this version of fer_jax reads format {_FORMAT}")
-    for key, (wanted, holds) in _NEEDED.items():
-        if key not in metadata:
+    for key, (wanted, holds) in (_NEEDED | _OPTIONAL).items():
+        if key in _NEEDED and key not in metadata:
             raise UserError(f"{path}: its metadata under {_KEY!r} lack {key}")
-        if not holds(metadata[key]):
+        if key in metadata and not holds(metadata[key]):
             raise UserError(f"{path}: {key} of its metadata is {str(metadata[key])[:50]}; it must be {wanted}")
     return metadata
 

@@ -4,18 +4,21 @@
 """
 
 import json
+from collections.abc import Sequence
 
 from fer_jax.errors import UserError
-from fer_jax.options.table import OPTIONS
 from fer_jax.workdir.paths import Workdir
 
 
-def read_view(workdir: Workdir) -> str | None:
-    """Returns the view that was chosen, or None where none was; raises UserError where the file is damaged."""
+def read_view(workdir: Workdir, possible: Sequence[str]) -> str | None:
+    """Returns the view that was chosen, or None where none was.
+
+    possible: the views that the network can be shown. Raises UserError where the file is damaged or names none of them.
+    """
     try:
         view = json.loads(workdir.selection.read_text())["view"]
-        if not OPTIONS["evaluation.view"].accepts(view):
-            raise ValueError(f"{view!r} is no view")
+        if view not in possible:
+            raise ValueError(f"view {view!r} is none of {', '.join(possible)}")
         return view
     except FileNotFoundError:
         return None

@@ -251,6 +251,62 @@ def change_file(path: pathlib.Path, *, tensors=None, document=None, text=None) -
             r"which can't be applied \(KeyError: 'divisor'\)",
         ),
         (
+            lambda path: change_file(path, document=lambda old: {**old, "step": -1}),
+            "step of its metadata is -1; it must be a whole number, at least 0",
+        ),
+        (
+            lambda path: change_file(path, document=lambda old: {**old, "class_names": ["a"] * 7}),
+            "it must be a list of names, each there once",
+        ),
+        (
+            lambda path: change_file(path, document=lambda old: {**old, "validation": "x"}),
+            "validation of its metadata is x; it must be null or an object with an accuracy",
+        ),
+        (
+            lambda path: change_file(path, document=lambda old: {**old, "validation": {"loss": 1.0}}),
+            "it must be null or an object with an accuracy of 0 to 1",
+        ),
+        (
+            lambda path: change_file(
+                path, document=lambda old: {**old, "validation": {"accuracy": 0.5, "view": "ten_crops"}}
+            ),
+            r"has the view 'ten_crops', which is none of whole, whole_mirrored",
+        ),
+        (
+            lambda path: change_file(path, document=lambda old: {**old, "computation": "gpu"}),
+            "computation of its metadata is gpu; it must be null or an object",
+        ),
+        (
+            lambda path: change_file(
+                path, document=lambda old: {**old, "preprocessing": {**old["preprocessing"], "divisor": 0}}
+            ),
+            "a divisor of 0.0 is not positive and finite",
+        ),
+        (
+            lambda path: change_file(
+                path, document=lambda old: {**old, "preprocessing": {**old["preprocessing"], "divisor": float("nan")}}
+            ),
+            "a divisor of nan is not positive",
+        ),
+        (
+            lambda path: change_file(
+                path, document=lambda old: {**old, "preprocessing": {**old["preprocessing"], "standardize": "no"}}
+            ),
+            "standardize is 'no', not true or false",
+        ),
+        (
+            lambda path: change_file(
+                path, document=lambda old: {**old, "preprocessing": {**old["preprocessing"], "crop": 40.5}}
+            ),
+            "a crop of 40.5 is no part of",
+        ),
+        (
+            lambda path: change_file(
+                path, document=lambda old: {**old, "preprocessing": {**old["preprocessing"], "crop": True}}
+            ),
+            "a crop of True is no part of",
+        ),
+        (
             lambda path: change_file(path, document=lambda old: {**old, "step": "20"}),
             "step of its metadata is 20; it must be a whole number",
         ),
