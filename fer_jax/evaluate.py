@@ -18,7 +18,7 @@ from fer_jax.inference.evaluation_data import load_other, load_own
 from fer_jax.inference.evaluator import Evaluator
 from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.inference.reproduction import compare_with_training
-from fer_jax.inference.trained_model import TrainedModel, make_predict, make_prepare
+from fer_jax.inference.trained_model import TrainedModel, make_predict, make_prepare, uses_ema
 from fer_jax.models.resnet import ResNet
 from fer_jax.system import processes
 from fer_jax.system.signals import StopRequest
@@ -195,6 +195,11 @@ def report_checkpoint(
     if logged and is_own:
         metric_sums["validation"] = evaluator(trained.variables, dataset.split("validation"))
         compare_with_training(trained, metric_sums["validation"][trained_view], strict, terminal)
+    elif strict:
+        raise UserError(
+            f"--strict holds a validation accuracy against the one that was logged with step {trained.step}, and there "
+            f"is none {'with it' if is_own else f'on {dataset.name}'}; leave it out"
+        )
     else:
         terminal.say(f"Restored step {trained.step}.")
     if selects_view and len(views) > 1:
@@ -220,6 +225,7 @@ def report_checkpoint(
             "views": {view: metrics.summarize_shortly(metric_sums[split][view]) for view in views},
             "class_names": list(trained.class_names),
             "checkpoint_step": trained.step,
+            "is_ema": uses_ema(trained.config, trained.metadata),
             "selected_on": selected_on,
             "dataset": dataset.name,
             "dataset_fingerprint": dataset.fingerprint,

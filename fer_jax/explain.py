@@ -12,14 +12,18 @@ from fer_jax.workdir import error_sheet
 from fer_jax.workdir.paths import Workdir
 
 
+def require_one_process() -> None:
+    """Raises UserError where there are several processes, of which each would draw a part of the images."""
+    if jax.process_count() > 1:
+        raise UserError(f"--explain is for one process; this run has {jax.process_count()}")
+
+
 def draw_errors(evaluated: Evaluated, *, number: int, workdir: Workdir) -> None:
     """Writes report/errors_<name of the report>.png: of each class, the errors that the network was most certain of.
 
-    number: of each class, at most. Raises UserError where there are several processes.
+    number: of each class, at most. For one process.
     """
     terminal = Terminal(is_primary=True)
-    if jax.process_count() > 1:
-        raise UserError(f"--explain is for one process; this run has {jax.process_count()}")
     trained, split = evaluated.trained, evaluated.dataset.split(evaluated.split)
     title = f"{evaluated.dataset.name}, {evaluated.split}: the errors of which step {trained.step} was the most certain"
     probabilities = trained.probabilities(split.images)

@@ -119,6 +119,8 @@ def _evaluate() -> None:
     asked = {"data": _DATA.value, "split": _SPLIT.value, "strict": _STRICT.value, "stop": _start(config)}
     from fer_jax import evaluate, explain
 
+    if int(number):
+        explain.require_one_process()
     collector.resume()
     workdir = _workdir(config, _default_workdir())
     if _WEIGHTS.value:

@@ -21,6 +21,7 @@ from fer_jax.loop.resumption import Saver, open_workdir, resolve, restore
 from fer_jax.loop.start import start
 from fer_jax.models import flops
 from fer_jax.native import build
+from fer_jax.recipe.loss import describe_targets
 from fer_jax.recipe.state import num_parameters
 from fer_jax.system import collector, processes
 from fer_jax.system.signals import Stopped, StopRequest
@@ -37,7 +38,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
     """Trains the run of `workdir`, from its latest checkpoint if there is one, and reports on its best checkpoint.
 
     Raises:
-      UserError: config or data can't be used, or the workdir holds another run or is in use; nothing is touched then.
+      UserError: config or data can't be used, or the workdir holds another run, which is left as it is, or is in use.
       StorageError: something can't be written or read.
       Diverged: the loss or the weights are not finite.
       Stopped: a signal came; the run is saved.
@@ -169,18 +170,20 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
                         validation[kind] = metrics.selection_metrics(sums)
                         writer.write(step=step, epoch=epoch, kind=kind, **validation[kind])
                 chosen = _select(validation, config.early_stopping.metric) | {"view": preprocessing.view}
-                is_best = progress.end_epoch(chosen, patience=patience, min_delta=config.early_stopping.min_delta)
+                is_best = progress.end_epoch(chosen, min_delta=config.early_stopping.min_delta)
                 is_last = progress.is_complete(config.num_epochs, patience)
                 # A best epoch that isn't saved could not be restored.
                 if is_best or is_last or epoch % config.checkpoint.every_epochs == 0:
                     save(state, validation=chosen, is_best=is_best)
                 listed = "  ".join(
                     f"{kind.replace('_', ' ')} loss {found['loss']:.4f}  accuracy {found['accuracy']:.2%}"
+                    # Behind the weights that are the best so far: those trained last, or their average.
+                    f"{' (best)' if is_best and chosen['is_ema'] == (kind == 'validation_ema') else ''}"
                     for kind, found in validation.items()
                 )
                 terminal.say(
                     f"{title}  loss {trained['loss']:.4f}  accuracy {trained['accuracy']:.2%}  |  {listed}"
-                    f"{' (best)' if is_best else '       '}  |  "
+                    f"{'' if is_best else ' ' * len(' (best)')}  |  "
                     f"{describe_speed(meter.speed())}, {time.perf_counter() - started:.0f} s"
                 )
 
@@ -206,7 +209,8 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
                     read_events(workdir),
                     dataset_name=dataset.name,
                     dataset_fingerprint=dataset.fingerprint,
-                    targets=_describe_targets(config),
+                    targets=describe_targets(config),
+                    metric=config.early_stopping.metric,
                     folder=workdir.report,
                 )
         # Not left to the end of the stack: with an exception it would not wait for what is still being written.
@@ -258,14 +262,6 @@ def _with_advice(error: Diverged, step: int, kept: int | None, config: config_di
         "config.optimizer.warmup_epochs or config.optimizer.clip_norm. If single steps break, "
         "config.train.skip_nonfinite leaves them out."
     )
-
-
-def _describe_targets(config: config_dict.ConfigDict) -> str:
-    """Returns what the training loss is against, for who compares it with the validation loss."""
-    parts = [f"smoothed by {config.loss.label_smoothing}"] if config.loss.label_smoothing else []
-    parts += ["mixed"] if config.mix.mixup or config.mix.cutmix else []
-    parts += ["weighted by class"] if config.loss.class_weights != "none" else []
-    return f"labels{' and votes' if config.dataset.ferplus_target_weight else ''} {', '.join(parts)}".strip()
 
 
 def _report(

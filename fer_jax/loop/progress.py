@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-
-from flax.training.early_stopping import EarlyStopping
+from collections.abc import Mapping
+from typing import Any
 
 from fer_jax.errors import Diverged
 
@@ -24,10 +24,15 @@ class Progress:
     best_accuracy: float | None = None
     best_epoch: int | None = None
     epochs_without_improvement: int = 0
-    should_stop: bool = False
     skipped: int = 0
     skipped_in_a_row: int = 0
     patience_accuracy: float | None = None
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any]) -> "Progress":
+        """Returns the progress of a checkpoint, whose version may have stored more."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in stored.items() if key in known})
 
     def add(self, metric_sums: dict, *, max_consecutive_skips: int = 0) -> None:
         """Adds the metric sums of one training step.
@@ -55,17 +60,16 @@ class Progress:
 
     def is_complete(self, num_epochs: int, patience: int) -> bool:
         """Returns whether the run is over: stopped early, or trained for `num_epochs`."""
-        # Not should_stop, which was set by the patience that the run had then.
         return self.epochs >= num_epochs or self.epochs_without_improvement >= patience
 
-    def end_epoch(self, evaluation: dict, *, patience: int, min_delta: float) -> bool:
+    def end_epoch(self, evaluation: dict, *, min_delta: float) -> bool:
         """Takes in an epoch's validation metrics, loss and score, and returns whether its score is the best so far.
 
         The score is the accuracy that the run selects by.
 
-        Best is strictly greater. `min_delta` belongs to the patience only: should_stop is set after `patience` epochs
-        in a row that were not better by more than `min_delta` than the one the patience counts from. Raises Diverged
-        where the validation loss is not finite.
+        Best is strictly greater. `min_delta` belongs to the patience only, which counts the epochs in a row that were
+        not better by more than `min_delta` than the one it counts from. Raises Diverged where the validation loss is
+        not finite.
         """
         if not math.isfinite(evaluation["loss"]):
             raise Diverged("the validation loss is not finite")
@@ -75,14 +79,12 @@ class Progress:
 
         # Version 0.1.0 stored no patience_accuracy; with its min_delta it was the best accuracy.
         reference = self.best_accuracy if self.patience_accuracy is None else self.patience_accuracy
-        # EarlyStopping minimises, and stops one epoch later than its patience.
-        stopping = EarlyStopping(
-            min_delta, patience - 1, math.inf if reference is None else -reference, self.epochs_without_improvement
-        ).update(-accuracy)
-        self.patience_accuracy = -stopping.best_metric
-        self.epochs_without_improvement, self.should_stop = stopping.patience_count, stopping.should_stop
+        if reference is None or accuracy - reference > min_delta:
+            self.patience_accuracy, self.epochs_without_improvement = accuracy, 0
+        else:
+            self.patience_accuracy, self.epochs_without_improvement = reference, self.epochs_without_improvement + 1
 
-        # Not stopping.has_improved, which asks for min_delta more than before.
+        # Not by min_delta, which asks for more than before.
         is_best = self.best_accuracy is None or accuracy > self.best_accuracy
         if is_best:
             self.best_accuracy, self.best_epoch = accuracy, self.epochs

@@ -34,7 +34,7 @@ def enable(terminal: Terminal) -> None:
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"no permission to write {folder}")
         _check_entries(flags.encode())
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, AttributeError) as error:
         terminal.warn(f"compiled programs are not kept for the next start: {error}")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -48,7 +48,7 @@ def _check_entries(origin: bytes) -> None:
     """Makes JAX store a digest with each entry, of `origin` and its content, and drop an entry that has another.
 
     JAX itself would run what a damaged or foreign file holds where its compression has no checksum, and would never
-    write over it. Raises ImportError where JAX has it elsewhere: there is no public place for it.
+    write over it. Raises ImportError or AttributeError where JAX has it elsewhere: there is no public place for it.
     """
     from jax._src import compilation_cache, lru_cache
 

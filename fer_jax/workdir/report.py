@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def history(events: Iterable[dict]) -> "pd.DataFrame":
+def history(events: Iterable[dict], metric: str = "accuracy") -> "pd.DataFrame":
     """Returns a row for each finished epoch, from the events of metrics.jsonl.
 
-    The training metrics are those of the epoch's last 'train' event, which are the means over the epoch.
+    The training metrics are those of the epoch's last 'train' event, which are the means over the epoch. metric: of
+    validation, which the run selects by.
     """
     import pandas as pd  # half a second with matplotlib, which a start of training needn't take
 
+    measured = list(dict.fromkeys(["loss", "accuracy", metric]))
     rows, missing = {}, float("nan")  # a value that was not finite is not in its event
     for event in events:
         row = rows.setdefault(event["epoch"], {})
@@ -28,14 +30,12 @@ def history(events: Iterable[dict]) -> "pd.DataFrame":
             row |= {f"train_{key}": event.get(key, missing) for key in ("loss", "accuracy")}
             row |= {key: event.get(key, missing) for key in ("learning_rate", "images_per_second")}
         else:  # validation, or validation_ema
-            row |= {"step": event["step"]} | {
-                f"{event['kind']}_{key}": event.get(key, missing) for key in ("loss", "accuracy")
-            }
+            row |= {"step": event["step"]} | {f"{event['kind']}_{key}": event.get(key, missing) for key in measured}
     finished = {epoch: row for epoch, row in sorted(rows.items()) if "validation_accuracy" in row}
-    columns = ["step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
+    columns = ["step", "train_loss", "train_accuracy", *(f"validation_{key}" for key in measured)]
     # Only the runs that have a moving average of the weights.
     if any("validation_ema_accuracy" in row for row in finished.values()):
-        columns += ["validation_ema_loss", "validation_ema_accuracy"]
+        columns += [f"validation_ema_{key}" for key in measured]
     columns += ["learning_rate", "images_per_second"]
     return pd.DataFrame.from_dict(finished, orient="index", columns=columns).rename_axis("epoch").reset_index()
 
@@ -47,23 +47,25 @@ def write_history(
     dataset_fingerprint: str,
     folder: epath.Path,
     targets: str = "labels",
+    metric: str = "accuracy",
 ) -> None:
-    """Writes history.csv and curves.png, which marks the first epoch of the greatest validation accuracy.
+    """Writes history.csv and curves.png, which marks the first epoch whose validation metric is the greatest.
 
     Args:
       events: the events of metrics.jsonl.
       dataset_name, dataset_fingerprint: columns of history.csv, and the title of curves.png.
       targets: what the training loss is against; the validation loss is against the labels.
+      metric: the accuracy that the run selects by, 'accuracy' or 'accuracy_without_copies'.
       folder: where both go; created if it is missing.
     """
     folder.mkdir(exist_ok=True)
-    table = history(events)
+    table = history(events, metric)
     named = table.assign(dataset=dataset_name, dataset_fingerprint=dataset_fingerprint)
     (folder / "history.csv").write_text(named.to_csv(index=False))
-    if table["validation_accuracy"].isna().all():
+    if table[f"validation_{metric}"].isna().all():
         return
     # The first of equal ones: the checkpoint that training keeps as the best is strictly better than those before it.
-    accuracies = table.filter(regex=r"^validation\w*_accuracy$").max(axis="columns")
+    accuracies = table.filter(regex=rf"^validation(_ema)?_{metric}$").max(axis="columns")
     best_epoch, best_accuracy = table["epoch"][accuracies.idxmax()], accuracies.max()
     figure = _make_figure((10, 4))
     axes = figure.subplots(1, 2)
@@ -86,7 +88,7 @@ def write_history(
     if targets != "labels":
         axes[1].set_title(f"in training against {targets}, in validation against labels", fontsize=9)
     title = f"{dataset_name} ({dataset_fingerprint})"
-    figure.suptitle(f"{title}: best validation accuracy {best_accuracy:.2%}", fontsize=11)
+    figure.suptitle(f"{title}: best validation {metric.replace('_', ' ')} {best_accuracy:.2%}", fontsize=11)
     save_figure(figure, folder / "curves.png", dpi=120)
 
 
@@ -147,7 +149,8 @@ def table(evaluation: dict) -> str:
     lines = [
         f"{evaluation['split']} split of {evaluation['dataset']} ({evaluation['dataset_fingerprint']}), "
         f"{evaluation['num_examples']:,} images",
-        f"checkpoint of step {evaluation['checkpoint_step']}, {evaluation['selected_on']}",
+        f"checkpoint of step {evaluation['checkpoint_step']}, "
+        f"{'averaged weights, ' if evaluation.get('is_ema') else ''}{evaluation['selected_on']}",
         "",
         f"  accuracy           {describe_accuracy(evaluation)}",
         f"  balanced accuracy  {evaluation['balanced_accuracy']:.2%}",

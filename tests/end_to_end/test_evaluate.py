@@ -32,6 +32,7 @@ KEYS = {
     "confusion_matrix",
     "class_names",
     "checkpoint_step",
+    "is_ema",
     "selected_on",
     "dataset",
     "dataset_fingerprint",
@@ -101,6 +102,16 @@ def test_other_data_may_be_evaluated(workdir, make_config, csv_file, tmp_path):
         assert evaluation["num_examples"] < 21
     # The run's own report is still there, and its own.
     assert json.loads((workdir / "report" / "evaluation_validation.json").read_text()) == own
+
+
+def test_strict_without_anything_to_hold_against_is_an_error(workdir, csv_file, tmp_path):
+    other = tmp_path / "other.csv"
+    other.write_text("\n".join(csv_file.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(UserError, match=r"--strict holds .* and there is none on other\.csv; leave it out"):
+        run_evaluation(workdir, data=other, strict=True)
+    change_metadata(workdir, validation=None)
+    with pytest.raises(UserError, match=r"logged with step .*, and there is none with it"):
+        run_evaluation(workdir, strict=True)
 
 
 def test_the_configs_cache_is_the_one_that_is_used(workdir, make_config, tmp_path):

@@ -441,6 +441,8 @@ def test_the_averaged_weights_are_evaluated_beside_the_others_and_the_better_one
     assert validation["view"] == "centre_crop"
     kind = "validation_ema" if validation["is_ema"] else "validation"
     assert validation["accuracy"] in by_kind[kind]
+    report = json.loads((full / "report" / "evaluation_test.json").read_text())
+    assert report["is_ema"] == validation["is_ema"]
 
 
 def test_the_view_of_the_greatest_validation_accuracy_is_the_network_s_own(full):
@@ -472,6 +474,17 @@ def test_views_that_are_asked_for_later_are_reported_and_one_is_chosen(finished,
         report = json.loads((tmp_path / "run" / "report" / f"evaluation_{split}.json").read_text())
         assert list(report["views"]) == ["whole", "whole_mirrored"]
         assert report["view"] == json.loads((tmp_path / "run" / "selection.json").read_text())["view"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.out.tfevents.1", "selection.json", "checkpoints/1"])
+def test_a_folder_of_another_program_is_left_as_it_is(name, make_config, run, tmp_path):
+    theirs = tmp_path / "theirs" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs\n")
+    with pytest.raises(UserError, match=rf"holds {name}, but no config\.json, so it is no run of fer_jax"):
+        run(make_config(), tmp_path / "theirs")
+    assert [path for path in (tmp_path / "theirs").rglob("*") if path.is_file()] == [theirs]
+    assert theirs.read_text() == "theirs\n"
 
 
 def test_selection_without_copies_of_copies_alone_is_refused(csv_file, make_config, tmp_path):

@@ -8,11 +8,11 @@ from fer_jax.loop.progress import Progress
 
 
 def run_epochs(accuracies, *, patience=3, min_delta=0.0) -> tuple[Progress, list[bool]]:
-    """Ends an epoch for each accuracy until told to stop; returns which were the best so far."""
+    """Ends an epoch for each accuracy until it is over; returns which were the best so far."""
     progress, is_best = Progress(), []
     for accuracy in accuracies:
-        is_best.append(progress.end_epoch({"loss": 1.0, "score": accuracy}, patience=patience, min_delta=min_delta))
-        if progress.should_stop:
+        is_best.append(progress.end_epoch({"loss": 1.0, "score": accuracy}, min_delta=min_delta))
+        if progress.epochs_without_improvement >= patience:
             break
     return progress, is_best
 
@@ -28,14 +28,14 @@ def test_stops_after_exactly_patience_epochs_without_improvement(patience):
 def test_an_improvement_starts_the_count_again():
     progress, is_best = run_epochs([0.5, 0.4, 0.4, 0.6, 0.5, 0.5, 0.7, 0.1, 0.2, 0.3, 0.9])
     assert is_best == [True, False, False, True, False, False, True, False, False, False]
-    assert progress.should_stop
+    assert progress.is_complete(100, patience=3)
     assert (progress.best_accuracy, progress.best_epoch) == (0.7, 7)
 
 
 def test_goes_on_while_it_improves():
     progress, is_best = run_epochs([epoch / 100 for epoch in range(50)], patience=1)
     assert all(is_best)
-    assert not progress.should_stop
+    assert not progress.is_complete(100, patience=1)
     assert progress.best_epoch == 50
 
 
@@ -63,7 +63,7 @@ def test_the_patience_counts_from_the_last_accuracy_that_was_better_by_more_than
     assert is_best == [True, True, True, True, False]
     assert progress.epochs_without_improvement == 1  # since 0.75, the first that is over 0.5 + 0.125
     progress, _ = run_epochs([0.5, 0.5625, 0.625, 0.6875], min_delta=0.25, patience=3)
-    assert progress.should_stop
+    assert progress.is_complete(100, patience=3)
     assert progress.best_epoch == 4
 
 
@@ -74,8 +74,8 @@ def test_small_steps_add_up_against_where_the_patience_counts_from():
 
 def test_a_progress_that_version_0_1_stored_goes_on_from_its_best_accuracy():
     progress = Progress(epochs=2, best_accuracy=0.5, best_epoch=1, epochs_without_improvement=1)
-    progress.end_epoch({"loss": 1.0, "score": 0.5}, patience=2, min_delta=0.0)
-    assert progress.should_stop
+    progress.end_epoch({"loss": 1.0, "score": 0.5}, min_delta=0.0)
+    assert progress.epochs_without_improvement == 2
 
 
 def test_continuing_from_a_stored_progress_stops_at_the_same_epoch():
@@ -83,11 +83,12 @@ def test_continuing_from_a_stored_progress_stops_at_the_same_epoch():
     whole, _ = run_epochs(accuracies)
     for cut in range(1, 5):
         progress, _ = run_epochs(accuracies[:cut])
-        progress = Progress(**dataclasses.asdict(progress))
+        # Earlier versions stored one key more.
+        progress = Progress.from_stored(dataclasses.asdict(progress) | {"should_stop": False})
         for accuracy in accuracies[cut:]:
-            if progress.should_stop:
+            if progress.is_complete(100, patience=3):
                 break
-            progress.end_epoch({"loss": 1.0, "score": accuracy}, patience=3, min_delta=0.0)
+            progress.end_epoch({"loss": 1.0, "score": accuracy}, min_delta=0.0)
         assert progress == whole
 
 
@@ -101,7 +102,7 @@ def test_means_are_over_examples_not_steps():
 def test_an_epochs_sums_start_at_nothing():
     progress = Progress()
     progress.add({"loss": 10.0, "correct": 6, "count": 8})
-    progress.end_epoch({"loss": 1.0, "score": 0.5}, patience=3, min_delta=0.0)
+    progress.end_epoch({"loss": 1.0, "score": 0.5}, min_delta=0.0)
     progress.add({"loss": 1.0, "correct": 1, "count": 2})
     assert progress.mean() == {"loss": 0.5, "accuracy": 0.5}
 
@@ -118,5 +119,5 @@ def test_a_training_loss_that_is_not_finite_is_divergence(loss):
 def test_a_validation_loss_that_is_not_finite_is_divergence(loss):
     progress = Progress()
     with pytest.raises(Diverged, match="validation loss"):
-        progress.end_epoch({"loss": loss, "score": 0.9}, patience=3, min_delta=0.0)
+        progress.end_epoch({"loss": loss, "score": 0.9}, min_delta=0.0)
     assert progress == Progress()

@@ -99,6 +99,29 @@ def test_history_has_each_epochs_last_training_event_and_its_validation():
         }
 
 
+def test_the_curves_mark_the_epoch_that_the_run_selects(dataset, tmp_path, monkeypatch):
+    events = make_events(3)
+    for event, without_copies in zip(events[2::3], (0.5, 0.7, 0.6), strict=True):
+        event["accuracy_without_copies"] = without_copies
+    drawn = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, *_, **__: drawn.append(figure))
+    for metric, marked in (("accuracy", "best: epoch 3"), ("accuracy_without_copies", "best: epoch 2")):
+        names = {"dataset_name": dataset.name, "dataset_fingerprint": dataset.fingerprint}
+        report.write_history(events, **names, metric=metric, folder=tmp_path)
+        labels = [line.get_label() for line in drawn[-1].axes[0].lines]
+        assert marked in labels
+    assert "best validation accuracy without copies 70.00%" in drawn[-1].get_suptitle()
+    table = pd.read_csv(tmp_path / "history.csv")
+    assert table["validation_accuracy_without_copies"].to_list() == [0.5, 0.7, 0.6]
+
+
+def test_the_table_says_whether_the_weights_are_averaged(evaluation):
+    assert "checkpoint of step 4480, validation accuracy" in report.table(evaluation | {"is_ema": False})
+    assert "checkpoint of step 4480, averaged weights, validation accuracy" in report.table(
+        evaluation | {"is_ema": True}
+    )
+
+
 @pytest.mark.parametrize("cut", [1, 2])
 def test_an_epoch_that_is_not_finished_is_left_out_of_the_history(cut):
     assert report.history(make_events(3)[:-cut]).equals(report.history(make_events(2)))
