@@ -337,6 +337,17 @@ def test_a_mistyped_key_can_not_be_set():
             {"train.grad_accum_steps": 3},
             "batch_size is 64; it must be a multiple of config.train.grad_accum_steps, 3",
         ),
+        ({"augment.crop": 49}, "augment.crop is 49; it must be at most config.dataset.image_size, 48"),
+        (
+            {"evaluation.report_views": "whole,ten_crops"},
+            "evaluation.report_views is whole,ten_crops; it shows crops, whose size config.augment.crop says",
+        ),
+        ({"evaluation.view": "centre_crop"}, "evaluation.view is centre_crop; it shows crops, whose size"),
+        (
+            {"augment.flip": 0.4, "augment.alternating_flip": True},
+            "augment.flip is 0.4; it must be 0.5 with config.augment.alternating_flip",
+        ),
+        ({"mix.off_epochs": 26}, "mix.off_epochs is 26; it must be at most config.num_epochs, 25"),
         ({"dataset.path": "x.csv", "dataset.source": "embedded"}, "dataset.path is x.csv; it must be left out where"),
         (
             {"dataset.ferplus": "new.csv", "dataset.source": "embedded"},

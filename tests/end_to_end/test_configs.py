@@ -17,6 +17,7 @@ from fer_jax.loop.program import make_training
 from fer_jax.models import resnet
 from fer_jax.models.flops import training_flops
 from fer_jax.recipe.state import num_parameters
+from tests.end_to_end.conftest import read_metrics
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 
@@ -36,10 +37,11 @@ def test_a_recipe_trains_a_small_network(name, csv_file, run, tmp_path):
     config = read(next(path for path in CONFIGS if path.stem == name))
     small = {"model.depth": 10, "model.width": 2, "model.dtype": "float32", "model.conv": "lax", "batch_size": 8}
     data = {"dataset.path": str(csv_file), "dataset.cache_dir": str(csv_file.parent / "prepared")}
-    # Of these two epochs the second is not mixed.
-    short = {"num_epochs": 2, "optimizer.warmup_epochs": 0.5, "mix.off_epochs": 1 if config.mix.off_epochs else 0}
+    # 50 steps, of which the last five are not mixed.
+    short = {"num_epochs": 10, "optimizer.warmup_epochs": 0.5, "mix.off_epochs": 1 if config.mix.off_epochs else 0}
     config.update_from_flattened_dict(small | data | short)
     assert run(config, tmp_path / "run") == 0
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 50
     evaluation = json.loads((tmp_path / "run" / "report" / "evaluation_test.json").read_text())
     assert set(evaluation["views"]) == {"centre_crop", "whole", "whole_mirrored", "ten_crops"}
 
@@ -59,12 +61,10 @@ def test_the_recipe_for_a_gpu_is_of_the_size_that_it_says_and_lowers_for_one():
     sharding = NamedSharding(mesh, PartitionSpec())
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(create))
     assert num_parameters(state.params) == pytest.approx(47.9e6, rel=0.02)
-    batches = {
-        "image": np.zeros((1, 256, 48, 48, 1), np.uint8),
-        "label": np.zeros((1, 256), np.int32),
-        "index": np.zeros((1, 256), np.int32),
-    }
-    placed = parallel.shard_batch(batches, mesh, "shard_map", batch_axis=1)
-    lowered = train_call.trace(state, {}, placed).lower(lowering_platforms=("cuda",))
+    # The whole split is on the device, and a call's batches are eight times so many indices.
+    assert (config.dataset.loader, config.train.steps_per_call, config.batch_size) == ("device", 8, 256)
+    data = {"image": np.zeros((1000, 48, 48, 1), np.uint8), "label": np.zeros(1000, np.int32)}
+    batches = parallel.shard_batch({"index": np.zeros((8, 256), np.int32)}, mesh, "shard_map", batch_axis=1)
+    lowered = train_call.trace(state, parallel.replicate(data, mesh), batches).lower(lowering_platforms=("cuda",))
     assert "convolution" in lowered.as_text()
     assert jnp.dtype(model.dtype) == jnp.bfloat16
