@@ -427,6 +427,14 @@ def test_a_recipe_with_everything_goes_on_from_a_stop_as_if_there_had_been_none(
     assert json.loads((tmp_path / "run" / name).read_text()) == json.loads((full / name).read_text())
 
 
+def test_a_recipe_with_everything_is_the_same_by_the_other_mapper_and_loader(full, full_config, run, tmp_path):
+    config = full_config.copy_and_resolve_references()
+    other = {"dataset.loader": "device", "parallel.mapper": "pmap", "train.steps_per_call": 2}
+    config.update_from_flattened_dict(other)
+    assert run(config, tmp_path / "run") == 0
+    assert_same_but_for_rounding(tmp_path / "run", full)
+
+
 def test_the_averaged_weights_are_evaluated_beside_the_others_and_the_better_ones_are_kept(full):
     by_kind = {"validation": [], "validation_ema": []}
     for event in read_metrics(full):

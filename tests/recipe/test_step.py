@@ -201,12 +201,23 @@ def test_with_synchronised_statistics_many_devices_do_what_one_does(num_devices,
     assert_close(many.params, one.params, rtol=1e-4, atol=4e-5)
 
 
-def test_many_devices_do_what_one_does_with_everything_that_a_recipe_can_switch_on():
-    many, sums_of_many = three_steps(Setup(num_devices=8, augment_config=FULL_AUGMENTATION, is_full=True))
+@pytest.mark.parametrize("mapper", ["shard_map", "pmap"])
+def test_many_devices_do_what_one_does_with_everything_that_a_recipe_can_switch_on(mapper):
+    many, sums_of_many = three_steps(
+        Setup(num_devices=8, mapper=mapper, augment_config=FULL_AUGMENTATION, is_full=True)
+    )
     one, sums_of_one = three_steps(Setup(num_devices=1, augment_config=FULL_AUGMENTATION, is_full=True))
     assert_close(sums_of_many, sums_of_one, rtol=1e-4)
     assert_close(many.ema["batch_stats"], one.ema["batch_stats"], rtol=1e-3, atol=1e-5)
-    assert_close(many.params, one.params, rtol=1e-4, atol=4e-5)
+    # Adam divides a gradient that is nearly zero by its own size, and round-off with it: so not value by value, but by
+    # what the steps changed. Another partner, mask or box is another gradient altogether.
+    first = first_state_on_host(is_full=True).params
+    for ours, theirs in ((many.params, one.params), (many.ema["params"], one.ema["params"])):
+        changed, different = (
+            np.sqrt(sum(np.sum((np.asarray(a) - b) ** 2) for a, b in zip(*map(jax.tree.leaves, pair), strict=True)))
+            for pair in ((theirs, first), (ours, theirs))
+        )
+        assert different < 0.01 * changed
     # They did something: the average is another than the weights, and the loss than that of a plain step.
     assert not np.allclose(one.ema["params"]["head"]["kernel"], one.params["head"]["kernel"], atol=1e-5)
     assert abs(sums_of_one[0]["loss"] / three_steps(Setup(num_devices=1))[1][0]["loss"] - 1) > 1e-3
