@@ -229,6 +229,8 @@ def report_checkpoint(
             "selected_on": selected_on,
             "dataset": dataset.name,
             "dataset_fingerprint": dataset.fingerprint,
+            # By which it is compared with a run whose training targets are others.
+            "split_fingerprint": dataset.split(split).fingerprint,
         }
         if weights_file:
             evaluation["weights_file"] = weights_file

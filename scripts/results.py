@@ -3,7 +3,8 @@
 Runs whose options are equal, but for the seed and what changes no results, are one row: the mean over the seeds, their
 standard deviation, the 95 % interval of the mean (Student's t) and each seed's accuracy. A row that is not the
 baseline has its effect, the difference of the means, with its 95 % interval (Welch's t, unpaired). One seed has no
-interval. Then follow the commands that make the runs. All runs must be of the same data.
+interval. Then follow the commands that make the runs. All runs must be evaluated on the same images and labels, and
+trained on the same data but for FER+'s votes in the targets.
 """
 
 import argparse
@@ -29,6 +30,8 @@ _FER2013 = "7fcc111d81f1638f"
 _OFFICIAL = {"validation": "PublicTest", "test": "PrivateTest"}
 # A run may go on with another patience, but where it ends is another result.
 _ENDS_ELSEWHERE = {"early_stopping.patience"}
+# What is trained on, beside the files. They count as changing no results, since the dataset's fingerprint covers them.
+_TARGETS = ("dataset.ferplus_task", "dataset.ferplus_target_weight")
 # They change no results, only what the data are, by which runs are compared; to make the data anew takes them.
 _OF_THE_DATA = ("dataset.source", "dataset.classes", "dataset.image_size", "dataset.resize", "dataset.split_seed")
 
@@ -49,8 +52,20 @@ class Run:
         return {
             key: value
             for key, value in config_lib.flatten(self.config)
-            if key != "seed" and (OPTIONS[key].changes_results or key in _ENDS_ELSEWHERE)
+            if key != "seed" and (OPTIONS[key].changes_results or key in _ENDS_ELSEWHERE or key in _TARGETS)
         }
+
+    def targets(self) -> tuple:
+        """Returns the values of _TARGETS."""
+        return tuple(map(self.value, _TARGETS))
+
+    def trains_on_votes(self) -> bool:
+        return self.targets() != tuple(OPTIONS[key].default for key in _TARGETS)
+
+    def data(self) -> tuple[str, str]:
+        """Returns the dataset's fingerprint, and its name, which a copy may have another of."""
+        evaluation = next(iter(self.evaluations.values()))
+        return evaluation["dataset_fingerprint"], evaluation["dataset"]
 
 
 def read_run(path: str, splits: Sequence[str]) -> Run:
@@ -69,12 +84,13 @@ def _read_evaluation(folder: epath.Path, split: str) -> dict:
         evaluation = json.loads(path.read_text())
         # What is used, and nothing else: a newer version may add to it.
         used = ("accuracy", "num_examples", "checkpoint_step", "selected_on", "dataset", "dataset_fingerprint")
-        missing = [key for key in used if key not in evaluation]
+        missing = [key for key in (*used, "per_class") if key not in evaluation]
         if not missing:
             float(evaluation["accuracy"])
+            _support(evaluation)
     except FileNotFoundError:
         raise UserError(f"{path} is not there: the run is not finished, or its data have no {split} split") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} can't be read as an evaluation: {error}") from None
     if missing:
         raise UserError(f"{path} is no evaluation: it lacks {', '.join(missing)}")
@@ -97,21 +113,57 @@ def read_runs(paths: Sequence[str], splits: Sequence[str]) -> list[Run]:
         except UserError as error:
             problems.append(str(error))
             continue
-        runs.append(run)
-        (ours, name), (first, first_name) = _data_of(run), _data_of(runs[0])
-        if ours != first:
-            problems.append(
-                f"{path} is of {name} ({ours}), and {runs[0].path} of {first_name} ({first}): a table is of one dataset"
-            )
+        if problem := runs and _complaint(run, runs):
+            problems.append(problem)
+        else:
+            runs.append(run)
     if problems:
         raise UserError("\n".join(problems))
     return runs
 
 
-def _data_of(run: Run) -> tuple[str, str]:
-    """Returns the fingerprint, which is compared, and the name, which a copy may have another of."""
-    evaluation = next(iter(run.evaluations.values()))
-    return evaluation["dataset_fingerprint"], evaluation["dataset"]
+def _complaint(run: Run, others: Sequence[Run]) -> str | None:
+    """Says why a run can't be in one table with `others`, which can; None where it can."""
+    # The fingerprint covers train's targets, so it can be compared with that of a run which has the same.
+    equal = [other for other in others if other.targets() == run.targets()]
+    other = (equal or others)[0]
+    # Labels of seven classes or of FER+'s eight, on which accuracies are twenty points apart.
+    task, their_task = (one.value("dataset.ferplus_task") for one in (run, other))
+    if (task == "none") != (their_task == "none"):
+        return (
+            f"{run.path} is evaluated on {_labels_of(task)}, and {other.path} on {_labels_of(their_task)}: "
+            "a table is of one task"
+        )
+    if equal:
+        is_same = run.data()[0] == other.data()[0]
+    else:
+        is_same = all(map(_is_same_split, run.evaluations.values(), other.evaluations.values()))
+    if is_same:
+        return None
+    (ours, name), (theirs, their_name) = run.data(), other.data()
+    beside = "" if equal else ", and their evaluations are on other images or labels"
+    return (
+        f"{run.path} is of {name} ({ours}), and {other.path} of {their_name} ({theirs}){beside}: "
+        "a table is of one dataset"
+    )
+
+
+def _labels_of(task: str) -> str:
+    if task == "none":
+        return "the labels of its data"
+    return f"FER+'s eight classes (config.dataset.ferplus_task is {task})"
+
+
+def _is_same_split(ours: dict, theirs: dict) -> bool:
+    """Returns whether two evaluations are on the same images and labels."""
+    if "split_fingerprint" in ours and "split_fingerprint" in theirs:
+        return ours["split_fingerprint"] == theirs["split_fingerprint"]
+    # Older reports have no fingerprint of their split: the number of images of each class is all they say of it.
+    return _support(ours) == _support(theirs)
+
+
+def _support(evaluation: dict) -> dict[str, int]:
+    return {name: figures["support"] for name, figures in evaluation["per_class"].items()}
 
 
 def group(runs: Sequence[Run], baseline: Run) -> list[list[Run]]:
@@ -204,6 +256,9 @@ def _describe_difference(baseline: Run, run: Run) -> str:
 def command(run: Run) -> str:
     """Returns the command that makes the run: the packaged experiment that is nearest, and what differs from it."""
     wanted = run.experiment() | {key: run.value(key) for key in _OF_THE_DATA}
+    if run.trains_on_votes():
+        # As of the data: where the file lay is nothing to those who read the table.
+        wanted["dataset.ferplus"] = epath.Path(run.value("dataset.ferplus")).name
     candidates = []
     for path in sorted(command_line.CONFIGS.glob("*.py")):
         try:
@@ -228,9 +283,11 @@ def command(run: Run) -> str:
 def page(runs: Sequence[Run], baseline: Run, splits: Sequence[str]) -> str:
     """Returns the tables of all splits and the commands, as Markdown."""
     groups = group(runs, baseline)
+    # A run with votes in its targets has their share in the name of its dataset, which the others' rows have not.
+    named = next((run for run in [baseline, *runs] if not run.trains_on_votes()), baseline)
     lines = []
     for split in splits:
-        evaluation = baseline.evaluations[split]
+        evaluation = named.evaluations[split]
         fingerprint = evaluation["dataset_fingerprint"]
         official = f" ({_OFFICIAL[split]})" if fingerprint == _FER2013 else ""
         lines += [

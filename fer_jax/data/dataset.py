@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -35,6 +35,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The first 16 hex digits of the SHA-256 of images and labels, in order: what an evaluation is made on."""
+        return _fingerprint(_contents(self))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the arrays that the `index` of a batch points into."""
@@ -85,15 +90,27 @@ class Dataset:
     def fingerprint(self) -> str:
         """The first 16 hex digits of the SHA-256 of every split's images, labels and targets, in order."""
         # Names and rows are left out: a moved or renamed file is the same data.
-        digest = hashlib.sha256()
-        for name in self._names():
-            digest.update(f"{name} {len(self.splits[name])}".encode())
-            digest.update(np.ascontiguousarray(self.splits[name].images))
-            digest.update(np.ascontiguousarray(self.splits[name].labels, dtype="<i4"))
-            # Only where there are any: without FER+ a dataset keeps the fingerprint that runs have stored.
-            if self.splits[name].targets is not None:
-                digest.update(np.ascontiguousarray(self.splits[name].targets, dtype="<f4"))
-        return digest.hexdigest()[:16]
+        return _fingerprint(part for name in self._names() for part in self._contents_of(name))
+
+    def _contents_of(self, name: str) -> Iterator[bytes | np.ndarray]:
+        split = self.splits[name]
+        yield f"{name} {len(split)}".encode()
+        yield from _contents(split)
+        # Only where there are any: without FER+ a dataset keeps the fingerprint that runs have stored.
+        if split.targets is not None:
+            yield np.ascontiguousarray(split.targets, dtype="<f4")
 
     def _names(self) -> list[str]:
         return [name for name in (*SPLITS, UNSPLIT) if name in self.splits]
+
+
+def _contents(split: Split) -> Iterator[np.ndarray]:
+    yield np.ascontiguousarray(split.images)
+    yield np.ascontiguousarray(split.labels, dtype="<i4")
+
+
+def _fingerprint(contents: Iterable[bytes | np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()[:16]

@@ -49,6 +49,17 @@ def test_targets_are_part_of_the_arrays_and_of_the_fingerprint_only_where_there_
     assert len({Dataset("faces", {"train": variant}).fingerprint for variant in variants}) == 3
 
 
+def test_a_split_s_fingerprint_is_of_its_images_and_labels_alone():
+    split = make_split(4)
+    brighter, relabelled = split.images.copy(), split.labels.copy()
+    brighter[3, 47, 47, 0] ^= 1
+    relabelled[0] += 1
+    same = dataclasses.replace(split, rows=split.rows + 7, targets=np.eye(7, dtype=np.float32)[split.labels])
+    assert same.fingerprint == split.fingerprint
+    others = [dataclasses.replace(split, images=brighter), dataclasses.replace(split, labels=relabelled)]
+    assert len({one.fingerprint for one in (split, *others, split.take(np.array([1, 0, 2, 3])))}) == 4
+
+
 @pytest.mark.parametrize("where", [np.array([3, 0]), np.arange(5) % 2 == 0])
 def test_take_selects_of_every_array(where):
     split = dataclasses.replace(make_split(5), is_copy=np.arange(5) > 2)

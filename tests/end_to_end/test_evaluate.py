@@ -36,6 +36,7 @@ KEYS = {
     "selected_on",
     "dataset",
     "dataset_fingerprint",
+    "split_fingerprint",
     "view",
     "views",
     "without_copies",

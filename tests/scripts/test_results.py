@@ -17,6 +17,7 @@ from scripts import results
 
 ROOT = pathlib.Path(__file__).parents[2]
 FINGERPRINT = "7fcc111d81f1638f"
+VOTES = {"dataset.ferplus": "/somewhere/fer2013new.csv"}
 
 
 @pytest.fixture
@@ -37,6 +38,7 @@ def write(tmp_path):
                 "selected_on": "validation accuracy",
                 "dataset": "fer2013.csv",
                 "dataset_fingerprint": FINGERPRINT,
+                "per_class": {"angry": {"support": 467}, "happy": {"support": 3122}},
                 "views": {"mirrored": {"accuracy": 0.9}},
             }
             (folder / "report" / f"evaluation_{split}.json").write_text(json.dumps(evaluation | (extra or {})))
@@ -160,6 +162,76 @@ def test_the_embedded_set_is_asked_for_and_has_no_official_names(write, capsys):
     assert "on test of embedded faces (`b326fd2395d9a543`)" in page
     assert "--config.dataset.source=embedded" in page
     assert "--data" not in page
+
+
+@pytest.fixture
+def write_voted(write):
+    """Writes a run with a part of FER+'s votes in its targets, whose dataset has a fingerprint of its own."""
+
+    def write_voted(name, validation, test, *, weight=0.3, fingerprint="0123456789abcdef", extra=None, **options):
+        data = {"dataset": f"fer2013.csv, FER+ at {weight:g}", "dataset_fingerprint": fingerprint}
+        options |= VOTES | {"dataset.ferplus_target_weight": weight}
+        return write(name, validation, test, extra=data | (extra or {}), **options)
+
+    return write_voted
+
+
+@pytest.mark.parametrize("fingerprint", [None, "fedcba9876543210"], ids=["older reports", "reports"])
+def test_votes_in_the_targets_are_another_experiment_on_the_same_images(write, write_voted, fingerprint, capsys):
+    extra = {"split_fingerprint": fingerprint} if fingerprint else {}
+    voted = [write_voted(f"voted{seed}", 0.61, 0.62, seed=seed, extra=extra) for seed in (0, 1)]
+    plain = write("plain", 0.6, 0.6, extra=extra)
+    assert results.main([*voted, plain, f"--baseline={plain}"]) == 0
+    page = capsys.readouterr().out
+    assert [row[:2] for row in rows_of(page)] == 2 * [["baseline", "1"], ["`dataset.ferplus_target_weight=0.3`", "2"]]
+    assert page.count("on validation (PublicTest) of fer2013.csv (`7fcc111d81f1638f`)") == 1
+    (line,) = (line for line in page.splitlines() if "--workdir=runs/voted0" in line)
+    assert "somewhere" not in line
+    dataset = parse(line)["dataset"]
+    assert (dataset["ferplus"], dataset["ferplus_target_weight"]) == ("fer2013new.csv", 0.3)
+    # The other way round they are the same rows, and the data have their own name all the same.
+    assert results.main([*voted, plain]) == 0
+    page = capsys.readouterr().out
+    assert [row[0] for row in rows_of(page)] == 2 * ["baseline", "`dataset.ferplus_target_weight=0.0`"]
+    assert page.count("on test (PrivateTest) of fer2013.csv (`7fcc111d81f1638f`)") == 1
+
+
+def test_votes_of_which_nothing_is_used_are_no_other_experiment(write, capsys):
+    assert results.main([write("a", 0.6, 0.6), write("b", 0.6, 0.6, seed=1, **VOTES), "--split=test"]) == 0
+    page = capsys.readouterr().out
+    assert [row[:2] for row in rows_of(page)] == [["baseline", "2"]]
+    assert "ferplus" not in page
+
+
+def test_fer_plus_s_own_tasks_are_of_one_table_and_not_of_one_with_fer_2013_s_labels(write, capsys):
+    def write_task(task):
+        classes = {"neutral": {"support": 1100}, "contempt": {"support": 24}}
+        data = {"dataset": f"fer2013.csv, FER+ {task}", "dataset_fingerprint": f"{task}123", "per_class": classes}
+        return write(task, 0.8, 0.8, extra=data, **VOTES, **{"dataset.ferplus_task": task})
+
+    plain, majority, soft = write("plain", 0.6, 0.6), write_task("majority"), write_task("soft")
+    assert results.main([majority, soft, "--split=test"]) == 0
+    page = capsys.readouterr().out
+    assert [row[0] for row in rows_of(page)] == ["baseline", "`dataset.ferplus_task=soft`"]
+    assert "--config.dataset.ferplus=fer2013new.csv --config.dataset.ferplus_task=majority " in page
+    assert results.main([plain, soft]) == 2
+    assert capsys.readouterr().err == (
+        f"scripts.results: {soft} is evaluated on FER+'s eight classes (config.dataset.ferplus_task is soft), and "
+        f"{plain} on the labels of its data: a table is of one task\n"
+    )
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_votes_in_the_targets_hide_no_other_difference_of_the_data(write, write_voted, known, capsys):
+    counts = {"per_class": {"angry": {"support": 468}, "happy": {"support": 3121}}}
+    prints = [{"split_fingerprint": "1"}, {"split_fingerprint": "2"}] if known else [{}, counts]
+    plain, other = write("plain", 0.6, 0.6, extra=prints[0]), write_voted("other", 0.6, 0.6, extra=prints[1])
+    assert results.main([plain, other]) == 2
+    assert "and their evaluations are on other images or labels: a table is of one dataset" in capsys.readouterr().err
+    # Of equal shares of the votes the training data must be equal too.
+    voted, moved = write_voted("voted", 0.6, 0.6), write_voted("moved", 0.6, 0.6, seed=1, fingerprint="4321")
+    assert results.main([write("unlike", 0.6, 0.6), voted, moved]) == 2
+    assert f"{moved} is of fer2013.csv, FER+ at 0.3 (4321), and {voted} of " in capsys.readouterr().err
 
 
 def test_each_thing_that_is_wrong_is_one_line(write, tmp_path, capsys):
