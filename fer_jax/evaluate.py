@@ -49,7 +49,8 @@ def evaluate(
     """Evaluates a checkpoint of the run in `workdir` on a split; prints its report and writes it to the workdir.
 
     Args:
-      config: None for the run's own; else it may differ in what changes no results, such as dataset.path.
+      config: None for the run's own; else it may differ in what changes no results, such as dataset.path. Its
+        dataset.ferplus says where FER+'s votes are now, of a run that was trained with them.
       data: the files to evaluate on; those of the run if neither this nor the config's dataset.path says otherwise.
       split: 'validation' or 'test'. Of other data that tell no splits all examples are evaluated.
       checkpoint: 'best', 'latest' or a step.
@@ -76,6 +77,9 @@ def evaluate(
         # How it is computed and where data are kept, which changes no figure.
         for section, key in (("dataset", "cache_dir"), ("dataset", "loader"), ("parallel", "mapper")):
             trained.config[section][key] = config[section][key]
+        # The run's own, moved: which votes they are the dataset's fingerprint tells.
+        if config.dataset.ferplus:
+            trained.config.dataset.ferplus = config.dataset.ferplus
     with processes.agreeing_on_errors():
         asked = config.dataset if config is not None else None
         path = data or (asked.path if asked else None)

@@ -209,7 +209,10 @@ def join(dataset: Dataset, ferplus: FerPlus, *, task: str = "none", target_weigh
 
 def check(dataset: Dataset, ferplus: FerPlus) -> str:
     """Returns what is to be said of the join with `dataset`; raises UserError where the rows are not those of FER+."""
-    _check_rows(dataset, ferplus)
+    if complaint := complaint_about_rows(dataset):
+        raise UserError(
+            f"config.dataset.ferplus needs FER-2013 in its official order, such as fer2013.csv; {complaint}"
+        )
     # Of all splits: where the rows are wrong, the test labels are no labels of these images anyway.
     labels, rows = (
         np.concatenate([getattr(split, name) for split in dataset.splits.values()]) for name in ("labels", "rows")
@@ -226,23 +229,23 @@ def check(dataset: Dataset, ferplus: FerPlus) -> str:
     return f"FER+: {len(ferplus.votes):,} rows{defects}; the favourites are FER-2013's labels in {agreement:.1%}"
 
 
-def _check_rows(dataset: Dataset, ferplus: FerPlus) -> None:
-    """Raises UserError unless the rows of `dataset` are the official ones: all of them, or Training's."""
+def complaint_about_rows(dataset: Dataset) -> str | None:
+    """Says why the rows of `dataset` are not the official ones, all of them or Training's; None where they are."""
     # FER+'s file names and orders images but doesn't show them: only FER-2013's own csv, in its order, ties a row to
     # pixels. So a folder, whose images are sorted by name, can't be joined, neither by content nor otherwise.
     total = sum(map(len, dataset.splits.values()))
-    in_order = f"config.dataset.ferplus needs FER-2013 in its official order, such as fer2013.csv; {dataset.name}"
     if dataset.class_names != CLASS_NAMES:
-        raise UserError(f"{in_order} has the classes {', '.join(dataset.class_names)}")
-    if total not in (len(ferplus.votes), ROWS["train"]):
-        raise UserError(f"{in_order} has {total:,} images in place of {len(ferplus.votes):,}")
+        return f"{dataset.name} has the classes {', '.join(dataset.class_names)}"
+    if total not in (sum(ROWS.values()), ROWS["train"]):
+        return f"{dataset.name} has {total:,} images in place of {sum(ROWS.values()):,}"
     starts = np.cumsum([0, *ROWS.values()])
     for name, split in dataset.splits.items():
         # A validation split may have been held out of Training, where the files have no other images.
         official = "train" if total == ROWS["train"] else name
         first, last = starts[list(ROWS).index(official)], starts[list(ROWS).index(official) + 1]
         if len(wrong := split.rows[(split.rows < first) | (split.rows >= last)]):
-            raise UserError(f"{in_order} has an image of the {name} split as its image {wrong[0] + 1:,}")
+            return f"{dataset.name} has an image of the {name} split as its image {wrong[0] + 1:,}"
+    return None
 
 
 def _with_task(dataset: Dataset, ferplus: FerPlus, task: str) -> tuple[Dataset, str]:

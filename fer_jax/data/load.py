@@ -23,8 +23,11 @@ def load_dataset(options: Mapping[str, Any], terminal: Terminal = SILENT) -> Dat
     Raises UserError as these three do, and as `ferplus.read` does.
     """
     dataset = files.with_validation(load_published(options, terminal), options["split_seed"], terminal)
-    if not options["ferplus"]:
-        return dataset
+    return with_votes(dataset, options, terminal) if options["ferplus"] else dataset
+
+
+def with_votes(dataset: Dataset, options: Mapping[str, Any], terminal: Terminal = SILENT) -> Dataset:
+    """Returns `dataset` with FER+'s labels, as a `config.dataset` asks for them (see `ferplus.join`)."""
     dataset, said = ferplus.join(
         dataset, load_votes(options), task=options["ferplus_task"], target_weight=options["ferplus_target_weight"]
     )
