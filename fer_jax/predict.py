@@ -18,7 +18,7 @@ from fer_jax.faces.classifier import Classifier, grouped
 from fer_jax.faces.detection import BATCH_SIZE
 from fer_jax.faces.save import Saver
 from fer_jax.faces.smoothing import Smoother
-from fer_jax.faces.sources import Source, expand
+from fer_jax.faces.sources import Source, expand, refuse_output
 from fer_jax.system import collector, streams
 from fer_jax.system.signals import Stopped, StopRequest
 
@@ -56,8 +56,8 @@ def predict(
       require_face: whether it is an error if no face is found.
 
     Raises:
-      UserError: a word means nothing, none of the files can be read, a video can't be saved, or no face is found where
-        one is required.
+      UserError: a word means nothing, answers would be written over a picture or over each other, none of the files
+        can be read, a video can't be saved, or no face is found where one is required.
       OSError: a file can't be written.
       Stopped: a signal came.
     """
@@ -67,6 +67,11 @@ def predict(
         raise UserError("--json=- and --csv=- both want standard output; write one of them to a file")
     # Before the network is loaded, which a misspelt name needn't wait for.
     sources = list(expand(words))
+    for option, path in (("--json", json), ("--csv", csv)):
+        if path and path != "-":
+            refuse_output(path, option, sources)
+    if json and csv and os.path.realpath(json) == os.path.realpath(csv):
+        raise UserError(f"--json and --csv are both {json}; write one of them to another file")
     classifier = Classifier(weights, checkpoint, detector=detector)
     unreadable: list[str] = []
     not_saved: list[str] = []

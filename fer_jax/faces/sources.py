@@ -49,6 +49,19 @@ def expand(words: Sequence[str]) -> Iterator[Source]:
             raise UserError(f"{word} is not there")
 
 
+def refuse_output(path: str, option: str, sources: Sequence[Source]) -> None:
+    """Raises UserError where answers would be written over a picture or video.
+
+    path: where answers are to be written, as `option` says. sources: what is looked at.
+    """
+    # --json photo.jpg is what somebody types who takes it for a switch; maybe without naming the picture again.
+    if path.lower().endswith((*PICTURE_SUFFIXES, ".heic", ".heif", *video.SUFFIXES)):
+        raise UserError(f"{option} is {path}, which is named as a picture or video; answers go to another file")
+    files = [source.value for source in sources if isinstance(source.value, str) and os.path.exists(source.value)]
+    if os.path.exists(path) and any(os.path.samefile(path, file) for file in files):
+        raise UserError(f"{option} is {path}, which is to be looked at itself; answers go to another file")
+
+
 def _files_of(folder: str) -> Iterator[str]:
     for parent, folders, names in os.walk(folder):
         folders.sort()  # os.walk goes into them in this order

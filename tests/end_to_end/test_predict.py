@@ -186,6 +186,25 @@ def test_a_video_is_read_and_written(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"json": "a.jpg"}, "--json is a.jpg, which is named as a picture"),
+        ({"csv": "no_suffix"}, "--csv is no_suffix, which is to be looked at itself"),
+        ({"json": "answers", "csv": "./answers"}, "--json and --csv are both answers"),
+    ],
+)
+def test_no_picture_and_no_answers_are_written_over(tmp_path, monkeypatch, asked, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "no_suffix"):
+        (tmp_path / name).write_bytes(PHOTOGRAPH.read_bytes())
+    # Refused before the network is loaded, which there isn't.
+    with pytest.raises(UserError, match=message):
+        predict("no_suffix", weights="nothing.safetensors", **asked)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "no_suffix"]
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {PHOTOGRAPH.read_bytes()}
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({}, "which picture"),

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from fer_jax.errors import UserError
-from fer_jax.faces.sources import expand
+from fer_jax.faces.sources import expand, refuse_output
 
 
 def names(*words) -> list[str]:
@@ -57,3 +57,16 @@ def test_a_dash_is_standard_input_and_an_address_a_video(monkeypatch):
 def test_what_is_not_there_is_said(folder, word, message):
     with pytest.raises(UserError, match=message.replace("*", r"\*")):
         names(word)
+
+
+def test_answers_are_not_written_over_what_is_looked_at_or_is_called_a_picture(folder):
+    (folder / "link").symlink_to("more/odd")
+    sources = list(expand(["more/odd", "a.png", "rtsp://camera/1"]))
+    for path in ("answers.json", "notes.txt", "more/answers", "/dev/null"):
+        refuse_output(path, "--json", sources)
+    for path in ("more/odd", "link", str(folder / "more" / ".." / "more" / "odd")):
+        with pytest.raises(UserError, match=rf"--json is .*{path[-3:]}, which is to be looked at itself"):
+            refuse_output(path, "--json", sources)
+    for path in ("b.JPG", "new.png", "IMG_0001.HEIC", "clip.mp4"):
+        with pytest.raises(UserError, match=f"--csv is {path}, which is named as a picture or video"):
+            refuse_output(path, "--csv", sources)
