@@ -19,6 +19,7 @@ from fer_jax.faces.detection import BATCH_SIZE
 from fer_jax.faces.save import Saver
 from fer_jax.faces.smoothing import Smoother
 from fer_jax.faces.sources import Source, expand, refuse_output
+from fer_jax.inference import explanation
 from fer_jax.system import collector, streams
 from fer_jax.system.signals import Stopped, StopRequest
 
@@ -56,8 +57,9 @@ def predict(
       require_face: whether it is an error if no face is found.
 
     Raises:
-      UserError: a word means nothing, answers would be written over a picture or over each other, none of the files
-        can be read, a video can't be saved, or no face is found where one is required.
+      UserError: a word means nothing, there is no such explanation or nothing that shows it, answers would be written
+        over a picture or over each other, none of the files can be read, a video can't be saved, or no face is found
+        where one is required.
       OSError: a file can't be written.
       Stopped: a signal came.
     """
@@ -65,6 +67,10 @@ def predict(
         raise UserError("which picture? For example fer-jax predict photo.jpg; or a folder, a video, 0 for a camera")
     if json == csv == "-":
         raise UserError("--json=- and --csv=- both want standard output; write one of them to a file")
+    if (explain := options["explain"]) is not None:
+        explanation.check(explain)
+        if not (json or save):
+            raise UserError(f"--explain={explain} goes with --save, which draws it, or --json, which holds it")
     # Before the network is loaded, which a misspelt name needn't wait for.
     sources = list(expand(words))
     for option, path in (("--json", json), ("--csv", csv)):

@@ -212,7 +212,12 @@ def test_no_picture_and_no_answers_are_written_over(tmp_path, monkeypatch, asked
         ({"words": [PHOTOGRAPH], "json": "-", "csv": "-"}, "both want standard output"),
         ({"words": [__file__]}, "none of the files can be read"),
         ({"words": [PHOTOGRAPH], "weights": "nothing.safetensors"}, "nothing.safetensors is not there"),
-        ({"words": [PHOTOGRAPH], "explain": "lime"}, "no explanation 'lime'"),
+        ({"words": [PHOTOGRAPH], "explain": "lime"}, "^there is no explanation 'lime'"),
+        ({"words": ["clip.mp4"], "explain": ""}, "^there is no explanation ''"),
+        (
+            {"words": [PHOTOGRAPH], "explain": "layercam", "csv": "-"},
+            "--explain=layercam goes with --save, .* or --json",
+        ),
         ({"words": [PHOTOGRAPH], "detector": "haar"}, "haar"),
     ],
 )
@@ -220,6 +225,14 @@ def test_mistakes_are_one_line(arguments, message):
     with pytest.raises(UserError, match=message) as error:
         predict(*arguments.pop("words", []), **arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_explanation_of_a_video_leaves_earlier_answers_as_they_are(tmp_path):
+    (tmp_path / "clip.mp4").touch()
+    (tmp_path / "answers.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^there is no explanation 'layercan'; there are layercam, .*occlusion$"):
+        predict(tmp_path / "clip.mp4", explain="layercan", json=str(tmp_path / "answers.json"))
+    assert (tmp_path / "answers.json").read_text() == "{}"
 
 
 def test_a_face_may_be_required(folder):
