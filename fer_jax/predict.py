@@ -14,8 +14,8 @@ import tqdm
 from fer_jax.errors import UserError
 from fer_jax.faces import pictures, video
 from fer_jax.faces.answers import Answer, CsvWriter, as_lines, write_json
-from fer_jax.faces.classifier import Classifier, grouped
-from fer_jax.faces.detection import BATCH_SIZE
+from fer_jax.faces.classifier import Classifier
+from fer_jax.faces.detection import BATCH_SIZE, grouped
 from fer_jax.faces.save import Saver
 from fer_jax.faces.smoothing import Smoother
 from fer_jax.faces.sources import Source, expand, refuse_output
@@ -199,6 +199,6 @@ def _of_stream(source: Source, classifier: Classifier, options: dict, every: int
     # A camera's frame is answered at once.
     size = 1 if isinstance(source.value, int) else BATCH_SIZE
     for batch in grouped(video.frames(source.value, every), size):
-        found = classifier([pictures.Picture(frame.pixels) for frame in batch], **options)
+        found = classifier.classify_frames(batch, smooth, **options)
         for frame, faces in zip(batch, found, strict=True):
-            yield Answer(source.name, smooth(faces, frame.time), frame.index, frame.time), frame.pixels
+            yield Answer(source.name, faces, frame.index, frame.time), frame.pixels

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from fer_jax import parallel
 from fer_jax.errors import UserError
 from fer_jax.faces import annotation, overlay, pictures, video
 from fer_jax.faces.cropping import crop
-from fer_jax.faces.detection import BATCH_SIZE, Face, batches
+from fer_jax.faces.detection import BATCH_SIZE, Face, batches, grouped
 from fer_jax.faces.detectors import make_detector, take_whole
 from fer_jax.faces.pictures import Picture
 from fer_jax.inference import explanation, features, weights
@@ -172,6 +171,17 @@ class Classifier:
         """
         return self._stream(source, every, _Options(**options))
 
+    def classify_frames(
+        self, frames: Sequence[video.VideoFrame], smooth: Callable[[list[dict], float], list[dict]], **options: Any
+    ) -> list[list[dict[str, Any]]]:
+        """Returns the faces of each of a video's next frames, smoothed.
+
+        smooth: (a frame's faces, its time) -> these faces, such as a `Smoother`; what they say then is what is
+        explained. options: those of a call.
+        """
+        group, times = [Picture(frame.pixels) for frame in frames], [frame.time for frame in frames]
+        return self._classify(group, _Options(**options), lambda found: list(map(smooth, found, times)))
+
     def annotate(self, image: Any, faces: Sequence[Mapping[str, Any]]) -> Image.Image:
         """Returns a picture with what a call said of it drawn upon it; image: as in a call."""
         return annotation.annotate(pictures.read(image, reduce=False).pixels, faces)
@@ -211,23 +221,29 @@ class Classifier:
         ]
         return np.stack(crops) if crops else np.zeros((0, *shape), np.uint8)
 
-    def _classify(self, group: Sequence[Picture], options: _Options) -> list[list[dict[str, Any]]]:
-        """Returns what is said of the faces of each picture."""
+    def _classify(
+        self, group: Sequence[Picture], options: _Options, smooth: Callable[[list[list[dict]]], list[list[dict]]] = list
+    ) -> list[list[dict[str, Any]]]:
+        """Returns what is said of the faces of each picture, smoothed."""
         found = self._find(group, options)
         crops = self._cut(group, found)
-        probabilities = self.faces(crops)
-        maps = [None] * len(crops)
+        rows = iter(self.faces(crops).tolist())
+        said = smooth(
+            [
+                [self._describe(picture, face, next(rows)) for face in faces]
+                for picture, faces in zip(group, found, strict=True)
+            ]
+        )
         if options.explain:
-            maps = explanation.explain(self.trained, crops, probabilities.argmax(axis=1), options.explain)
-        rows = zip(crops, probabilities.tolist(), maps, strict=True)
-        return [
-            [self._describe(picture, face, *next(rows)) for face in faces]
-            for picture, faces in zip(group, found, strict=True)
-        ]
+            faces = [face for faces in said for face in faces]
+            # Of what is said at last, which smoothing may have changed.
+            classes = [self.class_names.index(face["emotion"]) for face in faces]
+            maps = explanation.explain(self.trained, crops, classes, options.explain)
+            for face, cut, importance in zip(faces, crops, maps, strict=True):
+                face["explanation"] = overlay.as_data_url(overlay.face_picture(cut, importance))
+        return said
 
-    def _describe(
-        self, picture: Picture, face: Face, cut: np.ndarray, probabilities: list[float], importance: np.ndarray | None
-    ) -> dict[str, Any]:
+    def _describe(self, picture: Picture, face: Face, probabilities: list[float]) -> dict[str, Any]:
         scale = picture.scale
         height, width = (scale * length for length in picture.pixels.shape[:2])
         left, top = (max(0, round(scale * edge)) for edge in face.box[:2])
@@ -244,8 +260,6 @@ class Classifier:
             "eyes": face.eyes and [[scale * x, scale * y] for x, y in face.eyes],
             "roll": face.roll,
         }
-        if importance is not None:
-            described["explanation"] = overlay.as_data_url(overlay.face_picture(cut, importance))
         return described | ({"small": True} if _side(face, picture) < _SMALL_FACE else {})
 
     def _with_channels(self, images: np.ndarray) -> np.ndarray:
@@ -279,10 +293,3 @@ def _read(x: Any, options: _Options) -> Picture:
 
 def _side(face: Face, picture: Picture) -> float:
     return picture.scale * (face.box[2] + face.box[3]) / 2
-
-
-def grouped(items: Iterable, size: int) -> Iterator[list]:
-    """Yields lists of the next `size` items, the last of which may be shorter."""
-    items = iter(items)
-    while group := list(itertools.islice(items, size)):
-        yield group

@@ -1,8 +1,9 @@
 """Finds the faces in pictures with BlazeFace."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -179,6 +180,13 @@ def batches(count: int) -> Iterator[tuple[int, int, int]]:
         size = BATCH_SIZE if count - start > BATCH_SIZE // 2 else 1
         yield start, min(start + size, count), size
         start += size
+
+
+def grouped(items: Iterable, size: int) -> Iterator[list]:
+    """Yields lists of the next `size` items, the last of which may be shorter."""
+    items = iter(items)
+    while group := list(itertools.islice(items, size)):
+        yield group
 
 
 def whole(size: tuple[int, int], scale: float = 1.0) -> Window:

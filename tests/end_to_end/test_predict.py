@@ -16,6 +16,9 @@ from PIL import Image
 from fer_jax import predict as predict_command
 from fer_jax.data.dataset import CLASS_NAMES
 from fer_jax.errors import UserError
+from fer_jax.faces import overlay
+from fer_jax.inference import explanation
+from fer_jax.inference.trained_model import TrainedModel
 from tests.support import commands
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
@@ -183,6 +186,26 @@ def test_a_video_is_read_and_written(folder, tmp_path, capsys):
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [answer["frame"] for answer in answers] == [0, 2]
     assert answers[1]["time"] == pytest.approx(0.4, abs=0.02)
+
+
+def test_in_a_video_the_expression_that_is_said_is_the_one_that_is_explained(tmp_path):
+    shades = [np.full((48, 48, 1), shade, np.uint8) for shade in (0, 128)]
+    first, second = (Image.fromarray(shade[..., 0]) for shade in shades)
+    first.save(tmp_path / "film.webp", save_all=True, append_images=[second], duration=40, lossless=True)
+    written = tmp_path / "answers.json"
+    said = {}
+    for raw in (True, False):
+        predict(tmp_path / "film.webp", faces="none", explain="layercam", json=str(written), raw=raw)
+        said[raw] = [json.loads(line)["faces"][0] for line in written.read_text().splitlines()]
+    expressions = {raw: [face["emotion"] for face in faces] for raw, faces in said.items()}
+    assert expressions[True][0] != expressions[True][1]  # else there is nothing to test
+    assert expressions[False] == [expressions[True][0]] * 2
+    trained = TrainedModel.load(FIXTURES / "run_0.1")
+    for raw, faces in said.items():
+        classes = [CLASS_NAMES.index(name) for name in expressions[raw]]
+        maps = explanation.explain(trained, np.stack(shades), classes)
+        drawn = [overlay.face_picture(*each) for each in zip(shades, maps, strict=True)]
+        assert [face["explanation"] for face in faces] == list(map(overlay.as_data_url, drawn))
 
 
 @pytest.mark.parametrize(
