@@ -20,13 +20,12 @@ _FRAMES_PER_SECOND = 10.0
 class Saver:
     """Writes NAME_fer.jpg of a picture and NAME_fer.webm of a video to a folder, as a context manager.
 
-    Of files in a folder that was named, the folders within it are kept. Of other files of the same name, each but the
-    first has its suffix or a number in its name too.
+    Of files in a folder that was named, the folders within it are kept. Where there is a file of that name already, of
+    this run or an earlier one or the user's own, it stays, and the suffix or a number is added to the new one's name.
     """
 
     def __init__(self, folder: str, words: Sequence[str]):
         self._folder, self._roots = folder, [os.path.abspath(word) for word in words if os.path.isdir(word)]
-        self._written: set[str] = set()
         self._refused: set[str] = set()
         # The video that is being written: its source's name, its writer and its size; or its first frame alone.
         self._video: tuple[str, Any, tuple[int, int]] | None = None
@@ -80,8 +79,7 @@ class Saver:
         stems = [stem, *([f"{stem}_{own_suffix[1:]}"] if own_suffix else [])]
         numbered = (f"{stem}_{number}" for number in itertools.count(len(stems) + 1))
         paths = (os.path.join(self._folder, f"{stem}_fer{suffix}") for stem in itertools.chain(stems, numbered))
-        path = next(path for path in paths if path not in self._written)
-        self._written.add(path)
+        path = next(path for path in paths if not os.path.lexists(path))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return path
 

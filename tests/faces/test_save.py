@@ -86,3 +86,20 @@ def test_a_name_that_another_file_was_given_already_is_not_given_again(here, tmp
 def test_nothing_is_written_outside_the_folder(here, tmp_path):
     draw("../a.png", "faces/b.png")
     assert save(tmp_path / "out", "faces", "faces/../../a.png") == {"b_fer.jpg": 8 + 1, "a_fer.jpg": 8}
+
+
+def test_answers_of_an_earlier_run_and_sources_are_not_written_over(here):
+    draw("photo.jpg")
+    (here / "out").mkdir()
+    for expected in ("photo_fer.jpg", "photo_jpg_fer.jpg", "photo_3_fer.jpg"):
+        before = {path: path.read_bytes() for path in here.rglob("*.jpg")}
+        save(here / "out", "photo.jpg")
+        assert {path.name for path in here.rglob("*.jpg")} - {path.name for path in before} == {expected}
+        assert {path: path.read_bytes() for path in before} == before
+    # A source that has the name of an answer.
+    draw("photo_fer.jpg")
+    content = (here / "photo_fer.jpg").read_bytes()
+    save(here, "photo.jpg", "photo_fer.jpg")
+    assert (here / "photo_fer.jpg").read_bytes() == content
+    assert (here / "photo_jpg_fer.jpg").exists()
+    assert (here / "photo_fer_fer.jpg").exists()
