@@ -80,7 +80,6 @@ def predict(
         raise UserError(f"--json and --csv are both {json}; write one of them to another file")
     classifier = Classifier(weights, checkpoint, detector=detector)
     unreadable: list[str] = []
-    not_saved: list[str] = []
     num_faces, num_answers, started, has_reader = 0, 0, time.perf_counter(), False
     with streams.ending_unread(), contextlib.ExitStack() as stack:
         # Entered first, so that a signal doesn't keep a video from its end.
@@ -109,11 +108,7 @@ def predict(
             if csv_writer:
                 csv_writer.write(answer)
             if saver:
-                # The answers go on: they may be of thousands of pictures.
-                try:
-                    saver.save(answer, pixels)
-                except UserError as error:
-                    not_saved.append(str(error))
+                saver.save(answer, pixels)
             # Last: what a reader that has gone kept from being written is not one.
             num_answers, num_faces = num_answers + 1, num_faces + len(answer.faces)
         has_reader = True
@@ -132,7 +127,7 @@ def predict(
     # Of thousands a few may be damaged; of one that is all there is to say.
     if unreadable and not num_answers:
         raise UserError("none of the files can be read")
-    if not_saved:
+    if saver and (not_saved := saver.not_saved):
         raise UserError(f"{len(not_saved):,} videos are not saved: {'; '.join(not_saved[:_NAMED])}")
     if stop.received:
         raise Stopped(stop.received)

@@ -1,8 +1,9 @@
 """Annotated pictures and videos, written to a folder."""
 
+import contextlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from fer_jax.faces.detectors import import_opencv
 
 # Of an animated picture or a camera, whose frames may come at any pace.
 _FRAMES_PER_SECOND = 10.0
+# As many frames of a video wait until its rate is known. A camera's first gap has the compilation in it, and then its
+# driver hands over at once the frames that it gathered meanwhile, four as a rule: the median of ten gaps bears that.
+_HELD = 12
 
 
 class Saver:
@@ -22,14 +26,18 @@ class Saver:
 
     Of files in a folder that was named, the folders within it are kept. Where there is a file of that name already, of
     this run or an earlier one or the user's own, it stays, and the suffix or a number is added to the new one's name.
+
+    not_saved: what is wrong with each file that isn't written, such as a video without OpenCV, which writes videos.
     """
 
     def __init__(self, folder: str, words: Sequence[str]):
         self._folder, self._roots = folder, [os.path.abspath(word) for word in words if os.path.isdir(word)]
+        # The video that is being written: its source's name; its frames that wait, (time, pixels); its writer and size.
+        self._name: str | None = None
+        self._held: list[tuple[float, np.ndarray]] = []
+        self._writer: tuple[Any, tuple[int, int]] | None = None
         self._refused: set[str] = set()
-        # The video that is being written: its source's name, its writer and its size; or its first frame alone.
-        self._video: tuple[str, Any, tuple[int, int]] | None = None
-        self._first: tuple[Answer, np.ndarray] | None = None
+        self.not_saved: list[str] = []
 
     def __enter__(self) -> "Saver":
         os.makedirs(self._folder, exist_ok=True)
@@ -41,32 +49,35 @@ class Saver:
     def save(self, answer: Answer, picture: Any) -> None:
         """Writes a picture, or a frame after those before it; picture: as `pictures.read` takes it.
 
-        Raises OSError where it can't be written, and, once a video, UserError where OpenCV, which writes videos, is not
-        installed or can't.
+        Raises OSError where it can't be written.
         """
         if answer.file in self._refused:
             return
-        # In the file's own resolution, which was perhaps not looked at.
-        drawn = annotate(pictures.read(picture, reduce=False).pixels, answer.faces)
-        if answer.frame is None:
-            drawn.save(self._path(answer.file, ".jpg"), quality=92)
-            return
-        pixels = np.asarray(drawn)
-        if (self._video and self._video[0] != answer.file) or (self._first and self._first[0].file != answer.file):
-            self._end_video()
-        if self._video is None and self._first is None:
-            # How long a frame is shown is known from the second on.
-            self._first = answer, pixels
-            return
-        if self._video is None:
-            first, first_pixels = self._first
-            try:
-                self._begin_video(answer, first.time, first_pixels)
-            except UserError:
-                self._first = None
-                self._refused.add(answer.file)
-                raise
-        self._write(pixels)
+        # The answers go on: they may be of thousands of pictures.
+        with self._noting(answer.file):
+            if answer.frame is not None and answer.file != self._name:
+                self._end_video()
+                # Said at once, not when the held frames are written.
+                import_opencv(f"{answer.file}, to be saved,")
+                self._name = answer.file
+            # In the file's own resolution, which was perhaps not looked at.
+            drawn = annotate(pictures.read(picture, reduce=False).pixels, answer.faces)
+            if answer.frame is None:
+                drawn.save(self._path(answer.file, ".jpg"), quality=92)
+            elif self._writer:
+                self._write(np.asarray(drawn))
+            else:
+                self._held.append((answer.time, np.asarray(drawn)))
+                if len(self._held) == _HELD:
+                    self._begin_video()
+
+    @contextlib.contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            self._refused.add(name)
+            self.not_saved.append(str(error))
 
     def _path(self, name: str, suffix: str) -> str:
         # Of standard input, cameras and addresses, no folder is one of theirs.
@@ -83,22 +94,26 @@ class Saver:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return path
 
-    def _begin_video(self, second: Answer, first_time: float, pixels: np.ndarray) -> None:
-        cv2 = import_opencv(f"{second.file}, to be saved,")
-        rate = 1 / (second.time - first_time) if second.time > first_time else _FRAMES_PER_SECOND
-        size = pixels.shape[1], pixels.shape[0]
+    def _begin_video(self) -> None:
+        """Writes the frames that wait."""
+        import cv2
+
+        times, frames = zip(*self._held, strict=True)
+        self._held = []
+        size = frames[0].shape[1], frames[0].shape[0]
         # VP8: what browsers show, and what OpenCV's wheels can write.
-        path = self._path(second.file, ".webm")
-        writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"VP80"), min(rate, 120.0), size)
+        path = self._path(self._name, ".webm")
+        writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"VP80"), _rate(times), size)
         if not writer.isOpened():
             raise UserError(f"{path} can't be written by this OpenCV")
-        self._video = second.file, writer, size
-        self._write(pixels)
+        self._writer = writer, size
+        for pixels in frames:
+            self._write(pixels)
 
     def _write(self, pixels: np.ndarray) -> None:
         import cv2
 
-        _, writer, (width, height) = self._video
+        writer, (width, height) = self._writer
         # A strip of explanations may be higher than the first frame's.
         fitted = np.zeros((height, width, 3), np.uint8)
         part = pixels[:height, :width]
@@ -106,10 +121,16 @@ class Saver:
         writer.write(cv2.cvtColor(fitted, cv2.COLOR_RGB2BGR))
 
     def _end_video(self) -> None:
-        # A video of one frame is a video too.
-        if self._video is None and self._first is not None:
-            answer, pixels = self._first
-            self._begin_video(answer, answer.time, pixels)
-        if self._video is not None:
-            self._video[1].release()
-        self._video = self._first = None
+        if self._held:
+            with self._noting(self._name):
+                self._begin_video()
+        if self._writer:
+            self._writer[0].release()
+        self._name = self._writer = None
+
+
+def _rate(times: Sequence[float]) -> float:
+    """Returns the frames per second of a video whose first frames have these times, in seconds."""
+    gaps = np.diff(times)
+    usual = np.median(gaps[1:] if len(gaps) > 1 else gaps) if len(gaps) else 0.0
+    return min(1 / usual, 120.0) if usual > 0 else _FRAMES_PER_SECOND

@@ -103,3 +103,44 @@ def test_answers_of_an_earlier_run_and_sources_are_not_written_over(here):
     assert (here / "photo_fer.jpg").read_bytes() == content
     assert (here / "photo_jpg_fer.jpg").exists()
     assert (here / "photo_fer_fer.jpg").exists()
+
+
+def save_video(out, times: list[float]) -> list[str]:
+    """Saves a video of frames of these times; returns what is not saved."""
+    with Saver(str(out), []) as saver:
+        for number, time in enumerate(times):
+            saver.save(Answer("camera 0", [], number, time), np.full((48, 64, 3), 2 * number, np.uint8))
+    return saver.not_saved
+
+
+def test_a_camera_s_video_is_as_fast_as_its_frames_came_once_the_first_was_compiled(tmp_path):
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra `video`")
+    # Four that the camera's driver kept, then 25 a second, one of them late.
+    gaps = [8.0, *[0.01] * 4, *[0.04] * 12, 0.5, *[0.04] * 12]
+    for number in (1, 2, 10, 11, 12, len(gaps)):
+        out = tmp_path / str(number)
+        # Without the gaps of the beginning where the video is too short for them.
+        wanted = gaps[:number] if number > 10 else [0.04] * number
+        assert save_video(out, [0.0, *np.cumsum(wanted)]) == []
+        capture = cv2.VideoCapture(str(out / "camera_0_fer.webm"))
+        assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(25, rel=0.01)
+        assert sum(capture.read()[0] for _ in range(number + 2)) == number + 1
+        capture.release()
+
+
+def test_a_video_of_one_frame_and_one_after_a_video_that_can_not_be_written_are_whole(tmp_path, monkeypatch):
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra `video`")
+    assert save_video(tmp_path / "one", [0.0]) == []
+    frames = np.zeros((2, 48, 64, 3), np.uint8)
+    # No file of that name can be made.
+    long_name = "x" * 300
+    with Saver(str(tmp_path / "two"), []) as saver:
+        for name in (long_name, "clip.avi"):
+            for number, frame in enumerate(frames):
+                saver.save(Answer(name, [], number, number / 10), frame)
+    (message,) = saver.not_saved
+    assert f"{long_name}_fer.webm can't be written by this OpenCV" in message
+    for path, count in ((tmp_path / "one" / "camera_0_fer.webm", 1), (tmp_path / "two" / "clip_fer.webm", 2)):
+        capture = cv2.VideoCapture(str(path))
+        assert sum(capture.read()[0] for _ in range(count + 1)) == count
+        capture.release()
