@@ -155,14 +155,18 @@ def _audit() -> None:
     audit.audit(options, _workdir(config, os.path.join("runs", "audit")))
 
 
+def _path(flag: flags.FlagHolder[str | None]) -> str | None:
+    """Returns the value of a flag that is a path, with ~ and environment variables replaced by what they stand for."""
+    return flag.value and config_lib.expand_path(flag.value, f"--{flag.name}")
+
+
 def _network() -> dict:
     """Returns which network and detector pictures are looked at with, whose programs are kept for the next time."""
     from fer_jax.system import compilation_cache
     from fer_jax.system.terminal import Terminal
 
     compilation_cache.enable(Terminal(is_primary=True))
-    weights, checkpoint = _WEIGHTS.value or "pretrained", _CHECKPOINT.value
-    return {"weights": weights, "checkpoint": checkpoint, "detector": _DETECTOR.value}
+    return {"weights": _path(_WEIGHTS) or "pretrained", "checkpoint": _CHECKPOINT.value, "detector": _DETECTOR.value}
 
 
 def _predict(*words: str) -> None:
@@ -174,9 +178,9 @@ def _predict(*words: str) -> None:
         words,
         **_network(),
         options={"faces": _FACES.value, "small_faces": _SMALL_FACES.value, "explain": _EXPLAIN.value},
-        json=_JSON.value,
-        csv=_CSV.value,
-        save=(_OUT.value or "predictions") if _SAVE.value else None,
+        json=_path(_JSON),
+        csv=_path(_CSV),
+        save=(_path(_OUT) or "predictions") if _SAVE.value else None,
         every=_EVERY.value,
         raw=_RAW.value,
         require_face=_REQUIRE_FACE.value,

@@ -278,3 +278,28 @@ def test_the_command_by_its_name_with_the_packaged_network(tmp_path):
         assert status == 2
         assert message in err
         assert len(err.strip().splitlines()) == 1
+
+
+def test_the_users_folder_and_environment_variables_are_meant_in_every_path(tmp_path, monkeypatch):
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    (home / "run").symlink_to(FIXTURES / "run_0.1")
+    monkeypatch.chdir(here)
+    paths = ["--weights=~/run", "--json=~/answers.json", "--csv=$ANSWERS/answers.csv", "--save", "--out=~/drawn"]
+    environment = {"HOME": str(home), "ANSWERS": str(home), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    status, _, err = commands.run(commands.main("predict", str(PHOTOGRAPH), "--faces=none", *paths), **environment)
+    assert status == 0, err
+    assert {path.relative_to(home).as_posix() for path in home.rglob("*.*")} == {
+        "answers.json",
+        "answers.csv",
+        "drawn/astronaut_fer.jpg",
+    }
+    assert list(here.iterdir()) == []
+    for command in ("predict", "serve"):
+        words = [str(PHOTOGRAPH)] if command == "predict" else []
+        status, _, err = commands.run(commands.main(command, *words, "--weights=$NO_SUCH/net.safetensors"))
+        assert status == 2
+        assert err == (
+            "fer_jax: --weights is $NO_SUCH/net.safetensors, and the environment variable NO_SUCH is not set\n"
+        )
