@@ -166,7 +166,7 @@ def _network() -> dict:
     from fer_jax.system.terminal import Terminal
 
     compilation_cache.enable(Terminal(is_primary=True))
-    return {"weights": _path(_WEIGHTS) or "pretrained", "checkpoint": _CHECKPOINT.value, "detector": _DETECTOR.value}
+    return {"weights": _path(_WEIGHTS), "checkpoint": _CHECKPOINT.value, "detector": _DETECTOR.value}
 
 
 def _predict(*words: str) -> None:

@@ -30,7 +30,7 @@ _NAMED = 20
 def predict(
     words: Sequence[str],
     *,
-    weights: str,
+    weights: str | None,
     checkpoint: str | None,
     detector: str,
     options: dict,

@@ -26,7 +26,7 @@ def make_predict(classifier: Classifier):
     return predict
 
 
-def serve(*, weights: str, checkpoint: str | None, detector: str, host: str, port: int, opens: bool) -> None:
+def serve(*, weights: str | None, checkpoint: str | None, detector: str, host: str, port: int, opens: bool) -> None:
     """Serves the page and POST /predict (see `faces.server`) until the process is ended.
 
     Args:

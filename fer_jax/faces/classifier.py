@@ -57,7 +57,7 @@ class Classifier:
 
     def __init__(
         self,
-        source: str | os.PathLike = weights.PRETRAINED,
+        source: str | os.PathLike | None = None,
         checkpoint: str | None = None,
         *,
         detector: str = "blazeface",
@@ -65,7 +65,8 @@ class Classifier:
         """Loads a network and a detector.
 
         Args:
-          source: 'pretrained', the network that is installed with the package; the workdir of a run; or a weights file.
+          source: the workdir of a run or a weights file; None, or 'pretrained' where there is no file or folder of that
+            name, is the network that is installed with the package.
           checkpoint: of a run: 'best' (by validation accuracy; the default), 'latest' or a step.
           detector: what finds the faces: 'blazeface', which is installed with the package, 'yunet:FILE.onnx' through
             OpenCV, or 'none' for pictures that are faces.
@@ -76,7 +77,7 @@ class Classifier:
         """
         # Single pictures would only be computed several times over on several devices.
         mesh = parallel.make_mesh(jax.local_devices()[:1])
-        self.trained = TrainedModel.load(source, checkpoint, mesh=mesh)
+        self.trained = TrainedModel.load(weights.resolve(source), checkpoint, mesh=mesh)
         self._detector = make_detector(detector)
 
     @property

@@ -64,13 +64,13 @@ _OPTIONAL = {
 }
 
 
-def resolve(source: str | os.PathLike, folder: pathlib.Path | None = None) -> str | os.PathLike:
-    """Returns `source`, or the path of the packaged weights file where it is 'pretrained'.
+def resolve(source: str | os.PathLike | None, folder: pathlib.Path | None = None) -> str | os.PathLike:
+    """Returns `source`, or the path of the packaged weights file where it is 'pretrained' or, by default, None.
 
     folder: where the packaged file is; that of fer_jax.pretrained by default. Raises UserError where it has none.
     """
-    # What is there first: whoever has a folder or file of that name means it.
-    if os.fspath(source) != PRETRAINED or os.path.exists(source):
+    # What is there first: whoever says the name of a folder or file of theirs means it.
+    if source is not None and (os.fspath(source) != PRETRAINED or os.path.exists(source)):
         return source
     if folder is None:
         folder = pathlib.Path(str(importlib.resources.files("fer_jax.pretrained")))

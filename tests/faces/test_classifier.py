@@ -216,6 +216,14 @@ def test_without_packaged_weights_a_source_is_asked_for():
         assert len(Classifier()(ASTRONAUT)) == 1
 
 
+def test_a_folder_called_pretrained_is_meant_by_its_name_and_not_by_default(tmp_path, monkeypatch):
+    (tmp_path / "pretrained").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert Classifier().trained.metadata == TrainedModel.load(weights.resolve(None)).metadata
+    with pytest.raises(UserError, match=r"pretrained/config\.json is not there"):
+        Classifier("pretrained")
+
+
 def animation(*frames: np.ndarray) -> bytes:
     first, *others = map(Image.fromarray, frames)
     file = io.BytesIO()

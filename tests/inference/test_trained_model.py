@@ -189,6 +189,7 @@ def test_pretrained_is_the_file_of_the_package_unless_something_there_is_called_
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pretrained").mkdir()
     assert weights.resolve("pretrained", package) == "pretrained"
+    assert weights.resolve(None, package) == package / "fer2013.safetensors"
 
 
 def without(values: dict, key: str) -> dict:
