@@ -161,10 +161,11 @@ def _path(flag: flags.FlagHolder[str | None]) -> str | None:
 
 
 def _network() -> dict:
-    """Returns which network and detector pictures are looked at with, whose programs are kept for the next time."""
-    from fer_jax.system import compilation_cache
+    """Requires the devices; returns which network and detector look at pictures, whose programs are kept."""
+    from fer_jax.system import accelerators, compilation_cache
     from fer_jax.system.terminal import Terminal
 
+    accelerators.require_devices()
     compilation_cache.enable(Terminal(is_primary=True))
     return {"weights": _path(_WEIGHTS), "checkpoint": _CHECKPOINT.value, "detector": _DETECTOR.value}
 

@@ -248,10 +248,17 @@ def test_windows_is_refused_in_one_line():
 
 
 @pytest.mark.parametrize(
-    ("platform", "expected"), [("cuda", "pip install 'fer_jax[cuda]' brings it"), ("quantum", "no such device here")]
+    ("command", "platform", "expected"),
+    [
+        (["--config=resnet50", "--workdir=run"], "cuda", "pip install 'fer_jax[cuda]' brings it"),
+        (["--config=resnet50", "--workdir=run"], "quantum", "no such device here"),
+        (["predict", str(ROOT / "tests" / "fixtures" / "astronaut.jpg")], "cuda", "no such device here"),
+        (["serve"], "cuda", "no such device here"),
+    ],
 )
-def test_devices_that_are_not_there_are_one_line_and_status_2(platform, expected, tmp_path):
-    done = run_main("--config=resnet50", f"--workdir={tmp_path}", JAX_PLATFORMS=platform)
+def test_devices_that_are_not_there_are_one_line_and_status_2(command, platform, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_main(*command, JAX_PLATFORMS=platform)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("fer_jax: ")]
     assert line.startswith(f"fer_jax: JAX_PLATFORMS is {platform}, and there is no such device here")
