@@ -158,8 +158,13 @@ class Classifier:
         return self._in_batches(self._features, self._with_channels(x))
 
     def top(self, x: Any, **options: Any) -> tuple[str, float] | tuple[None, None]:
-        """Returns the expression of a picture's largest face and its probability; (None, None) without a face."""
+        """Returns the expression of a picture's largest face and its probability; (None, None) without a face.
+
+        Raises UserError where x is not one picture.
+        """
         found = self(x, **options | {"faces": options.get("faces", "largest")})
+        if isinstance(x, list | tuple) or not isinstance(found, list):
+            raise UserError("top takes one picture; stream takes a video or an animated one, and a call takes several")
         return (found[0]["emotion"], found[0]["score"]) if found else (None, None)
 
     def stream(self, source: Any, every: int = 1, **options: Any) -> Iterator[dict[str, Any]]:
@@ -183,9 +188,9 @@ class Classifier:
         group, times = [Picture(frame.pixels) for frame in frames], [frame.time for frame in frames]
         return self._classify(group, _Options(**options), lambda found: list(map(smooth, found, times)))
 
-    def annotate(self, image: Any, faces: Sequence[Mapping[str, Any]]) -> Image.Image:
-        """Returns a picture with what a call said of it drawn upon it; image: as in a call."""
-        return annotation.annotate(pictures.read(image, reduce=False).pixels, faces)
+    def annotate(self, image: Any, faces: Sequence[Mapping[str, Any]], *, bgr: bool = False) -> Image.Image:
+        """Returns a picture, in RGB, with what a call said of it drawn upon it; image, bgr: as in a call."""
+        return annotation.annotate(pictures.read(image, bgr=bgr, reduce=False).pixels, faces)
 
     def _stream(self, source: Any, every: int, options: _Options) -> Iterator[dict[str, Any]]:
         # A camera's frame is answered at once; of a file, sixteen together are quicker on a GPU.
@@ -229,12 +234,8 @@ class Classifier:
         found = self._find(group, options)
         crops = self._cut(group, found)
         rows = iter(self.faces(crops).tolist())
-        said = smooth(
-            [
-                [self._describe(picture, face, next(rows)) for face in faces]
-                for picture, faces in zip(group, found, strict=True)
-            ]
-        )
+        pairs = zip(group, found, strict=True)
+        said = smooth([[self._describe(picture, face, next(rows)) for face in faces] for picture, faces in pairs])
         if options.explain:
             faces = [face for faces in said for face in faces]
             # Of what is said at last, which smoothing may have changed.

@@ -245,6 +245,13 @@ def test_an_animation_is_a_video(classifier, photograph):
     np.testing.assert_allclose(stream[1]["faces"][0]["box"], BOX, atol=3)
 
 
+def test_the_top_expression_is_of_one_picture(classifier, photograph):
+    content = animation(photograph, photograph[::-1])
+    for several in (content, "clip.mp4", 0, [photograph], [], (photograph,), iter([photograph])):
+        with pytest.raises(UserError, match=r"^top takes one picture; stream takes a video"):
+            classifier.top(several)
+
+
 def test_a_video_s_frames_are_classified(classifier, photograph, tmp_path):
     cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra `video`")
     path = str(tmp_path / "film.avi")
@@ -315,6 +322,8 @@ def test_an_annotated_picture_has_the_size_of_the_original(classifier, photograp
     assert drawn.size == (200, 200)
     assert (np.asarray(drawn)[100, 50:54] == 255).all(axis=-1).any()
     np.testing.assert_array_equal(classifier.annotate(photograph, []), photograph)
+    # OpenCV's array becomes Pillow's image.
+    np.testing.assert_array_equal(classifier.annotate(photograph[..., ::-1], [], bgr=True), photograph)
 
 
 def test_a_prediction_loads_neither_tensorflow_nor_opencv():
