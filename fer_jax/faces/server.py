@@ -57,6 +57,8 @@ class Server(http.server.ThreadingHTTPServer):
         # Two pictures at once would take as long, and twice the memory.
         self.lock = threading.Lock()
         self.page = importlib.resources.files("fer_jax").joinpath("page", "index.html").read_bytes()
+        # Before the socket is made, which is of one family.
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
         self._names = {"localhost", address[0].lower(), socket.gethostname().lower()}
 
@@ -64,6 +66,8 @@ class Server(http.server.ThreadingHTTPServer):
     def url(self) -> str:
         """The address of the page."""
         host, port = self.server_address[:2]
+        if ":" in host:
+            host = f"[{host}]"
         return f"http://{'localhost' if host == '127.0.0.1' else host}:{port}/"
 
     def is_called(self, name: str) -> bool:

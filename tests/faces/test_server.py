@@ -129,6 +129,22 @@ def test_names_of_this_machine_are_taken(server):
     assert ask(server, "POST", "/predict", b"12", Host=f"localhost:{port}", Origin=f"http://localhost:{port}")[0] == 200
 
 
+def test_an_address_of_ipv6_is_listened_at():
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with server_lib.Server(("::1", 0), predict, ()) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert server.url == f"http://[::1]:{server.server_address[1]}/"
+        connection = http.client.HTTPConnection("::1", server.server_address[1], timeout=30)
+        connection.request("POST", "/predict", b"12")
+        assert json.load(connection.getresponse())[0]["bytes"] == 2
+        connection.close()
+        server.shutdown()
+
+
 def test_a_picture_that_ends_early_is_said(server):
     answer = send(server, b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n12345")
     assert answer.startswith(b"HTTP/1.1 400")
