@@ -4,6 +4,7 @@ import functools
 import os
 import signal
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
@@ -165,6 +166,9 @@ def _network() -> dict:
     from fer_jax.system import accelerators, compilation_cache
     from fer_jax.system.terminal import Terminal
 
+    # Of odd metadata, or of 90 to 179 megapixels, which don't matter as long as there are pixels. Once and for all: the
+    # threads that read pictures share the filters.
+    warnings.filterwarnings("ignore", module="PIL")
     accelerators.require_devices()
     compilation_cache.enable(Terminal(is_primary=True))
     return {"weights": _path(_WEIGHTS), "checkpoint": _CHECKPOINT.value, "detector": _DETECTOR.value}

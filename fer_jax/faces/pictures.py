@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -32,6 +31,8 @@ class Picture(NamedTuple):
 
 def read(source: Any, *, bgr: bool = False, reduce: bool = True) -> Picture:
     """Returns a picture, upright (EXIF), in RGB, transparent parts over white; of an animation its first frame.
+
+    What Pillow warns of is left to the caller's filters: threads share them, and reading may be in any thread.
 
     Args:
       source: a path, bytes, a binary file object, an image of Pillow, or an array, uint8 [height, width] or [height,
@@ -97,10 +98,7 @@ def _from_array(array: np.ndarray, bgr: bool) -> np.ndarray:
 
 
 def _upright_pixels(image: Image.Image) -> np.ndarray:
-    with warnings.catch_warnings():
-        # Of odd metadata, which don't matter as long as there are pixels.
-        warnings.simplefilter("ignore")
-        return _pixels(ImageOps.exif_transpose(image))
+    return _pixels(ImageOps.exif_transpose(image))
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -132,11 +130,7 @@ def _opened(source: Any) -> Iterator[Image.Image]:
     with file, _explained(name, start):
         Image.init()
         formats = [name for name in _FORMATS if name in Image.OPEN]
-        with warnings.catch_warnings():
-            # Such as of 90 to 179 megapixels, which are many, and no attack.
-            warnings.simplefilter("ignore")
-            image = Image.open(file, formats=formats)
-        yield image
+        yield Image.open(file, formats=formats)
 
 
 def _open_file(source: Any) -> tuple[str, io.BufferedIOBase, bytes]:

@@ -306,3 +306,11 @@ def test_the_users_folder_and_environment_variables_are_meant_in_every_path(tmp_
         assert err == (
             "fer_jax: --weights is $NO_SUCH/net.safetensors, and the environment variable NO_SUCH is not set\n"
         )
+
+
+def test_what_pillow_warns_of_is_not_said():
+    script = "import PIL.Image; PIL.Image.MAX_IMAGE_PIXELS = 30_000; from fer_jax import main; main.run()"
+    asked = ["--faces=none", f"--weights={FIXTURES / 'run_0.1'}"]
+    status, out, err = commands.run_script(script, "predict", PHOTOGRAPH, *asked)
+    assert (status, err) == (0, "")
+    assert "% (face 200x200 at 0,0)" in out

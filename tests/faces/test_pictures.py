@@ -248,3 +248,9 @@ def test_damage_anywhere_is_a_picture_or_one_line(format, data):
     assert "\n" not in message
     assert pixels.dtype == np.uint8
     assert pixels.shape[2:] == (3,)
+
+
+def test_warnings_reach_the_filters_that_all_threads_share(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    with pytest.warns(Image.DecompressionBombWarning, match=r"Image size \(6 pixels\) exceeds limit"):
+        np.testing.assert_array_equal(pictures.read(encode(CORNERS)).pixels, CORNERS)
