@@ -74,6 +74,9 @@ def test_a_picture_without_a_face_and_a_file_that_is_none_are_said(page, tmp_pat
     upload(page, tmp_path / "text.png")
     wait_for_status(page, "no picture that can be read")
     assert page.find_element("id", "status").get_attribute("class") == "bad"
+    (tmp_path / "large.jpg").write_bytes(PHOTOGRAPH.read_bytes() + bytes(21_000_000))
+    upload(page, tmp_path / "large.jpg")
+    wait_for_status(page, "The picture has 21 MB; 20 MB are taken at most")
 
 
 def test_the_webcam_is_looked_at_until_it_is_stopped(page):
