@@ -30,8 +30,12 @@ function drawing(width, height) {
 async function look(picture, window, threshold) {
   const { detector } = await started;
   const context = drawing(SIZE, SIZE), scale = SIZE / window.side;
+  const left = -window.left * scale, top = -window.top * scale, width = picture.width * scale, height = picture.height * scale;
   context.fillRect(0, 0, SIZE, SIZE);
-  context.drawImage(picture, -window.left * scale, -window.top * scale, picture.width * scale, picture.height * scale);
+  // White behind what is transparent, but within the edges, where it would shine through.
+  context.fillStyle = "white";
+  context.fillRect(Math.ceil(left), Math.ceil(top), Math.floor(width) - 1, Math.floor(height) - 1);
+  context.drawImage(picture, left, top, width, height);
   const rgba = context.getImageData(0, 0, SIZE, SIZE).data, rgb = new Uint8Array(SIZE * SIZE * 3);
   for (let i = 0, j = 0; i < rgba.length; i += 4) for (let k = 0; k < 3; k++) rgb[j++] = rgba[i + k];
   const { values, scores } = await detector.run({ pictures: new ort.Tensor("uint8", rgb, [1, SIZE, SIZE, 3]) });
@@ -98,14 +102,35 @@ function rollOf(face) {
   return Math.atan2(bottom - top, right - left) * 180 / Math.PI;
 }
 
+// A square of the picture around (x, y), over white: its canvas, left and top. The picture's edge is repeated beyond it.
+function region(picture, x, y, side) {
+  const size = Math.ceil(side), left = Math.floor(x - size / 2), top = Math.floor(y - size / 2);
+  const context = drawing(size, size), { canvas } = context;
+  const [x0, y0] = [left, top].map((start) => Math.min(Math.max(-start, 0), size - 1));
+  const [x1, y1] = [picture.width - left, picture.height - top].map((end) => Math.max(Math.min(end, size), 1));
+  context.fillStyle = "white";
+  context.fillRect(x0, y0, x1 - x0, y1 - y0);
+  context.drawImage(picture, -left, -top);
+  context.imageSmoothingEnabled = false;
+  context.drawImage(canvas, x0, 0, 1, size, 0, 0, x0, size);
+  context.drawImage(canvas, x1 - 1, 0, 1, size, x1, 0, size - x1, size);
+  context.drawImage(canvas, 0, y0, size, 1, 0, 0, size, y0);
+  context.drawImage(canvas, 0, y1 - 1, size, 1, 0, y1, size, size - y1);
+  return { canvas, left, top };
+}
+
 // A face as the network is shown it, upright, `width` by `height`.
 function cut(picture, face, width, height) {
-  const [x, y, w, h] = face.box, side = (w + h) / 2, roll = rollOf(face);
-  const context = drawing(width, height), frame = FRAME_SIDE * side;
+  const [boxLeft, boxTop, w, h] = face.box, side = (w + h) / 2, frame = FRAME_SIDE * side;
+  const x = boxLeft + w / 2, y = boxTop + h / 2 - FRAME_UP * side;
+  const roll = rollOf(face), isTurned = Math.abs(roll) > MIN_ROLL;
+  // With the corners of a frame that is turned, and what smoothing reads beyond it.
+  const { canvas, left, top } = region(picture, x, y, (isTurned ? Math.SQRT2 : 1) * frame + 4);
+  const context = drawing(width, height);
   context.translate(width / 2, height / 2);
   context.scale(width / frame, height / frame);
-  if (Math.abs(roll) > MIN_ROLL) context.rotate(-roll * Math.PI / 180);
-  context.drawImage(picture, -(x + w / 2), -(y + h / 2 - FRAME_UP * side));
+  if (isTurned) context.rotate(-roll * Math.PI / 180);
+  context.drawImage(canvas, left - x, top - y);
   return context;
 }
 
