@@ -2,6 +2,10 @@
 
 import pathlib
 import re
+import runpy
+
+from fer_jax.config import flatten
+from fer_jax.options.table import OPTIONS
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,3 +25,18 @@ def test_every_file_that_the_readme_shows_or_lists_is_there():
     assert all((ROOT / path).exists() for path in linked)
     present = {path.name for folder in ("fer_jax", "configs") for path in (ROOT / folder).rglob("*.py")}
     assert listed == present - {"__init__.py"}
+
+
+def test_each_ingredient_of_a_recipe_is_in_an_experiment_or_was_measured():
+    sections = ("augment", "dataset.ferplus", "ema", "loss", "mix", "model", "optimizer", "preprocessing")
+    # How a network is computed or started is no ingredient, and clipping is what a run that diverges is advised.
+    others = {"model.conv", "model.dtype", "model.init", "model.remat", "model.sync_batch_norm", "optimizer.clip_norm"}
+    ingredients = {key for key in OPTIONS if key.startswith(sections)} - others
+    used = {
+        key
+        for path in (ROOT / "configs").glob("*.py")
+        for key, value in flatten(runpy.run_path(str(path))["get_config"]())
+        if value not in (None, 0, "none")  # which are off
+    }
+    measured = set(re.findall(r"--config\.([\w.]+)=", (ROOT / "docs" / "results.md").read_text()))
+    assert ingredients - used - measured == set()
