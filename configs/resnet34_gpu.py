@@ -4,8 +4,8 @@
 
 Not run yet: no accelerator was at hand. It was lowered for CUDA, and a network of fewer blocks and a fraction of its
 width was trained with all its other options for 50 steps (tests/end_to_end/test_configs.py). 47.9 M parameters and 31
-GFLOP to train on an image: 176 PFLOP in all, which at 100 TFLOP/s would be half an hour. By XLA:CPU's plan of it a
-step of 256 images takes 11.7 GB, 0.6 of them the state.
+GFLOP to train on an image: 176 PFLOP in all, which at 100 TFLOP/s would be half an hour. A step of 256 images takes
+11.7 GB, 0.6 of them the state, by memory_analysis() of the test's program with a batch of images, compiled for CPU.
 """
 
 from ml_collections import config_dict

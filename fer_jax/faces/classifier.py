@@ -17,7 +17,7 @@ from fer_jax.faces.cropping import crop
 from fer_jax.faces.detection import BATCH_SIZE, Face, batches, grouped
 from fer_jax.faces.detectors import make_detector, take_whole
 from fer_jax.faces.pictures import Picture
-from fer_jax.inference import explanation, features, weights
+from fer_jax.inference import explanation, features
 from fer_jax.inference.trained_model import TrainedModel
 
 # A face of 24 pixels, enlarged, costs 7 points of accuracy; below 30 the answer says that it is small.
@@ -77,7 +77,7 @@ class Classifier:
         """
         # Single pictures would only be computed several times over on several devices.
         mesh = parallel.make_mesh(jax.local_devices()[:1])
-        self.trained = TrainedModel.load(weights.resolve(source), checkpoint, mesh=mesh)
+        self.trained = TrainedModel.load(source, checkpoint, mesh=mesh)
         self._detector = make_detector(detector)
 
     @property

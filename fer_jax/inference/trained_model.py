@@ -47,12 +47,13 @@ class TrainedModel:
 
     @classmethod
     def load(
-        cls, source: str | os.PathLike | Workdir, checkpoint: str | None = None, *, mesh: Mesh | None = None
+        cls, source: str | os.PathLike | Workdir | None, checkpoint: str | None = None, *, mesh: Mesh | None = None
     ) -> "TrainedModel":
         """Loads the network of a run or of a weights file.
 
         Args:
-          source: the workdir of a run, a file that `save` wrote, or 'pretrained', the file of the package.
+          source: the workdir of a run, a file that `save` wrote, or None or 'pretrained', the file of the package (see
+            `weights.resolve`).
           checkpoint: of a run: 'best' (by validation accuracy; the default), 'latest' or a step.
           mesh: the devices that get the variables; all of them by default.
 

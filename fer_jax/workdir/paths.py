@@ -1,6 +1,7 @@
 """The names of all files of a run."""
 
 import contextlib
+import itertools
 import os
 
 from etils import epath
@@ -61,7 +62,7 @@ class Workdir:
         """Returns the name of something in the folder that training would write over; '' where there is nothing."""
         checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         names = [path for path in (self.metrics, self.selection) if path.exists()]
-        found = next((path for group in (names, checkpoints, self.path.glob(TENSORBOARD)) for path in group), None)
+        found = next(itertools.chain(names, checkpoints, self.path.glob(TENSORBOARD)), None)
         return found.relative_to(self.path).as_posix() if found else ""
 
     @property
