@@ -78,8 +78,13 @@ def _load_at(trained: TrainedModel, path: str, split: str, options: Mapping[str,
         raise
     # A test set alone can't be what it was trained on.
     if {"train", UNSPLIT} & published.splits.keys():
-        # Moved, say. Another hold-out would contain images that the run was trained on.
-        as_trained_on = files.with_validation(published, own.split_seed)
+        as_train = files.all_as(published, "train")
+        try:
+            # Moved, say. Another hold-out would contain images that the run was trained on.
+            as_trained_on = files.with_validation(as_train, own.split_seed)
+        except UserError:
+            # Too few to hold any out, so no run was trained on them.
+            return files.all_as(published, split)
         try:
             as_trained_on = _with_votes(as_trained_on, own, terminal)
         except UserError as error:

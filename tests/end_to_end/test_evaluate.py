@@ -145,6 +145,14 @@ def test_a_folder_or_csv_with_test_images_alone_is_evaluated_in_whatever_size(wo
             run_evaluation(workdir, data=data)
 
 
+def test_one_image_of_a_class_is_enough_to_evaluate_on(workdir, tmp_path):
+    for name in ("anger", "happiness"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        Image.new("L", (48, 48), 9).save(tmp_path / "mine" / name / "me.png")
+    evaluation = run_evaluation(workdir, data=tmp_path / "mine", split="test", pattern="_mine_????????")
+    assert evaluation["num_examples"] == 2
+
+
 def test_evaluation_takes_the_data_of_the_run_wherever_it_is_asked_for(
     make_config, run, csv_file, tmp_path, monkeypatch, capsys
 ):
