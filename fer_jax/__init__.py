@@ -1,10 +1,10 @@
-"""Trains facial-expression classifiers on FER-2013 in JAX and Flax, and puts them to use."""
+"""Trains facial-expression classifiers on FER-2013 in JAX and Flax, and applies them to pictures and videos."""
 
 __all__ = ["Classifier"]
 
 
 def __getattr__(name: str):
-    # JAX takes a second to import, which `import fer_jax` needn't wait for.
+    # Imported on first use: JAX takes a second to import, which `import fer_jax` should not have to wait for.
     if name == "Classifier":
         from fer_jax.faces.classifier import Classifier
 

@@ -1,4 +1,4 @@
-"""The program, as `python -m fer_jax`."""
+"""Runs the program fer-jax as `python -m fer_jax`."""
 
 from fer_jax.main import command
 

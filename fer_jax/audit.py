@@ -1,4 +1,4 @@
-"""Audits a data set: what is there twice, or nearly, what contradicts itself, what is no face."""
+"""Audits a dataset: duplicates and near-duplicates, contradictory labels, and images that show no face."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from fer_jax.workdir.paths import Workdir
 
 
 def audit(options: Mapping[str, Any], workdir: Workdir) -> None:
-    """Audits the dataset that `options`, a `config.dataset`, asks for, in the splits that its files tell.
+    """Audits the dataset that `options`, a `config.dataset`, describes, in the splits that its files define.
 
     Prints a table, and writes audit.json and audit.png to the workdir. Raises UserError as `load_published`,
     `ferplus.read` and `ferplus.check` do.
@@ -31,7 +31,7 @@ def audit(options: Mapping[str, Any], workdir: Workdir) -> None:
         progress=lambda tiles: terminal.progress(tiles, title="Comparing the images", total=len(tiles)),
     )
     summary = audit_lib.summarize(findings)
-    # Printed before it is written: what was found isn't lost to a folder that can't be written.
+    # Printed before it is written, so that the findings aren't lost if the workdir can't be written.
     terminal.say("\n" + audit_report.table(summary))
     with workdir.time_limit():
         audit_report.write(summary, findings, workdir.path)

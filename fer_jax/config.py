@@ -1,6 +1,6 @@
-"""A run's config: made from the option table, checked, compared, stored.
+"""The config of a run: making it from the option table, checking, comparing and storing it.
 
-`python -m fer_jax.config > docs/options.md` writes the page of the table.
+`python -m fer_jax.config > docs/options.md` writes the documentation of the options.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from fer_jax.options.combinations import COMBINATIONS, PROCESS_KEYS
 from fer_jax.options.printed import options_page
 from fer_jax.options.table import OPTIONS
 
-# What options were called in version 0.1, whose runs are still read.
+# Old names of options, from version 0.1, whose runs can still be read: {old name: new name}.
 _RENAMED = {
     "optimizer.label_smoothing": "loss.label_smoothing",
     "train.accumulate_steps": "train.grad_accum_steps",
@@ -29,7 +29,7 @@ def make_config(**values: Any) -> config_dict.ConfigDict:
     """Returns a locked config with these values and the defaults of all other options.
 
     values: whole sections (`model={"depth": 18}`) or single options (`seed=1`, `**{"model.depth": 18}`). Raises
-    UserError if one is not an option; `check` checks the values themselves, once those of the command line are in.
+    UserError if one is not an option. The values themselves are checked by `check`, after the command line is applied.
     """
     nested: dict[str, Any] = {}
     for key, value in flatten(values):
@@ -61,7 +61,7 @@ def complete(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
             if value is None and option.optional:
                 section[name] = config_dict.placeholder(option.type)
             elif option.type is float and type(value) is int:
-                section[name] = float(value)  # else the command line could set it to whole numbers only
+                section[name] = float(value)  # with an int the command line could only set whole numbers
             elif key not in values:
                 section[name] = value
     return config.lock()
@@ -80,7 +80,7 @@ def _unknown(key: str) -> str:
 
 
 def check(config: Mapping[str, Any] | config_dict.ConfigDict) -> None:
-    """Raises UserError with a line for each key that is missing, unknown or has a value that can't be meant."""
+    """Raises UserError with a line for each key that is missing or unknown or has an invalid value."""
     values = dict(flatten(config))
     problems = [f"config.{key} is missing" for key in OPTIONS if key not in values]
     problems += [_unknown(key) for key in values if key not in OPTIONS]
@@ -105,9 +105,9 @@ def flatten(config: Mapping[str, Any] | config_dict.ConfigDict, prefix: str = ""
 
 
 def expand_path(path: str, option: str) -> str:
-    """Returns `path` with the user's folder in place of ~ and their values in place of environment variables.
+    """Returns `path` with ~ and environment variables expanded.
 
-    Raises UserError, which names `option`, where there is no such user or variable: it would become a folder's name.
+    Raises UserError, which names `option`, if there is no such user or variable: it would be taken for a folder's name.
     """
     expanded = os.path.expanduser(os.path.expandvars(path))
     if expanded.startswith("~"):
@@ -118,7 +118,7 @@ def expand_path(path: str, option: str) -> str:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns {key: (our value, their value)} of every key in which two configs differ."""
+    """Returns {key: (our value, their value)} for every key in which two configs differ."""
     a, b = dict(flatten(ours)), dict(flatten(theirs))
     return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
 
@@ -130,10 +130,10 @@ def shared_values(config: config_dict.ConfigDict) -> dict[str, Any]:
 
 
 def result_differences(config: config_dict.ConfigDict, stored: config_dict.ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Returns the `differences` of two complete configs in options that change results."""
+    """Returns the `differences` of two complete configs in those options that change results."""
     both = [dict(flatten(config)), dict(flatten(stored))]
     different = {key: pair for key, pair in differences(config, stored).items() if _changes_results(key, both)}
-    # What is left to the machine is what the run started with.
+    # With 'auto' a run keeps the dtype that it started with, so this is not a difference.
     if different.get("model.dtype", [None])[0] == "auto":
         del different["model.dtype"]
     return different
@@ -148,9 +148,9 @@ def refuse_differences(
 ) -> None:
     """Raises UserError if the results of `config` would differ from those of the run in `workdir`.
 
-    stored: the run's own config, from `load`. advice: what to do; to choose another workdir if None.
+    stored: the run's own config, from `load`. advice: what the message advises; another workdir if None.
     """
-    # What changes no results may differ: a run goes on with other logging, another cache or more epochs.
+    # Options that change no results may differ: a run can be resumed with other logging, another cache or more epochs.
     different = result_differences(config, stored)
     if not different:
         return
@@ -172,9 +172,9 @@ def _changes_results(key: str, configs: list[dict[str, Any]]) -> bool:
 
 
 def load(path: epath.Path) -> config_dict.ConfigDict:
-    """Returns the config of a run from its config.json; see `from_stored`.
+    """Returns the config of a run, read from its config.json; see `from_stored`.
 
-    Raises UserError if the file is not there, is damaged or was written by a newer version.
+    Raises UserError if the file is missing, is damaged or was written by a newer version.
     """
     try:
         values = json.loads(path.read_text())
@@ -188,7 +188,7 @@ def load(path: epath.Path) -> config_dict.ConfigDict:
 
 
 def from_stored(values: Mapping[str, Any], *, source: str) -> config_dict.ConfigDict:
-    """Returns a complete config of what a run, maybe of an older version, stored in its workdir or a checkpoint.
+    """Returns the complete config that a run, possibly of an older version, stored in its workdir or a checkpoint.
 
     source: where it was stored, for the UserError that is raised if a newer version wrote it.
     """
@@ -196,9 +196,9 @@ def from_stored(values: Mapping[str, Any], *, source: str) -> config_dict.Config
     if unknown := sorted(values.keys() - OPTIONS.keys()):
         keys = ", ".join(f"config.{key}" for key in unknown)
         raise UserError(f"{source} was written by a newer version of fer_jax: this one has no {keys}")
-    # Version 0.1 drew the hold-out with the run's seed.
+    # Version 0.1 drew the held-out validation images with the run's seed.
     values.setdefault("dataset.split_seed", values.get("seed", OPTIONS["seed"].default))
-    # Its default, below whatever folder the command was given in.
+    # The default of version 0.1, relative to the working directory of that time.
     if values.get("dataset.cache_dir") == "data/prepared":
         values["dataset.cache_dir"] = None
     return make_config(**values)

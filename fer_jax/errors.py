@@ -1,4 +1,4 @@
-"""The exceptions that end the command with one line and an exit status of their own, without a traceback."""
+"""Exceptions that end the command with a short message and their own exit status, without a traceback."""
 
 import contextlib
 import os
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 
 class FerJaxError(Exception):
-    """Ends the command with `exit_status`. The message is one line for each thing that is wrong."""
+    """An error that ends the command with `exit_status`. Its message has one line for each problem."""
 
     exit_status: int
 
 
 class UserError(FerJaxError):
-    """Wrong usage, configuration or data. The message names file, row or key and what would be right."""
+    """Wrong usage, configuration or data. The message names the file, row or key and says what would be right."""
 
     exit_status = 2
 
@@ -24,7 +24,7 @@ class Diverged(FerJaxError):
 
 
 class StorageError(FerJaxError):
-    """Something can't be written or read: a full disk, a quota, permissions. The message names what, and why."""
+    """A file can't be written or read: a full disk, a quota, permissions. The message names the file and the reason."""
 
     exit_status = 4
 
@@ -36,7 +36,7 @@ class LostProcessError(FerJaxError):
 
 
 class MemoryExhausted(FerJaxError):
-    """A device, or the machine, has too little memory for the run."""
+    """A device, or the machine itself, has too little memory for the run."""
 
     exit_status = 6
 
@@ -50,7 +50,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # The system has said which file already.
+        # The exception names the file already.
         if error.filename:
             raise
         raise StorageError(f"{path}: {error}") from error

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint of a run, or a weights file, on splits of a data set; writes and prints the report."""
+"""Evaluates a checkpoint of a run, or a weights file, on splits of a dataset; writes and prints the report."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ from fer_jax.workdir.paths import Workdir
 
 
 class Evaluated(NamedTuple):
-    """What was evaluated, and the name of its report."""
+    """A network, the split that it was evaluated on, and the name of the report."""
 
     trained: TrainedModel
     dataset: Dataset
@@ -49,16 +49,16 @@ def evaluate(
     """Evaluates a checkpoint of the run in `workdir` on a split; prints its report and writes it to the workdir.
 
     Args:
-      config: None for the run's own; else it may differ in what changes no results, such as dataset.path. Its
-        dataset.ferplus says where FER+'s votes are now, of a run that was trained with them.
-      data: the files to evaluate on; those of the run if neither this nor the config's dataset.path says otherwise.
-      split: 'validation' or 'test'. Of other data that tell no splits all examples are evaluated.
+      config: None for the run's own. Another one may differ in options that change no results, such as dataset.path.
+        Its dataset.ferplus is the current path of FER+'s votes, for a run that was trained with them.
+      data: the files to evaluate on; if None, those of the config's dataset.path, or else the run's own.
+      split: 'validation' or 'test'. Other data whose files define no splits are evaluated as a whole.
       checkpoint: 'best', 'latest' or a step.
       strict: whether a validation accuracy that differs from the logged one beyond a few images is an error.
 
     Raises:
       UserError: there is no such run, checkpoint, data or split, or the config is that of another run.
-      Stopped: a signal came.
+      Stopped: a signal was received.
     """
     terminal = Terminal(is_primary=jax.process_index() == 0)
     with processes.agreeing_on_errors():
@@ -71,13 +71,13 @@ def evaluate(
                 workdir=workdir.path,
                 advice="Leave --config out to use the run's own; only options that change no results may differ",
             )
-    # Before the data, since its checkpoint says what they were.
+    # Loaded before the data, since the checkpoint says which data the run was trained on.
     trained = TrainedModel.load(workdir, checkpoint)
     if config is not None:
-        # How it is computed and where data are kept, which changes no figure.
+        # These options say how to compute and where data are cached; they change no metrics.
         for section, key in (("dataset", "cache_dir"), ("dataset", "loader"), ("parallel", "mapper")):
             trained.config[section][key] = config[section][key]
-        # The run's own, moved: which votes they are the dataset's fingerprint tells.
+        # The votes may have been moved since training; the dataset's fingerprint tells whether they are the same.
         if config.dataset.ferplus:
             trained.config.dataset.ferplus = config.dataset.ferplus
     with processes.agreeing_on_errors():
@@ -115,10 +115,10 @@ def evaluate_weights(
 ) -> Evaluated:
     """Evaluates a weights file on a split and prints the report; see `evaluate`.
 
-    workdir: whose report/ gets the report too, under the file's name; None for nowhere.
+    workdir: its report/ gets the report too, under the file's name; None to print the report only.
     """
     terminal = Terminal(is_primary=jax.process_index() == 0)
-    # Not within agreeing_on_errors, whose body must not communicate: to place weights on all devices does.
+    # Outside of agreeing_on_errors, whose body must not communicate: putting weights on all devices does.
     path = os.fspath(weights.resolve(expand_path(path, "--weights")))
     trained = TrainedModel.load(path)
     with processes.agreeing_on_errors():
@@ -148,7 +148,7 @@ def evaluate_weights(
 
 
 def describe_selection(config: config_dict.ConfigDict, checkpoint: str) -> str:
-    """Returns what a checkpoint of a run was chosen by, as reports and exported files say it."""
+    """Returns the text that says, in reports and exported files, how a checkpoint of a run was selected."""
     by = f"validation {config.early_stopping.metric.replace('_', ' ')}"
     return by if checkpoint == "best" else f"not selected ({checkpoint})"
 
@@ -174,22 +174,22 @@ def report_checkpoint(
 ) -> None:
     """Evaluates a checkpoint of the run in `workdir` on each of `splits`, and prints and writes their reports.
 
-    workdir: None where nothing is to be written. weights_file: the name of the file that the network is from, if it is
-    from one; its reports have names of their own.
+    If a validation accuracy on the same data was logged with the checkpoint, it is computed again and compared with it.
+    Reports on other data than the run's have the dataset's name and fingerprint in their file names.
 
-    Where the checkpoint's validation accuracy was logged on the same data, it is computed again and held against it.
-    Reports on other data than the run's have their name and fingerprint in the files' names.
+    workdir: None to write nothing. weights_file: the name of the weights file that the network was loaded from, if any;
+    its reports have names of their own.
 
-    views: of `preprocessing.VIEWS`, reported beside the network's own. selects_view: whether the one that is
-    best on validation, by `early_stopping.metric`, becomes the network's own; `splits` then begin with validation.
+    views: names from `preprocessing.VIEWS`, reported beside the network's own view. selects_view: whether the view that
+    is best on validation, by `early_stopping.metric`, becomes the network's own; `splits` then begin with validation.
     """
-    # By name: an equal number of classes in another order would be evaluated without a complaint.
+    # Compared by name: the same number of classes in another order would be evaluated without an error.
     if trained.class_names != dataset.class_names:
         raise UserError(
             f"{weights_file or f'the run in {workdir.path}'} tells {', '.join(trained.class_names)} apart, "
             f"{dataset.name} has {', '.join(dataset.class_names)}"
         )
-    # Another program may have written a weights file, which need not say where it is from.
+    # A weights file that another program wrote may lack the metadata of a training run.
     logged = trained.metadata.get("validation")
     trained_view = (logged or {}).get("view", trained.preprocessing.view)
     views = list(dict.fromkeys([trained_view, trained.preprocessing.view, *views]))
@@ -207,10 +207,10 @@ def report_checkpoint(
     else:
         terminal.say(f"Restored step {trained.step}.")
     if selects_view and len(views) > 1:
-        # As the checkpoint was, so that the two choices don't disagree on which images count.
+        # The metric that selected the checkpoint, so that the two choices don't disagree on which images count.
         metric = trained.config.early_stopping.metric
         scores = {view: metrics.selection_metrics(metric_sums["validation"][view])[metric] for view in views}
-        # The first of equal ones, which is the one that was trained with.
+        # Of equally good views, max takes the first, which is the one used in training.
         trained = trained.with_view(max(scores, key=scores.get))
         if jax.process_index() == 0:
             with workdir.time_limit():
@@ -225,7 +225,7 @@ def report_checkpoint(
             "split": split,
             **metrics.summarize(metric_sums[split][own_view], trained.class_names),
             "view": own_view,
-            # In the order in which they were asked for, which JAX doesn't keep.
+            # JAX sorts the keys of a dict; this restores the order in which the views were requested.
             "views": {view: metrics.summarize_shortly(metric_sums[split][view]) for view in views},
             "class_names": list(trained.class_names),
             "checkpoint_step": trained.step,
@@ -233,24 +233,24 @@ def report_checkpoint(
             "selected_on": selected_on,
             "dataset": dataset.name,
             "dataset_fingerprint": dataset.fingerprint,
-            # By which it is compared with a run whose training targets are others.
+            # For comparisons with runs on other training targets, whose dataset_fingerprint differs.
             "split_fingerprint": dataset.split(split).fingerprint,
         }
         if weights_file:
             evaluation["weights_file"] = weights_file
-        # Printed before it is written: what was computed isn't lost to a folder that can't be written.
+        # Printed before it is written, so that the result isn't lost if the workdir can't be written.
         terminal.say("\n" + report.table(evaluation))
         if workdir is not None and jax.process_index() == 0:
             _write(evaluation, workdir, _report_name(trained, dataset, split, weights_file), terminal)
 
 
 def _report_name(trained: TrainedModel, dataset: Dataset, split: str, weights_file: str | None = None) -> str:
-    """Returns what the files of a report are called: by the split, the weights file and data that aren't the run's."""
+    """Returns the name of a report's files: the split, the weights file if any, and data that aren't the run's own."""
 
     def as_file_name(name: str) -> str:
         return re.sub(r"[^\w.-]+", "_", name.partition(",")[0])
 
-    # A run's own report is of its checkpoint, whatever file is evaluated in its workdir.
+    # The split alone names the report of the run's checkpoint, which a weights file must not overwrite.
     name = f"{split}_{as_file_name(weights_file.removesuffix(weights.SUFFIX))}" if weights_file else split
     if trained.metadata.get("dataset_fingerprint") == dataset.fingerprint:
         return name
@@ -258,7 +258,7 @@ def _report_name(trained: TrainedModel, dataset: Dataset, split: str, weights_fi
 
 
 def split_views(config: config_dict.ConfigDict) -> list[str]:
-    """Returns the views that a config's reports have beside the network's own."""
+    """Returns the views that a config adds to reports beside the network's own."""
     return config.evaluation.report_views.split(",") if config.evaluation.report_views else []
 
 
@@ -269,7 +269,7 @@ def make_evaluator(
     stop: StopRequest,
     views: list[str] | None = None,
 ) -> Evaluator:
-    """Returns the evaluator of a run's network over all devices; views: the network's own alone if None."""
+    """Returns an evaluator of a run's network on all devices; views: only the network's own if None."""
     return Evaluator(
         make_predict(model, preprocessing, views),
         parallel.make_mesh(),
@@ -286,7 +286,7 @@ def _write(evaluation: dict, workdir: Workdir, name: str, terminal: Terminal) ->
         with workdir.time_limit():
             report.write_evaluation(evaluation, workdir.report, name)
     except OSError as error:
-        # Somebody else's run can be looked at without being changed; a full disk stays an error.
+        # Another user's run can be evaluated without write permission; a full disk is still an error.
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         terminal.warn(f"the report is not written: {error}")

@@ -1,4 +1,4 @@
-"""Draws the errors of a network that it was the most certain of, with what it looked at, as one sheet."""
+"""Draws the errors that a network was most certain of, each beside what the network looked at, as one sheet."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from fer_jax.workdir.paths import Workdir
 
 
 def require_one_process() -> None:
-    """Raises UserError where there are several processes, of which each would draw a part of the images."""
+    """Raises UserError if there are several processes, since each of them would draw only a part of the images."""
     if jax.process_count() > 1:
         raise UserError(f"--explain is for one process; this run has {jax.process_count()}")
 
@@ -21,13 +21,13 @@ def require_one_process() -> None:
 def draw_errors(evaluated: Evaluated, *, number: int, workdir: Workdir) -> None:
     """Writes report/errors_<name of the report>.png: of each class, the errors that the network was most certain of.
 
-    number: of each class, at most. For one process.
+    number: how many errors to draw of each class, at most. Must be called in a single process.
     """
     terminal = Terminal(is_primary=True)
     trained, split = evaluated.trained, evaluated.dataset.split(evaluated.split)
     title = f"{evaluated.dataset.name}, {evaluated.split}: the errors of which step {trained.step} was the most certain"
     probabilities = trained.probabilities(split.images)
-    # By the network's own view, as the report is.
+    # The predictions are those of the network's own view, as in the report.
     rows = most_certain_errors(probabilities, split.labels, number)
     indices = np.concatenate([*rows.values(), np.zeros(0, int)]).astype(int)
     predicted = probabilities[indices].argmax(axis=1)
@@ -63,6 +63,6 @@ def most_certain_errors(probabilities: np.ndarray, labels: np.ndarray, number: i
     by_class = {}
     for label in range(probabilities.shape[1]):
         wrong = np.flatnonzero((labels == label) & (predicted != label))
-        # Stable, so that of equally certain ones the first of the file comes first.
+        # A stable sort leaves equally certain images in the order of the file.
         by_class[label] = wrong[np.argsort(-certainty[wrong], kind="stable")][:number]
     return by_class

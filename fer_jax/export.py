@@ -1,4 +1,4 @@
-"""Exports a trained network to a file or folder of another program's, and runs what was written."""
+"""Exports a trained network to a file or folder in another program's format, and verifies it by running it."""
 
 import dataclasses
 import os
@@ -23,9 +23,9 @@ from fer_jax.system.terminal import Terminal
 from fer_jax.workdir import report
 from fer_jax.workdir.paths import Workdir
 
-# The figures of an evaluation that are stored in a weights file.
+# The metrics of an evaluation that are stored in a weights file.
 _STORED = ("accuracy", "accuracy_ci95", "num_examples", "without_copies", "loss", "macro_f1", "balanced_accuracy")
-# On which an export is run. TensorFlow Lite takes them one by one; more would change neither figure much.
+# Images that an export is verified on. TensorFlow Lite runs them one by one; more would hardly change the result.
 _NUM_IMAGES = 256
 
 
@@ -43,33 +43,33 @@ def export(
 ) -> None:
     """Writes a trained network in a format of `exports.formats.FORMATS`, whole or not at all.
 
-    What was written is read by the program that it is for, and its probabilities on images of the run's validation
-    split, or on random images where the run's data can't be found, are held against the network's. Where that program
-    isn't installed, a warning says so.
+    The export is then loaded by the program that it is for, and its probabilities on images of the run's validation
+    split, or on random images if the run's data can't be found, are compared with the network's. If that program isn't
+    installed, a warning says so.
 
-    A weights file is also evaluated on validation and test beside the network that it is from, and has its figures in
-    its metadata, under `accuracies`.
+    A weights file is also evaluated on validation and test beside the network that it was made from. Its metrics are
+    stored in its metadata, under `accuracies`.
 
     Args:
       source: the workdir of a run; or a weights file, or 'pretrained'.
-      out: the file or, for some formats, the folder.
-      dtype: of the weights, as they are stored.
-      checkpoint: of a run: 'best' (None means it too), 'latest' or a step.
-      data: where the run's data are now, if not where they were.
+      out: the path of the file or, for some formats, the folder.
+      dtype: the dtype in which the weights are stored.
+      checkpoint: of a run: 'best' (also if None), 'latest' or a step.
+      data: the path of the run's data, if they have been moved since training.
       licence: a text that is stored in the metadata, or None.
-      ort: of the format 'web', a folder with onnxruntime-web's files, which are copied.
+      ort: for the format 'web' only: a folder with onnxruntime-web's files, which are copied.
 
     Raises:
-      UserError: there is no such network or data; `out` is missing, there already, or in no folder; the format can't
-        hold the network; or what was written answers otherwise than the network does, beyond its dtype's rounding.
-      OSError: it can't be written.
-      Stopped: a signal came.
+      UserError: there is no such network or data; `out` is missing, exists already, or is in no folder; the format
+        can't hold the network; or the export's probabilities differ from the network's by more than rounding.
+      OSError: `out` can't be written.
+      Stopped: a signal was received.
     """
     terminal = Terminal(is_primary=True)
-    # Processes would have to see each other's file; one device is enough for an evaluation.
+    # Several processes would have to see each other's files; one device is enough for an evaluation.
     if jax.process_count() > 1:
         raise UserError(f"an export is for one process; this run has {jax.process_count()}")
-    # Before the network is loaded: an evaluation takes minutes, which a mistake needn't wait for.
+    # Mistakes are found before the network is loaded, since an evaluation takes minutes.
     kind = formats.find(file_format, dtype)
     module = kind.load()
     path = _check_out(out, file_format)
@@ -79,14 +79,14 @@ def export(
     trained = _with_metadata(trained, {"licence": licence} if licence else {})
     if kind.one_picture:
         trained = _with_one_picture(trained, path, terminal)
-    # Under this name until it is verified: what is wrong never has the name of what is right.
+    # A temporary name until the export is verified, so that a wrong export never has the final name.
     unverified = path.with_name(path.name + ".unverified")
     _remove(unverified)
     try:
         module.write(trained, unverified, dtype=dtype, **({"runtime": expand_path(ort, "--ort")} if ort else {}))
         missing = kind.missing_readers()
         if missing:
-            # Whoever exports for another machine need not have on this one what reads it there.
+            # Only a warning: an export for another machine doesn't need its reader to be installed on this one.
             terminal.warn(
                 f"{path} is not verified, since {' and '.join(missing)} to read it with are not installed: "
                 f"pip install 'fer_jax[{kind.extra}]' brings them"
@@ -110,16 +110,16 @@ def export(
 
 
 def _check_out(out: str | None, file_format: str) -> pathlib.Path:
-    """Returns the path to be written to; raises UserError before anything is computed for nothing."""
+    """Returns the path of --out; raises UserError, before anything is computed, if it can't be written."""
     suffix = formats.FORMATS[file_format].suffix
     if not out:
         raise UserError(f"--out is missing: which {'file' if suffix else 'folder'}? For example --out=net{suffix}")
     path = pathlib.Path(expand_path(out, "--out"))
-    # By its name a file is told from a workdir when it is loaded.
+    # The suffix distinguishes a file from a workdir when it is loaded.
     if suffix and path.suffix != suffix:
         kind = "a weights file" if suffix == weights.SUFFIX else f"a file of --format={file_format}"
         raise UserError(f"--out is {out}; the name of {kind} ends in {suffix}")
-    # There may be no other copy of what would be written over.
+    # Nothing is overwritten: there may be no other copy of it.
     if path.exists():
         raise UserError(f"--out is {out}, which is there already; remove it or choose another name")
     if not path.parent.is_dir():
@@ -137,13 +137,13 @@ def _remove(path: pathlib.Path) -> None:
 
 
 def _load(source: Workdir | str, checkpoint: str | None) -> tuple[TrainedModel, str]:
-    """Returns the network, and where it is from."""
+    """Returns the network and the path that it was loaded from."""
     if isinstance(source, Workdir):
         trained = TrainedModel.load(source, checkpoint or "best")
         selected_on = describe_selection(trained.config, checkpoint or "best")
         return _with_metadata(trained, {"selected_on": selected_on}), str(source.path)
     path = os.fspath(weights.resolve(expand_path(source, "--weights")))
-    # A file says itself what its network was chosen by, and what it reaches may be another's after rounding.
+    # selected_on is kept from the file's metadata, but not its accuracies: rounding to another dtype may change them.
     trained = TrainedModel.load(path)
     kept = {key: value for key, value in trained.metadata.items() if key != "accuracies"}
     return dataclasses.replace(trained, metadata=kept), path
@@ -154,12 +154,12 @@ def _with_metadata(trained: TrainedModel, extra: dict) -> TrainedModel:
 
 
 def _with_one_picture(trained: TrainedModel, path: pathlib.Path, terminal: Terminal) -> TrainedModel:
-    """Returns the network with a view of one picture, with a warning where its own has several."""
+    """Returns the network with a view of one picture; warns if its own view has several."""
     own = trained.preprocessing.view
     if VIEWS[own].count == 1:
         return trained
     view = "centre_crop" if VIEWS[own].is_cropped else "whole"
-    # Said, since the accuracy that was reported is the other view's.
+    # A warning, since the reported accuracy is that of the network's own view.
     terminal.warn(f"{path} holds the view {view}, of one picture, where the network's own is {own}")
     return trained.with_view(view)
 
@@ -167,11 +167,11 @@ def _with_one_picture(trained: TrainedModel, path: pathlib.Path, terminal: Termi
 def _find_data(
     trained: TrainedModel, name: str, data: str | None, file_format: str, terminal: Terminal
 ) -> Dataset | None:
-    """Returns the data that the network was trained on, or None, with a warning, where they are nowhere."""
+    """Returns the data that the network was trained on, or None, with a warning, if they can't be found."""
     own = trained.metadata.get("dataset_fingerprint")
     if data is not None:
         dataset = load_other(trained, data, "test", trained.config.dataset, terminal)
-        # Accuracies on anything else would be stored as if they were the run's.
+        # Accuracies on other data would be stored as if they were those on the run's data.
         if dataset.fingerprint != own:
             raise UserError(
                 f"the network in {name} was trained on {trained.metadata.get('dataset', 'unknown data')} ({own}); at "
@@ -179,7 +179,7 @@ def _find_data(
                 "data"
             )
         return dataset
-    # Weights are of use where the data are not, such as on the machine of a colleague.
+    # No error: weights are useful on machines without the data, such as that of a colleague.
     try:
         return load_own(trained, f"the network in {name}", terminal)
     except UserError as error:
@@ -200,16 +200,16 @@ def _store_accuracies(
     """Evaluates the network of a weights file beside others, and stores the file's accuracies in its metadata."""
     loaded = TrainedModel.load(written)
     accuracies = _compare_accuracies({**networks, name: loaded}, dataset, stop, terminal)
-    # The kernels have this dtype's values already, so they are written as they were evaluated.
+    # The kernels already have values of this dtype, so saving them again stores exactly what was evaluated.
     _with_metadata(loaded, {"accuracies": accuracies}).save(written, dtype=dtype)
 
 
 def _compare_accuracies(
     networks: dict[str, TrainedModel], dataset: Dataset, stop: StopRequest, terminal: Terminal
 ) -> dict[str, dict]:
-    """Evaluates each on validation and test, prints the accuracies, and returns the last one's figures by split."""
+    """Evaluates each on validation and test, prints the accuracies, and returns the last one's metrics by split."""
     terminal.say(f"Data set: {dataset.describe()}")
-    # Each is evaluated by its own description: the file's config and preprocessing are read back too.
+    # Each network is evaluated with its own config and preprocessing, so that those in the file are checked too.
     evaluators = [make_evaluator(one.config, one.model, one.preprocessing, stop) for one in networks.values()]
     accuracies = {}
     for split in (split for split in ("validation", "test") if split in dataset.splits):
@@ -227,13 +227,13 @@ def _compare_accuracies(
 
 
 def _choose_images(trained: TrainedModel, dataset: Dataset | None) -> tuple[np.ndarray, str]:
-    """Returns uint8 images to try a network on, and what they are."""
+    """Returns uint8 images to verify an export on, and a description of them."""
     if dataset is None:
         shape = (_NUM_IMAGES, *trained.preprocessing.image_shape)
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), "random images"
-    # No network was trained on these, and none should be chosen by its answers on test.
+    # No network was trained on the validation images, and none should be chosen by its results on test.
     images = dataset.split("validation").images
-    # Spread over the split: files may be sorted by class. At least two, as `compare` takes them.
+    # Evenly spaced over the split, since files may be sorted by class. At least two, because `compare` needs two.
     number = max(2, min(_NUM_IMAGES, len(images)))
     return images[np.linspace(0, len(images) - 1, number).astype(int)], "validation images"
 
@@ -247,12 +247,12 @@ def _verify(
     dtype: str,
     terminal: Terminal,
 ) -> None:
-    """Says how far `predict` answers as the network does; raises UserError where that is too far."""
+    """Prints how far `predict` agrees with the network; raises UserError if they differ by too much."""
     expected = function.predict(trained, images)["probabilities"]
     difference, equal, number = verification.compare(predict, images, expected)
     bound = verification.BOUNDS[dtype]
     result = f"probabilities differ by up to {difference:.2g}, {equal:.1%} of the predictions are equal"
-    # A difference that is not a number is none within the bound.
+    # Written with `not`, so that a difference of NaN is refused too.
     if not difference <= bound:
         raise UserError(
             f"{path} is not written, since it answers otherwise than the network: on {number} {of} {result}; {dtype} "

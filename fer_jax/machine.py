@@ -1,4 +1,4 @@
-"""What the rest asks of the machine it runs on: the user's cache and what the processor can do."""
+"""The machine that the program runs on: the user's cache folder and the features of the processor."""
 
 import os
 import pathlib
@@ -7,9 +7,9 @@ import pathlib
 def user_cache(name: str) -> pathlib.Path:
     """Returns the folder `name` of this project in the user's cache, $XDG_CACHE_HOME or ~/.cache; it may not exist.
 
-    Raises OSError where the user has no home folder either, as a container's user of no name.
+    Raises OSError if there is neither, as for a container's user without a name or a home folder.
     """
-    # One place per user, not one per folder that a command is given in.
+    # One cache per user, not one per working directory.
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         base = pathlib.Path(base) if base else pathlib.Path.home() / ".cache"
@@ -19,11 +19,11 @@ def user_cache(name: str) -> pathlib.Path:
 
 
 def processor_flags(cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> set[str]:
-    """Returns what Linux says that the processor can do, such as avx2 or bf16; nothing on other systems.
+    """Returns the features of the processor that Linux lists, such as avx2 or bf16; an empty set on other systems.
 
-    cpuinfo: where Linux does.
+    cpuinfo: the file in which Linux lists them.
     """
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    # Of x86 and of Arm. Other lines change while a machine runs, such as that of the clock.
+    # The line is named flags on x86 and Features on Arm. Others, such as the clock speed, change while a machine runs.
     pairs = (line.partition(":") for line in lines)
     return {flag for name, _, words in pairs if name.strip() in ("flags", "Features") for flag in words.split()}

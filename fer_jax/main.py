@@ -61,7 +61,7 @@ def _config() -> config_dict.ConfigDict:
 
 def _start(config: config_dict.ConfigDict) -> "StopRequest":
     """Joins the processes of the run, requires its devices, and returns a StopRequest."""
-    # JAX takes a second to import, which a mistake in the flags needn't wait for; so do the commands' modules.
+    # Imported late, as the commands' modules are: JAX takes a second, which a mistake in the flags needn't wait for.
     import jax
 
     from fer_jax.system import accelerators, compilation_cache, processes
@@ -71,14 +71,14 @@ def _start(config: config_dict.ConfigDict) -> "StopRequest":
     if config.parallel.deterministic:
         accelerators.use_deterministic_kernels()
     processes.join_processes(config.parallel)
-    # Only now: a process that has looked for devices can't join others.
+    # Only after joining: a process that has looked for its devices can't join others any more.
     accelerators.require_devices()
     compilation_cache.enable(Terminal(is_primary=jax.process_index() == 0))
     return StopRequest()
 
 
 def _workdir(config: config_dict.ConfigDict, default: str | None = None) -> "Workdir | None":
-    """Returns the Workdir of --workdir or else of `default`; None where neither is set."""
+    """Returns the Workdir of --workdir, or else of `default`; None if neither is set."""
     from fer_jax.workdir.paths import Workdir
 
     path = _WORKDIR.value or default
@@ -148,7 +148,7 @@ def _export() -> None:
 
 def _audit() -> None:
     config = _config()
-    # Needs no device, and no other process.
+    # Without _start: an audit needs no device and no other process.
     from fer_jax import audit
 
     collector.resume()
@@ -157,17 +157,17 @@ def _audit() -> None:
 
 
 def _path(flag: flags.FlagHolder[str | None]) -> str | None:
-    """Returns the value of a flag that is a path, with ~ and environment variables replaced by what they stand for."""
+    """Returns the value of a flag that is a path, with ~ and environment variables expanded."""
     return flag.value and config_lib.expand_path(flag.value, f"--{flag.name}")
 
 
 def _network() -> dict:
-    """Requires the devices; returns which network and detector look at pictures, whose programs are kept."""
+    """Requires the devices and enables the compilation cache; returns the arguments that name network and detector."""
     from fer_jax.system import accelerators, compilation_cache
     from fer_jax.system.terminal import Terminal
 
-    # Of odd metadata, or of 90 to 179 megapixels, which don't matter as long as there are pixels. Once and for all: the
-    # threads that read pictures share the filters.
+    # Pillow warns of odd metadata and of 90 to 179 megapixels, which don't matter as long as the pixels can be read.
+    # The filter is set once for all threads that read pictures, since they share the filters.
     warnings.filterwarnings("ignore", module="PIL")
     accelerators.require_devices()
     compilation_cache.enable(Terminal(is_primary=True))
@@ -244,10 +244,10 @@ def main(arguments: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     # Ctrl-C ends the process at once, as SIGTERM does, until there is something to save (see StopRequest).
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # TensorFlow only gathers batches here; what it says of itself on the way has nothing to do with the run.
+    # TensorFlow only gathers batches here; its messages about itself have nothing to do with the run.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # Only a command that has a use for words is given any.
+    # `command_line.parse` has refused words for a command that takes none.
     words = arguments[1:]
     return exits.run(lambda: _COMMANDS[_MODE.value].run(*words))
 
@@ -255,11 +255,11 @@ def main(arguments: list[str]) -> int:
 def run(*, may_restart: bool = False) -> None:
     """Runs the command of sys.argv and exits with its status.
 
-    may_restart: whether the process is the command's own and may be replaced by one with other settings (memory.py).
+    may_restart: whether the process runs only this command and may be re-executed with other settings (memory.py).
     """
     command_line.refuse_windows(sys.platform)
     command_line.answer_help(sys.argv, _COMMANDS)
-    # One picture is answered sooner than a restart pays.
+    # predict and serve are not restarted: a single picture is answered sooner than a restart pays off.
     if may_restart and not {"predict", "serve"} & set(sys.argv[1:2]):
         # The flags are not parsed yet.
         memory.restart_tuned(verbose="--verbose" in sys.argv)
@@ -269,7 +269,7 @@ def run(*, may_restart: bool = False) -> None:
 
 
 def command() -> None:
-    """The program fer-jax."""
+    """Runs the program fer-jax."""
     run(may_restart=True)
 
 

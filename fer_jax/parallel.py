@@ -1,4 +1,4 @@
-"""Many devices: the mesh, mapping a step over it, and putting arrays on its devices."""
+"""Computing on many devices: the mesh, mapping a step over it, and putting arrays on its devices."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ AXIS_NAME = "data"
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns a mesh of one axis, sorted by process, so that each process's part is contiguous.
 
-    devices: all of them if None.
+    devices: all devices if None.
     """
     # jax.devices() may interleave the processes; then a process would hold rows that it has not read.
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -77,7 +77,7 @@ class _GlobalPmap:
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts `tree`, which must be equal in every process, on every device."""
-    # device_put can't: it refuses to move an array from one device to devices of other processes.
+    # jax.device_put refuses to move an array from one device to devices of other processes.
     return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec()), jax.device_get(tree))
 
 
@@ -90,7 +90,7 @@ def shard_batch(batch: dict, mesh: Mesh, mapper: str, *, batch_axis: int = 0) ->
     if mapper == "pmap":
         batch = {key: np.stack(np.split(value, mesh.local_mesh.size, batch_axis)) for key, value in batch.items()}
         batch_axis = 0
-    # To JAX this is an explicit transfer in a single process, but an implicit one in several.
+    # JAX treats this as an explicit transfer in a single process, but as an implicit one in several.
     with jax.transfer_guard_host_to_device("allow"):
         return jax.make_array_from_process_local_data(NamedSharding(mesh, _split(batch_axis)), batch)
 

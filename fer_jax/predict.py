@@ -23,7 +23,7 @@ from fer_jax.inference import explanation
 from fer_jax.system import collector, streams
 from fer_jax.system.signals import Stopped, StopRequest
 
-# A folder of damaged files would else be a screen of names.
+# At most this many files are named in a message: those of a damaged folder would fill the screen.
 _NAMED = 20
 
 
@@ -41,27 +41,27 @@ def predict(
     raw: bool,
     require_face: bool,
 ) -> None:
-    """Prints a line for each face of the pictures and videos that the words mean (see `sources.expand`).
+    """Prints a line for each face in the pictures and videos that `words` name (see `sources.expand`).
 
-    Files that can't be read are passed over, counted and named at the end. A signal (see `StopRequest`) ends it after
-    the batch that is looked at; what is saved is then whole. It ends without a word where nobody reads the answers any
-    more, as of `| head`.
+    Files that can't be read are skipped, counted and listed at the end. A signal (see `StopRequest`) ends the command
+    after the current batch; the files that it has saved are then complete. The command ends silently if the reader of
+    its output has ended, as with `| head`.
 
     Args:
-      weights, checkpoint, detector: of `Classifier`. options: of its call.
-      json, csv: files to which answers are written as JSON lines or rows; '-' for standard output, which then has
-        nothing else.
+      weights, checkpoint, detector: the arguments of `Classifier`. options: those of its call.
+      json, csv: files to which answers are written as JSON lines or rows; '-' for standard output, to which nothing
+        else is then written.
       save: the folder to which annotated pictures and videos are written.
-      every: of a video one frame in so many is looked at.
-      raw: whether probabilities of videos are not smoothed.
+      every: one frame in `every` of a video is classified.
+      raw: whether the probabilities of videos are left unsmoothed.
       require_face: whether it is an error if no face is found.
 
     Raises:
-      UserError: a word means nothing, there is no such explanation or nothing that shows it, answers would be written
+      UserError: a word names nothing, there is no such explanation or no output that shows it, answers would be written
         over a picture or over each other, none of the files can be read, a video can't be saved, or no face is found
-        where one is required.
+        although one is required.
       OSError: a file can't be written.
-      Stopped: a signal came.
+      Stopped: a signal was received.
     """
     if not words:
         raise UserError("which picture? For example fer-jax predict photo.jpg; or a folder, a video, 0 for a camera")
@@ -71,7 +71,7 @@ def predict(
         explanation.check(explain)
         if not (json or save):
             raise UserError(f"--explain={explain} goes with --save, which draws it, or --json, which holds it")
-    # Before the network is loaded, which a misspelt name needn't wait for.
+    # Checked before the network is loaded, so that a misspelt name is reported at once.
     sources = list(expand(words))
     for option, path in (("--json", json), ("--csv", csv)):
         if path and path != "-":
@@ -82,26 +82,26 @@ def predict(
     unreadable: list[str] = []
     num_faces, num_answers, started, has_reader = 0, 0, time.perf_counter(), False
     with streams.ending_unread(), contextlib.ExitStack() as stack:
-        # Entered first, so that a signal doesn't keep a video from its end.
+        # Entered first and so left last: a signal must not interrupt the end of a video.
         stop = stack.enter_context(StopRequest())
         json_file = json and stack.enter_context(_opened(json))
         csv_writer = csv and CsvWriter(stack.enter_context(_opened(csv)), classifier.class_names)
         saver = save and stack.enter_context(Saver(save, words))
         is_quiet = "-" in (json, csv)
         total = len(sources) if len(sources) > 1 else None
-        # None: only where standard error is a terminal.
+        # disable=None shows the bar only if standard error is a terminal.
         bar = stack.enter_context(tqdm.tqdm(total=total, unit="pictures", disable=None if total else True, leave=False))
         answers = _answers(sources, classifier, options, every, raw, unreadable, bar.update)
-        # Closed, and with it a camera, where it isn't read to its end.
+        # Closing the generator releases a camera, even if the loop ends early.
         for answer, pixels in stack.enter_context(contextlib.closing(answers)):
             collector.resume()
-            # Before it is written: with SIGHUP the terminal is gone.
+            # Checked before anything is printed: after SIGHUP the terminal is gone.
             if stop.received:
                 break
             if not is_quiet:
                 for line in as_lines(answer):
                     tqdm.tqdm.write(line, file=sys.stdout)
-                # Whoever reads along gets it now, and whoever doesn't any more is noticed.
+                # A reader of the pipe gets the lines at once, and a reader that has ended is noticed.
                 sys.stdout.flush()
             if json_file:
                 write_json(answer, json_file)
@@ -109,10 +109,10 @@ def predict(
                 csv_writer.write(answer)
             if saver:
                 saver.save(answer, pixels)
-            # Last: what a reader that has gone kept from being written is not one.
+            # Counted last: an answer that could not be written, because its reader has ended, does not count.
             num_answers, num_faces = num_answers + 1, num_faces + len(answer.faces)
         has_reader = True
-    # A signal ends whoever reads along too, often before it.
+    # A signal ends the reader of the pipe too, often before this process.
     if not has_reader and not stop.received:
         return
     seconds = time.perf_counter() - started
@@ -124,7 +124,7 @@ def predict(
                 f"{len(unreadable):,} files can't be read{named}",
                 file=sys.stderr,
             )
-    # Of thousands a few may be damaged; of one that is all there is to say.
+    # A few damaged files among thousands are no error; a command without a readable file is one.
     if unreadable and not num_answers:
         raise UserError("none of the files can be read")
     if saver and (not_saved := saver.not_saved):
@@ -138,14 +138,14 @@ def predict(
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[IO[str]]:
     if path == "-":
-        yield sys.stdout  # which stays open: it is not ours
+        yield sys.stdout  # left open, since it was not opened here
     else:
         with open(path, "w", newline="", encoding="utf-8") as file:
             yield file
 
 
 def _answers(sources: list[Source], classifier: Classifier, options: dict, every, raw, unreadable, advance) -> Iterator:
-    """Yields (answer, pixels of the whole picture) in the order of the sources; `unreadable` gets what is wrong."""
+    """Yields (answer, pixels of the whole picture) in the order of the sources; appends errors to `unreadable`."""
     with ThreadPoolExecutor(os.cpu_count()) as executor:
         for is_stream, group in itertools.groupby(sources, lambda source: _is_stream(source.value)):
             if is_stream:
@@ -156,7 +156,7 @@ def _answers(sources: list[Source], classifier: Classifier, options: dict, every
                         unreadable.append(str(error))
                     advance()
                 continue
-            # The next files are read while the network looks at these, and no more are kept.
+            # The next batch is read while the network classifies this one; no more pictures are kept in memory.
             reading = []
             for batch in itertools.chain(grouped(group, BATCH_SIZE), [[]]):
                 following = [executor.submit(_read, source, options) for source in batch]
@@ -171,7 +171,7 @@ def _is_stream(value) -> bool:
     try:
         return pictures.is_animated(value)
     except UserError:
-        return False  # said when it is read
+        return False  # reported when it is read
 
 
 def _read(source: Source, options: dict) -> tuple[Source, pictures.Picture | str]:
@@ -191,7 +191,7 @@ def _of_pictures(group, classifier: Classifier, options: dict, unreadable: list[
 
 def _of_stream(source: Source, classifier: Classifier, options: dict, every: int, raw: bool) -> Iterator:
     smooth = (lambda faces, _: faces) if raw else Smoother()
-    # A camera's frame is answered at once.
+    # Each frame of a camera is answered at once.
     size = 1 if isinstance(source.value, int) else BATCH_SIZE
     for batch in grouped(video.frames(source.value, every), size):
         found = classifier.classify_frames(batch, smooth, **options)

@@ -15,12 +15,12 @@ from fer_jax.system.terminal import Terminal
 
 
 def make_predict(classifier: Classifier):
-    """Returns what `Server` asks of a picture: (its bytes, explain method or None, faces) -> the faces found."""
+    """Returns the function that `Server` calls: (picture in bytes, explain method or None, faces) -> faces found."""
 
     def predict(picture: bytes, explain: str | None, faces: str) -> list[dict]:
         if explain is not None:
             explanation.check(explain)
-        # Of an animated picture the first frame.
+        # `pictures.read` returns the first frame of an animated picture.
         return classifier(pictures.read(picture), faces=faces, explain=explain)
 
     return predict
@@ -30,15 +30,15 @@ def serve(*, weights: str | None, checkpoint: str | None, detector: str, host: s
     """Serves the page and POST /predict (see `faces.server`) until the process is ended.
 
     Args:
-      weights, checkpoint, detector: of `Classifier`.
-      host, port: where to listen; port 0 takes one that is free.
+      weights, checkpoint, detector: the arguments of `Classifier`.
+      host, port: the address to listen at; port 0 takes a free port.
       opens: whether the page is opened in the user's browser.
 
-    Raises UserError where the network can't be loaded or the port is taken.
+    Raises UserError if the network can't be loaded or the port is taken.
     """
     terminal = Terminal(is_primary=True)
     classifier = Classifier(weights, checkpoint, detector=detector)
-    # Compiles what a first picture with a face needs, which nobody should wait for in the browser.
+    # Compiles the programs that the first picture with a face needs, so that nobody waits for them in the browser.
     predict = make_predict(classifier)
     blank = io.BytesIO()
     Image.new("RGB", (64, 64)).save(blank, "png")

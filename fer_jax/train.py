@@ -38,16 +38,16 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
     """Trains the run of `workdir`, from its latest checkpoint if there is one, and reports on its best checkpoint.
 
     Raises:
-      UserError: config or data can't be used, or the workdir holds another run, which is left as it is, or is in use.
-      StorageError: something can't be written or read.
+      UserError: config or data can't be used, or the workdir is in use or holds another run, which is left unchanged.
+      StorageError: a file can't be written or read.
       Diverged: the loss or the weights are not finite.
-      Stopped: a signal came; the run is saved.
+      Stopped: a signal was received; the run is saved.
     """
     is_primary = jax.process_index() == 0
     terminal = Terminal(is_primary=is_primary)
 
     with contextlib.ExitStack() as stack:
-        # --- Data, network and program: what is compiled, and the batches that go in. Equal in every process.
+        # --- Data, network and program: what is compiled, and its batches. They are the same in every process.
         with processes.agreeing_on_errors():
             config = resolve(config, workdir, terminal)
             dataset = load_dataset(config.dataset, terminal)
@@ -67,7 +67,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
         with processes.agreeing_on_errors():
             if is_primary:
                 open_workdir(stack, config, workdir, terminal)
-        # A stack of its own, since the report waits for the last checkpoint and the lock outlives both.
+        # A separate stack, since the report needs the last checkpoint and the lock must outlive both.
         saving = stack.enter_context(contextlib.ExitStack())
         checkpoints = saving.enter_context(Checkpoints(workdir))
         run_metadata = {
@@ -80,14 +80,14 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
             "computation": describe_computation(model),
         }
 
-        # --- State: that of the newest checkpoint which is whole, or the first.
+        # --- State: restored from the newest intact checkpoint, or else the initial state.
         state, progress = restore(checkpoints, program, run_metadata, workdir, terminal)
-        # A run that goes on no longer needs the file that it started from.
+        # A resumed run no longer needs the file that it started from.
         initial = read_initial(config, run_metadata, program.abstract_state, terminal) if state is None else None
         step, patience = 0 if state is None else int(state.step), config.early_stopping.patience
         with processes.agreeing_on_errors(), workdir.time_limit():
             if is_primary:
-                # Only now is it certain that this is the same run: dataset.path may have changed.
+                # Saved only after `restore`, which makes sure that this is the same run: dataset.path may have changed.
                 config_lib.save(config, workdir.config)
         if progress.is_complete(config.num_epochs, patience):
             terminal.say(f"The run in {workdir.path} is complete: {progress.epochs} epochs.")
@@ -105,12 +105,12 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
                 )
             )
         )
-        # Until here a signal ends the process at once, since there is nothing to save.
+        # Before this point a signal ends the process at once, since there is nothing to save.
         stack.enter_context(stop)
 
         # --- Loop: epochs of steps, each epoch followed by an evaluation and a checkpoint.
         save = Saver(checkpoints, writer, progress, run_metadata)
-        # One iterator for all epochs, which prefetches across their ends.
+        # One iterator for all epochs, so that it prefetches beyond the end of an epoch.
         batches = program.batches(step, config.num_epochs * program.steps_per_epoch)
         profiler = Profiler(
             workdir.profile,
@@ -119,7 +119,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
             steps_per_epoch=program.steps_per_epoch,
         )
         collector.resume()
-        # Kept until the history is written, which a stopped run has too.
+        # Raised only after the history is written, since a stopped run has a history too.
         interrupted: Stopped | Diverged | None = None
         try:
             while not progress.is_complete(config.num_epochs, patience):
@@ -142,10 +142,10 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
                 meter.resume()
                 while step < epoch_end:
                     if stop.should_stop(step // config.train.steps_per_call):
-                        meter.flush()  # what is saved has the metrics of its last step
+                        meter.flush()  # the checkpoint must have the metrics of its last step
                         raise Stopped(stop.received)
                     profiler.follow(step, meter)
-                    # Whatever crosses between host and device here does so by name; a slip is an error, not a delay.
+                    # Transfers between host and device must be explicit: an accidental one is an error, not a delay.
                     with jax.transfer_guard("disallow"):
                         call_batches = next(batches)
                         num_steps = len(call_batches["index"])
@@ -163,7 +163,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
 
                 trained = progress.mean()
                 validation = {}
-                # The average last: of two that are equally good it is the choice.
+                # The average comes last, because `_select` prefers the last of equally good weights.
                 for kind, variables in (("validation", state.variables), ("validation_ema", state.ema)):
                     if variables is not None:
                         sums = evaluator(variables, validation_split)[preprocessing.view]
@@ -172,12 +172,12 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
                 chosen = _select(validation, config.early_stopping.metric) | {"view": preprocessing.view}
                 is_best = progress.end_epoch(chosen, min_delta=config.early_stopping.min_delta)
                 is_last = progress.is_complete(config.num_epochs, patience)
-                # A best epoch that isn't saved could not be restored.
+                # The best epoch is always saved, so that it can be restored.
                 if is_best or is_last or epoch % config.checkpoint.every_epochs == 0:
                     save(state, validation=chosen, is_best=is_best)
                 listed = "  ".join(
                     f"{kind.replace('_', ' ')} loss {found['loss']:.4f}  accuracy {found['accuracy']:.2%}"
-                    # Behind the weights that are the best so far: those trained last, or their average.
+                    # Marks the weights that are the best so far: the current ones or their average.
                     f"{' (best)' if is_best and chosen['is_ema'] == (kind == 'validation_ema') else ''}"
                     for kind, found in validation.items()
                 )
@@ -213,7 +213,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
                     metric=config.early_stopping.metric,
                     folder=workdir.report,
                 )
-        # Not left to the end of the stack: with an exception it would not wait for what is still being written.
+        # Closed before an exception is raised: with one, closing would not wait for what is still being written.
         saving.close()
         if interrupted:
             raise interrupted
@@ -232,7 +232,7 @@ def _require_selectable(config: config_dict.ConfigDict, dataset: Dataset) -> Non
 
 
 def _select(validation: dict[str, dict], metric: str) -> dict:
-    """Returns the metrics of the better weights, with is_ema and the score that they are better by."""
+    """Returns the metrics of the better weights, with is_ema and score, the metric by which they were chosen."""
     kind = max(reversed(validation), key=lambda kind: validation[kind][metric])
     return validation[kind] | {"score": validation[kind][metric], "is_ema": kind == "validation_ema"}
 
@@ -272,10 +272,10 @@ def _report(
     stop: StopRequest,
     terminal: Terminal,
 ) -> None:
-    """Evaluates the best checkpoint on validation and test, unless its reports are there already."""
+    """Evaluates the best checkpoint on validation and test, unless its reports exist already."""
     splits = [split for split in ("validation", "test") if split in dataset.splits]
     views = evaluate.split_views(config)
-    # Other views may have been asked for since.
+    # The config may name other views than when the reports were written.
     if all(report.is_reported(workdir.report, split, step=best_step, views=views) for split in splits):
         terminal.say(f"Report, curves and confusion matrices: {workdir.report}")
         return

@@ -1,4 +1,4 @@
-"""The weights that training starts from where they are those of a file (config.model.init)."""
+"""Reads the weights that training starts from, if config.model.init names a file of them."""
 
 import hashlib
 import json
@@ -19,23 +19,23 @@ from fer_jax.recipe.state import TrainState
 from fer_jax.system import processes
 from fer_jax.system.terminal import Terminal
 
-# The kernels whose shapes another network may have without being another one.
+# Kernels whose shapes may differ in a file that still fits the run: they depend on the images and the classes.
 _FIRST, _HEAD = "params.stem_conv.kernel", "params.head.kernel"
-# How a network is computed, and how it was first drawn, don't tell it from another.
+# Options of how a network is computed or initialised, which don't make it another network.
 _NOT_OF_A_NETWORK = {"init", "dtype", "conv", "remat", "zero_init", "sync_batch_norm"}
 
 
 def read_initial(
     config: config_dict.ConfigDict, run_metadata: Mapping[str, Any], abstract_state: TrainState, terminal: Terminal
 ) -> dict | None:
-    """Returns the variables of `config.model.init`, float32 {'params', 'batch_stats'}, or None where it is unset.
+    """Returns the variables of `config.model.init`, float32 {'params', 'batch_stats'}, or None if it is unset.
 
-    The file is one of ours, or has the names of torchvision and timm. What it can't give is left out: the head where
-    the file's classes are not the run's, and of the latter's files a stem of another window. All processes must call
-    it at the same point.
+    The file is one of our weights files, or one with the tensor names of torchvision and timm. Layers that it doesn't
+    fit are left out: the head if the file's classes are not the run's and, of the second kind of file, a stem with
+    another kernel size. All processes must call it at the same point.
 
     Args:
-      run_metadata: what is stored of the run, with its class_names and preprocessing.
+      run_metadata: the run's metadata, with its class_names and preprocessing.
       abstract_state: the shapes and dtypes of the run's state.
 
     Raises:
@@ -47,7 +47,7 @@ def read_initial(
     with processes.agreeing_on_errors():
         path = os.fspath(weights.resolve(config_lib.expand_path(config.model.init, "config.model.init")))
         tensors, stored = weights.read_any(path)
-        # Shapes without shardings: only what `Program.first_state` makes of them goes to all devices.
+        # Shapes without shardings: only the state that `Program.first_state` makes of them is put on all devices.
         wanted = {
             kind: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), getattr(abstract_state, kind))
             for kind in ("params", "batch_stats")
@@ -56,7 +56,7 @@ def read_initial(
             initial, taken = _of_torch(path, tensors, stored, wanted, run_metadata["class_names"])
         else:
             initial, taken = _of_ours(path, tensors, stored, wanted, config, run_metadata)
-        # By content: a relative path, or one with a variable, may be another file on another machine.
+        # Compared by content: a relative path, or one with a variable, may be another file on another machine.
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     processes.require_agreement({"the content of config.model.init": digest})
@@ -72,14 +72,14 @@ def _of_ours(
     config: config_dict.ConfigDict,
     run_metadata: Mapping[str, Any],
 ) -> tuple[dict, str]:
-    """Returns the variables that a file of ours gives, and which they are, in words."""
+    """Returns the variables from one of our weights files, and a description of the layers that they are of."""
     metadata = weights.describe(stored, path)
     stored_config, preprocessing = stored_description(path, metadata)
     _refuse_other_preprocessing(path, preprocessing.to_metadata(), run_metadata["preprocessing"])
-    # A tensor that is missing says less than `config.model.depth is 50 there and 18 here`.
+    # `config.model.depth is 50 there and 18 here` says more than the name of a missing tensor.
     different = _describe_differences(config, stored_config)
     there, here = metadata["class_names"], run_metadata["class_names"]
-    # Of as many classes too: another name or order is another meaning.
+    # The head is left out even if the number of classes is equal: other names or another order mean other outputs.
     left_out = {} if there == here else {"head": _describe_classes(len(there), len(here))}
     try:
         initial = _fill(path, tensors, wanted, left_out)
@@ -95,19 +95,19 @@ def _of_torch(
     wanted: Mapping[str, Mapping],
     class_names: Sequence[str],
 ) -> tuple[dict, str]:
-    """Returns the variables that a file with the names of torchvision gives, and which they are, in words."""
+    """Returns the variables from a file with torchvision's names, and a description of the layers that they are of."""
     tensors = torch_names.from_torch(tensors, traverse_util.flatten_dict(wanted, sep="."))
     left_out, note = {}, ""
     kernel, window = tensors.get(_FIRST), wanted["params"]["stem_conv"]["kernel"].shape
     if kernel is not None and kernel.shape[:2] != window[:2]:
-        # What its norm has learnt is of its outputs.
+        # The norm is left out too, since it was trained on that convolution's outputs.
         left_out |= dict.fromkeys(("stem_conv", "stem_norm"), f"{_window(kernel.shape)} there, {_window(window)} here")
     elif kernel is not None and window[2] == 1 < kernel.shape[2]:
-        # A grey image is one whose colours are equal.
+        # A grey image is a colour image with three equal channels, for which the summed kernel has the same output.
         tensors[_FIRST] = kernel.sum(axis=2, keepdims=True, dtype=np.float32)
         note = f"; the first kernel is the sum over its {kernel.shape[2]} colours"
     head = tensors.get(_HEAD)
-    # Only an export of ours says which classes they are.
+    # Only files exported by fer_jax name their classes.
     named = _class_names(path, stored) or list(class_names)
     if head is None or head.shape[-1] != len(class_names) or named != list(class_names):
         left_out["head"] = _describe_classes(0 if head is None else head.shape[-1], len(class_names))
@@ -119,7 +119,7 @@ def _of_torch(
 
 
 def _class_names(path: str, stored: Mapping[str, str]) -> Any:
-    """Returns what the metadata of a file with the names of torchvision say of its classes, None where nothing."""
+    """Returns the class names in the metadata of a file with torchvision's names, or None if it has none."""
     try:
         return json.loads(stored.get("class_names", "null"))
     except ValueError as error:
@@ -148,14 +148,14 @@ def _describe_classes(there: int, here: int) -> str:
 
 
 def _describe_taken(left_out: Mapping[str, str]) -> str:
-    """Returns which layers are taken; left_out: by layer, why it is not."""
+    """Returns a description of the layers that are taken; left_out: {layer: why it is not taken}."""
     parts = [f"the {layer.partition('_')[0]} ({reason})" for layer, reason in left_out.items()]
-    # A stem's convolution and norm are one part.
+    # A stem's convolution and norm are listed as one part.
     return f"all but {' and '.join(dict.fromkeys(parts))}" if parts else "all layers"
 
 
 def _refuse_other_preprocessing(path: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    # A network is shown any part of an image, whatever parts it was trained on.
+    # These may differ: a network can be shown any part of an image, whatever parts it was trained on.
     free = ("crop", "view")
     here, there = ({key: value for key, value in stored.items() if key not in free} for stored in (here, there))
     different = config_lib.differences(here, there)
@@ -163,14 +163,14 @@ def _refuse_other_preprocessing(path: str, there: Mapping[str, Any], here: Mappi
         return
     listed = ", ".join(f"{key} is {theirs} there and {ours} here" for key, (ours, theirs) in different.items())
     advice = ""
-    # The one difference that two options mend.
+    # The only difference that options can remove.
     if "image_shape" in different:
         advice = f": --config.dataset.image_size={there['image_shape'][0]} --config.dataset.resize=True would be right"
     raise UserError(f"{path} was trained on images of another preprocessing: {listed}{advice}")
 
 
 def _describe_differences(config: config_dict.ConfigDict, stored: config_dict.ConfigDict) -> str:
-    """Returns what tells the two networks apart, in words; '' if nothing does."""
+    """Returns a description of how the two networks differ; '' if they don't."""
     different = config_lib.differences(config.model, stored.model)
     return ", ".join(
         f"config.model.{key} is {theirs} there and {ours} here"

@@ -23,7 +23,7 @@ class Meter:
     while it is paused count in loss and accuracy, but not in images_per_second, TFLOP/s and MFU.
 
     Args:
-      flops: of training on one image. peak: FLOP/s of all devices, None where unknown.
+      flops: the FLOPs of training on one image. peak: the peak FLOP/s of all devices, None if unknown.
       max_consecutive_skips: see `Progress.add`.
     """
 
@@ -53,20 +53,20 @@ class Meter:
             self._since = time.perf_counter()
 
     def pause(self) -> None:
-        """Fetches what is pending, so that the progress is that of the last step, and pauses the throughput clock."""
+        """Fetches the pending metrics, so that the progress includes the last step, and pauses the throughput clock."""
         self.flush()
         self._num_pauses += 1
         self._since = None
 
     def push(self, step: int, metric_sums: dict) -> None:
-        """Takes a call's metric sums (on the device, [steps]), up to `step`; fetches those of the call before."""
+        """Takes a call's metric sums (on the device, [steps]), up to `step`; fetches those of the previous call."""
         # One call late: fetching the newest would make the host wait for the device, and then the device for the host.
         previous, self._pending = self._pending, (step, metric_sums)
         if previous:
             self._fetch(*previous)
 
     def flush(self) -> None:
-        """Fetches what is pending."""
+        """Fetches the pending metrics."""
         pending, self._pending = self._pending, None
         if pending:
             self._fetch(*pending)
@@ -78,9 +78,9 @@ class Meter:
             self._writer.write(**self._last)
 
     def speed(self) -> dict[str, float]:
-        """Returns images_per_second, tflops_per_second and, where the devices' peak is known, mfu, a share of it.
+        """Returns images_per_second, tflops_per_second and, if the devices' peak is known, mfu, the share of it.
 
-        They are over this process's part of the epoch so far; NaN before the first step.
+        They are averages over the part of the epoch that this process has trained; NaN before the first step.
         """
         images_per_second = self._images / self._seconds if self._seconds else float("nan")
         flops_per_second = self._flops * images_per_second
@@ -103,7 +103,7 @@ class Meter:
         try:
             self._progress.add(metric_sums, max_consecutive_skips=self._max_consecutive_skips)
         except Diverged as error:
-            # The step is known here only: metrics are fetched a call later.
+            # Only here is the step known, since metrics are fetched one call late.
             raise Diverged(f"{error} (step {step})") from None
         if self._progress.skipped_in_a_row:
             self._terminal.say(
@@ -126,9 +126,9 @@ class Meter:
 class Profiler:
     """Traces up to `num_steps` steps of one epoch; with None it does nothing.
 
-    TensorBoard (with its profile plugin) and xprof open what is then in `directory`. The trace begins once this process
-    has taken ten steps, or half of a shorter epoch. It ends with the epoch at the latest, so that no evaluation is
-    traced. The meter's clock is paused while it lasts.
+    TensorBoard (with its profile plugin) and xprof open the trace in `directory`. It begins once this process has taken
+    ten steps, or half of a shorter epoch. It ends with the epoch at the latest, so that no evaluation is traced. The
+    meter's clock is paused during the trace.
     """
 
     def __init__(self, directory: epath.Path, *, num_steps: int | None, first_step: int, steps_per_epoch: int):
@@ -142,7 +142,7 @@ class Profiler:
         return self._end is not None
 
     def follow(self, step: int, meter: Meter) -> None:
-        """Starts or ends the trace where that is due before `step`."""
+        """Starts or ends the trace if that is due before `step`."""
         if self.is_tracing and step >= self._end:
             self.stop(meter)
         elif self._num_steps and step >= self._first:
@@ -151,11 +151,11 @@ class Profiler:
             self._end, self._num_steps = step + self._num_steps, None
 
     def stop(self, meter: Meter | None = None) -> None:
-        """Ends the trace, if there is one, and writes it; the clock of `meter` goes on."""
+        """Ends the trace, if there is one, and writes it; resumes the clock of `meter`."""
         if not self.is_tracing:
             return
         if meter:
-            meter.flush()  # the last step is part of the trace until its metrics are here
+            meter.flush()  # the last step may still be running until its metrics are fetched
         jax.profiler.stop_trace()
         self._end = None
         if meter:

@@ -1,4 +1,4 @@
-"""What a run trains with: the optimizer, the compiled training steps, and the batches they take."""
+"""The training program of a run: the optimizer, the compiled training steps, and the batches that they take."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -54,7 +54,7 @@ def make_training(
         reduce_dtype=config.parallel.reduce_dtype,
         skip_nonfinite=config.train.skip_nonfinite is not None,
     )
-    # Only the first run of a workdir needs it; a resumed one restores.
+    # Only a new run needs the first state; a resumed run restores its state.
     create = functools.partial(
         state.create,
         model,
@@ -70,7 +70,7 @@ class Program:
     """The compiled training program of a run.
 
     Attributes: steps_per_epoch; flops, the FLOPs of training on one image (forward and backward). Raises UserError
-    where the batch size is no multiple of the devices or `split` has fewer images than one batch.
+    if the batch size is not a multiple of the number of devices, or if `split` has fewer images than one batch.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class Program:
                 balanced_weights(split.labels, model.num_classes) if config.loss.class_weights == "balanced" else None
             ),
         )
-        # Once for all that is asked of it, since the trace of a network takes a tenth of a start.
+        # Traced once for all its uses, since tracing a network takes a tenth of the time of a start.
         self._first = by_operation.trace(self._create)
-        # Its weights are made by applying the network once, to one image.
+        # Making the first weights applies the network once, to one image.
         self.flops = flops.TRAINING_PASSES * flops.count(self._first.closed_jaxpr.jaxpr)
-        # 66 MB of images: small enough for every device, and then a step needs its indices only.
+        # FER-2013's training images, 66 MB, fit every device, and a step then needs only their indices.
         self._data = parallel.replicate(split.arrays(), mesh) if config.dataset.loader == "device" else {}
 
     @functools.cached_property
@@ -104,18 +104,18 @@ class Program:
 
     def first_state(self, initial: Mapping[str, Any] | None = None) -> state.TrainState:
         """Returns the state before the first step, on every device; initial: see `state.create`."""
-        # It runs once: compiled as a whole it would take ten times as long, to the same bits.
+        # Run only once: compiled as a whole it would take ten times as long and give the same bits.
         traced = self._first if initial is None else by_operation.trace(lambda: self._create(initial=initial))
         return parallel.replicate(traced(), self._mesh)
 
     def lower(self, first_step: int) -> dict[int, jax.stages.Lowered]:
-        """Returns the call for each number of steps that it may take, traced and lowered but not yet compiled.
+        """Returns the call for each number of steps that a call may take, lowered but not yet compiled.
 
-        first_step: the step that the run goes on with.
+        first_step: the step at which the run starts or resumes.
         """
         batch_size = self._config.batch_size // jax.process_count()
         lowered = {}
-        # Each number of steps is a program of its own.
+        # Each number of steps needs a program of its own.
         for num_steps in self._call_lengths(first_step):
             index = np.zeros((num_steps, batch_size), np.int32)
             arrays = {} if self._data else self._split.arrays()
@@ -124,16 +124,16 @@ class Program:
         return lowered
 
     def _call_lengths(self, first_step: int) -> set[int]:
-        """Returns how many steps a call may take, from `first_step` on (see `pipeline.train_batches`)."""
+        """Returns the numbers of steps that calls take from `first_step` on (see `pipeline.train_batches`)."""
         whole = min(self._config.train.steps_per_call, self.steps_per_epoch)
         begun = first_step % self.steps_per_epoch
-        # An epoch may end in a shorter call; a run that was stopped at other steps per call begins with one.
+        # An epoch may end with a shorter call; a run that was stopped at another steps_per_call begins with one.
         left = min(whole - begun % whole, self.steps_per_epoch - begun)
         return {whole, self.steps_per_epoch % whole, left} - {0}
 
     def compile(self, lowered: Mapping[int, jax.stages.Lowered]) -> None:
         """Compiles what `lower` returned, before the first call."""
-        # Compiled ahead, so that no step's time contains it and a signal finds something to save from the first on.
+        # Compiled before the loop: no step's time includes it, and a signal in the loop always finds a state to save.
         self._calls = {num_steps: call.compile() for num_steps, call in lowered.items()}
 
     def batches(self, first_step: int, last_step: int) -> Iterator[dict]:
@@ -153,7 +153,7 @@ class Program:
         )
 
     def __call__(self, train_state: state.TrainState, batches: dict) -> tuple[state.TrainState, dict]:
-        """Takes a step with each batch of a call; returns the state after them and their metric sums, [steps]."""
+        """Takes one step with each batch of a call; returns the state after them and their metric sums, [steps]."""
         return self._calls[len(batches["index"])](train_state, self._data, self._shard(batches))
 
     def _shard(self, batches: dict) -> dict:

@@ -1,4 +1,4 @@
-"""What makes a run resumable: its workdir is its own, and its state and progress are restored and saved together."""
+"""Makes a run resumable: locks its workdir, and saves and restores its state and progress together."""
 
 import contextlib
 import dataclasses
@@ -23,22 +23,22 @@ from fer_jax.workdir.paths import Workdir
 
 
 class Saver:
-    """Saves the run as it stands."""
+    """Saves the state and progress of a run."""
 
     def __init__(self, checkpoints: Checkpoints, writer: MetricsWriter, progress: Progress, run_metadata: dict):
         self._checkpoints, self._writer = checkpoints, writer
         self._progress, self._run_metadata = progress, run_metadata
 
     def __call__(self, state: TrainState, *, validation: dict | None = None, is_best: bool = False) -> None:
-        """Saves `state`; raises Diverged rather than save what is not finite."""
+        """Saves `state`; raises Diverged instead if its weights or batch statistics are not finite."""
         # A signal may come before the first step after a checkpoint.
         if validation is None and self._checkpoints.latest_step == int(state.step):
-            return  # stopped before anything was added to it
-        # Checked on the device at each save: a checkpoint that can only diverge again is worth nothing.
+            return  # stopped before another step was taken
+        # Checked on the device at each save: a checkpoint that can only diverge again is useless.
         if not _is_finite((state.params, state.batch_stats)):
             raise Diverged("the weights or the batch statistics are not finite")
         metadata = self._run_metadata | {"validation": validation, "progress": dataclasses.asdict(self._progress)}
-        self._writer.sync()  # what is saved has its events
+        self._writer.sync()  # a checkpoint's events must be on the disk before it is
         self._checkpoints.save(state, metadata, is_best=is_best)
 
 
@@ -52,7 +52,7 @@ def open_workdir(
 ) -> None:
     """Locks the workdir until `stack` ends; raises UserError if it is in use or holds a run of another config."""
     with workdir.time_limit():
-        # Before the lock and the folder: a mistake leaves nothing behind.
+        # Checked before the folder and the lock are made, so that a mistake leaves nothing behind.
         if workdir.config.exists():
             config_lib.refuse_differences(
                 config,
@@ -69,12 +69,12 @@ def open_workdir(
 
 
 def resolve(config: config_dict.ConfigDict, workdir: Workdir, terminal: Terminal) -> config_dict.ConfigDict:
-    """Returns `config` as it is stored with the run: with a dtype for 'auto', and the whole path of FER+'s file.
+    """Returns `config` as stored with the run: with a dtype in place of 'auto', and the absolute path of FER+'s file.
 
     The dtype is that of the run in `workdir`, or this machine's.
     """
     resolved = config.copy_and_resolve_references()
-    # Evaluation, which finds the votes by the stored config, may start in another folder.
+    # Evaluation finds the votes by the stored config, and may run in another working directory.
     if config.dataset.ferplus:
         expanded = config_lib.expand_path(config.dataset.ferplus, "config.dataset.ferplus")
         resolved.dataset.ferplus = os.path.abspath(expanded)
@@ -97,7 +97,7 @@ def resolve(config: config_dict.ConfigDict, workdir: Workdir, terminal: Terminal
 def restore(
     checkpoints: Checkpoints, program: Program, run_metadata: dict, workdir: Workdir, terminal: Terminal
 ) -> tuple[TrainState | None, Progress]:
-    """Returns state and progress of the newest checkpoint that is whole; None and no progress where there is none."""
+    """Returns the state and progress of the newest intact checkpoint; None and new progress if there is none."""
     for step in checkpoints.steps:
         try:
             stored = checkpoints.metadata(step)
@@ -109,21 +109,21 @@ def restore(
         terminal.say(f"Going on from the checkpoint of step {step}.")
         _say_other_convolution(stored, run_metadata, terminal)
         return state, Progress.from_stored(stored["progress"])
-    # To begin anew would write over the metrics of a run that may still be rescued by hand.
+    # Starting over would overwrite the metrics of a run that may still be rescued by hand.
     if checkpoints.has_damaged:
         raise UserError(f"{workdir.path} has no other checkpoint; to begin anew, choose another --workdir")
     return None, Progress()
 
 
 def _say_other_convolution(stored: dict, ours: dict, terminal: Terminal) -> None:
-    # Version 0.1 did not store what it computed with.
+    # Version 0.1 did not store which convolution it computed with.
     there, here = (metadata.get("computation", {}).get("conv") for metadata in (stored, ours))
     if there and there != here:
         terminal.say(f"Convolutions are {here} here and were {there} before: the last bits of what follows differ.")
 
 
 def _refuse_other_run(step: int, stored: dict, ours: dict) -> None:
-    # The content, not the path: the same csv may lie elsewhere in the next job.
+    # Compared by content, not by path: the same csv may be elsewhere in the next job.
     if stored["dataset_fingerprint"] != ours["dataset_fingerprint"]:
         where = f" at {stored['dataset_path']}" if stored.get("dataset_path") else ""
         raise UserError(

@@ -1,4 +1,4 @@
-"""From a run that is set up to its first step: a compiled program, a state, and imports that take long."""
+"""Prepares the first step of a run: compiles the program, makes the state, and imports slow modules."""
 
 import concurrent.futures
 import importlib
@@ -17,12 +17,12 @@ from fer_jax.system.terminal import Terminal
 def start(
     program: Program, state: TrainState | None, initial: Mapping[str, Any] | None, terminal: Terminal
 ) -> TrainState:
-    """Compiles the program, makes the first state (from `initial`) where there is none, and returns the state."""
-    # Two threads that both run Python take longer than one after the other, so only XLA gets one of its own.
+    """Compiles the program, makes the first state (from `initial`) if there is none, and returns the state."""
+    # Only XLA gets a thread of its own: two threads that both run Python take longer than one after the other.
     lowered = program.lower(0 if state is None else int(state.step))
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
         compiling = executor.submit(_compile, program, lowered)
-        # TensorFlow, which takes seconds to import: while XLA compiles, they cost nothing.
+        # Imports TensorFlow, which takes seconds, but costs nothing while XLA compiles.
         importlib.import_module("fer_jax.data.pipeline")
         if state is None:
             state = program.first_state(initial)

@@ -1,4 +1,4 @@
-"""Writes what an audit found for a person: a table, audit.json with each image, audit.png with the worst."""
+"""Writes the findings of an audit: a table, audit.json with each image, and audit.png with the worst of them."""
 
 import json
 
@@ -9,18 +9,18 @@ from matplotlib.figure import Figure
 from fer_jax.data.audit import Findings
 from fer_jax.data.dataset import CLASS_NAMES
 
-# FER-2013 as it was published, in the order of CLASS_NAMES.
+# Images per class of FER-2013 as it was published, in the order of CLASS_NAMES.
 _OFFICIAL = {
     "train": (3995, 436, 4097, 7215, 4830, 3171, 4965),
     "validation": (467, 56, 496, 895, 653, 415, 607),
     "test": (491, 55, 528, 879, 594, 416, 626),
 }
-_COLUMNS = 12  # images side by side in the picture
-_ROWS = 2  # of images of each kind
+_COLUMNS = 12  # images side by side in audit.png
+_ROWS = 2  # rows of images for each kind of finding, at most
 
 
 def table(summary: dict) -> str:
-    """Returns an audit (see `data.audit.summarize`) as lines for a person to read."""
+    """Returns the summary of an audit (see `data.audit.summarize`) as a table for people to read."""
     equal, near = summary["equal"], summary["near"]
     more = "" if near["is_complete"] else "more than "
     lines = _class_counts(summary)
@@ -84,14 +84,14 @@ def write(summary: dict, findings: Findings, folder: epath.Path) -> None:
 
 
 def _draw(summary: dict, findings: Findings) -> Figure:
-    """Returns a figure of the worst of each kind: pairs side by side, those across splits first."""
+    """Returns a figure of the worst findings of each kind: pairs side by side, those across splits first."""
     kinds = [
         ("Equal images with different labels", "pairs", _different_labels(findings)),
         ("Nearly equal images with different labels", "pairs", _nearly_equal_with_different_labels(findings)),
         ("Images of one grey value", "images", findings.constant),
     ]
     if findings.non_faces is not None:
-        # Those of one value are above.
+        # Images of one grey value are already shown above.
         kinds.append(("No faces to FER+'s people", "images", np.setdiff1d(findings.non_faces, findings.constant)))
     heights = [min(max(-(-len(positions) // _COLUMNS), 1), _ROWS) for *_, positions in kinds]
     figure = Figure(figsize=(_COLUMNS * 1.05, sum(heights) * 1.25 + len(kinds) * 0.3 + 0.3), layout="constrained")
@@ -107,7 +107,7 @@ def _draw(summary: dict, findings: Findings) -> Figure:
         for axis, position in zip(axes.flat, shown, strict=False):
             axis.imshow(findings.images[position].mean(axis=2), cmap="gray", vmin=0, vmax=255)
             split, label = findings.split_names[findings.splits[position]], findings.labels[position]
-            # Without the split's name in full, which would run into the next image's.
+            # The split's name is shortened, so that it doesn't run into the next image's title.
             axis.set_title(
                 f"{split[:5]} {findings.rows[position]}\n{findings.dataset.class_names[label]}", fontsize=6.5, pad=2
             )
@@ -115,13 +115,13 @@ def _draw(summary: dict, findings: Findings) -> Figure:
 
 
 def _different_labels(findings: Findings) -> np.ndarray:
-    """Returns the positions of two images of different labels of each contradictory group, one after the other."""
+    """Returns the positions of two images with different labels from each contradictory group, one after the other."""
     pairs = []
     for group in findings.equal:
         other = group[findings.labels[group] != findings.labels[group[0]]]
         if len(other):
             pairs.append((group[0], other[-1]))
-    # Across splits first: a label that is wrong in train is one thing, one that can't be predicted another.
+    # Pairs across splits come first: a wrong label in train does less harm than one that can't be predicted.
     pairs.sort(key=lambda pair: findings.splits[pair[0]] == findings.splits[pair[1]])
     return np.array(pairs, np.int64).reshape(-1)
 
@@ -129,5 +129,5 @@ def _different_labels(findings: Findings) -> np.ndarray:
 def _nearly_equal_with_different_labels(findings: Findings) -> np.ndarray:
     near = findings.near
     differ = findings.labels[near.first] != findings.labels[near.second]
-    # They are sorted by their correlation already.
+    # The pairs are already sorted by their correlation.
     return np.stack([near.first[differ], near.second[differ]], axis=1).reshape(-1)

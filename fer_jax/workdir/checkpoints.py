@@ -1,8 +1,8 @@
-"""Orbax checkpoints: the newest two and the best of a run, each with checksums of what it holds.
+"""Orbax checkpoints: the newest two and the best of a run, each with checksums of its contents.
 
-A checkpoint of step N, checkpoints/N/, has the items weights (params and batch_stats), ema (their moving average, where
-the run has one), training (optimizer state and step) and record, a JSON: its format, checksums of the others, the step
-of the best checkpoint so far, and the metadata that evaluation and resumption need beside the weights (the key `run`).
+The checkpoint of step N, checkpoints/N/, has the items weights (params and batch_stats), ema (their moving average, if
+the run has one), training (optimizer state and step) and record, in JSON: the format, the other items' checksums, the
+step of the best checkpoint so far, and the metadata for evaluation and resumption beside the weights (the key `run`).
 """
 
 import concurrent.futures
@@ -34,13 +34,13 @@ class _KeepBest(ocp.checkpoint_managers.PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of one run. It is a context manager, because a save goes on in the background.
+    """The checkpoints of one run. It is a context manager, because saves run in the background.
 
-    A single process copies the state on its device and does all else beside the next steps, checksums included. Several
-    processes save together, so they copy to the host and sum up first.
+    A single process copies the state on its device and does the rest, checksums included, during the next steps.
+    Several processes save together, so they first copy the state to the host and compute the checksums.
 
-    read_only: creates, moves and deletes nothing. It is for a reader beside the run that writes the checkpoints, or of
-    a folder that can't be written or doesn't exist.
+    read_only: if True, nothing is created, moved or deleted. It is for reading while the run still writes checkpoints,
+    or for a folder that can't be written or doesn't exist.
     """
 
     def __init__(self, workdir: Workdir, *, read_only: bool = False):
@@ -56,12 +56,12 @@ class Checkpoints:
                 self._finish_replacements()
             self._manager = ocp.CheckpointManager(
                 self._directory,
-                # Orbax's own read_only warns on standard error that it is read-only.
+                # Orbax's own read_only is not used, because it prints a warning on standard error.
                 options=ocp.CheckpointManagerOptions(
-                    # The one before the newest is for when that turns out to be damaged.
+                    # The second newest is kept in case the newest turns out to be damaged.
                     preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=2), self._best]),
                     create=not read_only,
-                    cleanup_tmp_directories=not read_only,  # what a killed process left
+                    cleanup_tmp_directories=not read_only,  # left by a killed process
                 ),
                 item_handlers={
                     "weights": ocp.StandardCheckpointHandler(),
@@ -79,7 +79,7 @@ class Checkpoints:
         if kind is not None and jax.process_count() > 1:
             return  # closing waits for the other processes, one of which may be gone
         try:
-            # The first exception tells more than another at the end.
+            # An exception that is being raised tells more than another one from closing.
             with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
                 self._wait()
                 with self._storage("written"):
@@ -88,13 +88,13 @@ class Checkpoints:
             self._executor.shutdown()
 
     def wait(self) -> None:
-        """Waits until the last save is whole on the disk; raises StorageError where it failed."""
+        """Waits until the last save is complete on the disk; raises StorageError if it failed."""
         self._wait()
         with self._storage("written"):
             self._manager.wait_until_finished()
 
     def _wait(self) -> None:
-        """Waits for the save in the background of a single process, and raises what it did."""
+        """Waits for the background save of a single process, and raises its exception if it failed."""
         saving, self._saving = self._saving, None
         _ = saving and saving.result()
 
@@ -106,12 +106,12 @@ class Checkpoints:
 
     @property
     def has_damaged(self) -> bool:
-        """Whether some were set aside, now or by an earlier process."""
+        """Whether damaged checkpoints were set aside, by this process or an earlier one."""
         return self._workdir.damaged.exists()
 
     @property
     def latest_step(self) -> int | None:
-        """The newest checkpoint's step; None before the first."""
+        """The step of the newest checkpoint; None before the first."""
         return max(self.steps, default=None)
 
     @property
@@ -123,7 +123,7 @@ class Checkpoints:
         """Starts a save of `state` in the background; the arrays are copied first, so the caller may donate them.
 
         state: replicated on every device. metadata: JSON-serialisable, stored with the weights. is_best: whether this
-        is the best checkpoint so far. Raises StorageError where this save, or the one before in the background, failed.
+        is the best checkpoint so far. Raises StorageError if this save, or the previous one in the background, failed.
         """
         self._require_writable()
         self._wait()
@@ -131,12 +131,12 @@ class Checkpoints:
         if is_best:
             self._best.step = step
         record = {"format": FORMAT, "step": step, "best_step": self._best.step}
-        # As JSON at once: the caller goes on to change it.
+        # Converted to JSON at once, since the caller goes on to change the metadata.
         record["run"] = json.loads(json.dumps(dict(metadata)))
         if jax.process_count() > 1:
             self._save(step, items_of(state), record)
         else:
-            # On the device a copy takes a thousandth of the time of one to the host.
+            # A copy on the device takes a thousandth of the time of a copy to the host.
             copied = jax.device_put(state, jax.tree.map(lambda x: x.sharding, state), may_alias=False)
             self._saving = self._executor.submit(self._save, step, items_of(copied), record)
 
@@ -154,11 +154,11 @@ class Checkpoints:
             if is_replacement or jax.process_count() == 1:
                 self._manager.wait_until_finished()
             if is_replacement:
-                # Until the new checkpoint is committed, the old one is the only whole one of this step.
+                # Only now: until the new checkpoint is committed, the old one is the only complete one of this step.
                 self._finish_replacements()
 
     def _move(self, step: int, target: epath.Path) -> None:
-        """Moves the checkpoint of a step out of the manager's folder, and lets the manager forget it."""
+        """Moves the checkpoint of a step out of the manager's folder, and makes the manager reload its list."""
         self._manager.wait_until_finished()  # a save in the background isn't listed yet
         if jax.process_index() == 0:
             target.parent.mkdir(exist_ok=True)
@@ -171,7 +171,7 @@ class Checkpoints:
         if jax.process_index() == 0 and self._workdir.replaced.exists():
             for old in self._workdir.replaced.iterdir():
                 new = self._directory / old.name
-                # A bucket can't rename, so there an uncommitted checkpoint has its final name already.
+                # A bucket can't rename, so an uncommitted checkpoint already has its final name there.
                 if new.exists() and ocp.utils.is_checkpoint_finalized(new):
                     old.rmtree()
                 else:
@@ -184,10 +184,10 @@ class Checkpoints:
         ocp.multihost.sync_global_processes("finish_replacements")
 
     def _find_best(self) -> int | None:
-        """Returns the step of the best of the checkpoints that are there; None where none has been evaluated.
+        """Returns the step of the best existing checkpoint; None if none has been evaluated.
 
-        That is the best step of the newest record, if its checkpoint is still there. A best checkpoint that was set
-        aside leaves the best of an older record, or a newer checkpoint with a greater validation accuracy.
+        It is the best step of the newest record, if that checkpoint still exists. If it was set aside, it is the best
+        step of an older record, or a newer checkpoint with a greater validation accuracy.
         """
         steps, candidates = self.steps, {}
         for step in steps:
@@ -206,9 +206,9 @@ class Checkpoints:
                     return best
                 break
             if validation:
-                # The score is what the run selects by; before there was a choice it was the accuracy.
+                # The score is the metric that the run selects by. Old records have none: it was always the accuracy.
                 candidates[step] = validation.get("score", validation["accuracy"])
-        return max(sorted(candidates), key=candidates.get, default=None)  # the first of equal ones, as in training
+        return max(sorted(candidates), key=candidates.get, default=None)  # the first of equals, as in training
 
     def _require_writable(self) -> None:
         if self._read_only:
@@ -216,7 +216,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _storage(self, verb: str) -> Iterator[None]:
-        """A context that waits for the storage no longer than it may, and raises StorageError where it fails."""
+        """Limits the time that the body may wait for the storage, and raises StorageError if the storage fails."""
         with self._workdir.time_limit():
             try:
                 yield
@@ -230,7 +230,7 @@ class Checkpoints:
             raise StorageError(message) from error
 
     def find(self, which: str) -> int:
-        """Returns the step that 'best', 'latest' or a number names; raises UserError where there is none."""
+        """Returns the step that 'best', 'latest' or a number names; raises UserError if there is none."""
         step = {"best": self.best_step, "latest": self.latest_step}.get(which)
         if step is None and which.isdecimal():
             step = int(which)
@@ -240,11 +240,11 @@ class Checkpoints:
         return step
 
     def metadata(self, step: int) -> dict:
-        """Returns what is stored beside the weights; raises Damaged, or UserError where the format is a newer one."""
+        """Returns the metadata stored beside the weights; raises Damaged, or UserError if the format is newer."""
         return self._record(step)["run"]
 
     def restore_weights(self, step: int, abstract: dict, *, is_ema: bool = False) -> dict:
-        """Returns {'params', 'batch_stats'}, or their moving average, like `abstract`; raises Damaged."""
+        """Returns {'params', 'batch_stats'}, or their moving average, laid out like `abstract`; raises Damaged."""
         item = "ema" if is_ema else "weights"
         return self._restore(step, **{item: abstract})[item]
 
@@ -255,7 +255,7 @@ class Checkpoints:
         return TrainState(**restored["weights"], **restored["training"], ema=restored.get("ema"))
 
     def set_aside(self, step: int) -> epath.Path:
-        """Moves a damaged checkpoint out of the way of the next ones; returns where it is then."""
+        """Moves a damaged checkpoint out of the way of later ones; returns its new path."""
         self._require_writable()
         self._wait()
         aside, attempt = self._workdir.damaged / str(step), 1
@@ -264,7 +264,7 @@ class Checkpoints:
             aside = aside.with_name(f"{step}-{attempt}")
         with self._workdir.time_limit():
             self._move(step, aside)
-        # It may have been the best. Then another one is, which must be preserved instead.
+        # If it was the best, another one is now, and must be preserved instead.
         self._best.step = self._find_best()
         return aside
 
@@ -289,11 +289,11 @@ class Checkpoints:
         with self._workdir.time_limit():
             try:
                 return self._manager.restore(step, args=ocp.args.Composite(**items))
-            except Exception as error:  # a damaged file can make any exception of the libraries below
+            except Exception as error:  # a damaged file can cause any exception in the libraries below
                 if failures.is_of_permission(error) or failures.may_pass(error):
                     path = self._directory / str(step)
                     raise StorageError(f"{path} can't be read: {failures.one_line(error)}") from error
-                # A lost process, or too little memory: no reason to set a checkpoint aside.
+                # A lost process or too little memory is no reason to set a checkpoint aside.
                 if isinstance(error, jax.errors.JaxRuntimeError | MemoryError):
                     raise
                 raise Damaged(f"the checkpoint of step {step} can't be read ({failures.one_line(error)})") from error

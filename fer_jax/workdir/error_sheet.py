@@ -13,8 +13,8 @@ from fer_jax.workdir.report import save_figure
 class Error(NamedTuple):
     """A wrongly classified image.
 
-    index: its place in the split, from 0. image: uint8 [height, width, channels]. drawn: the same with the map of what
-    counted for the predicted class over it, uint8 [height, width, 3].
+    index: its 0-based position in the split. image: uint8 [height, width, channels]. drawn: the same image under a map
+    of how much each pixel counted for the predicted class, uint8 [height, width, 3].
     """
 
     true: str
@@ -28,7 +28,7 @@ class Error(NamedTuple):
 def write(
     errors: Sequence[Error], class_names: Sequence[str], folder: epath.Path, *, name: str, title: str, ramp: np.ndarray
 ) -> epath.Path:
-    """Writes the sheet, a row for each true class, and returns its path; ramp: the map's colours, [1, n, 3]."""
+    """Writes the sheet, one row for each true class, and returns its path; ramp: the map's colours, [1, n, 3]."""
     folder.mkdir(exist_ok=True)
     by_class = {true: [error for error in errors if error.true == true] for true in class_names}
     number = max(1, *map(len, by_class.values()))
@@ -37,7 +37,7 @@ def write(
     for (true, row_errors), axes in zip(by_class.items(), rows, strict=True):
         for axis in axes:
             axis.axis("off")
-        # Beside the first picture, whose axis is switched off.
+        # A text beside the first image, since its axis, and with it the axis label, is switched off.
         axes[0].text(-0.1, 0.5, true, rotation=90, ha="right", va="center", transform=axes[0].transAxes, fontsize=11)
         for error, image_axis, map_axis in zip(row_errors, axes[::2], axes[1::2], strict=False):
             image_axis.imshow(error.image, cmap="gray", vmin=0, vmax=255)

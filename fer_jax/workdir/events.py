@@ -16,13 +16,13 @@ from fer_jax.workdir.paths import TENSORBOARD, Workdir
 class MetricsWriter:
     """Writes events to metrics.jsonl, one JSON object a line, and in the background to TensorBoard.
 
-    Events after `step` and `epochs` are dropped, because the resumed run makes them again. What goes wrong in the
+    Events after `step` and `epochs` are dropped, because the resumed run writes them again. An exception in the
     background is raised by a later call.
 
     Args:
       workdir: the workdir of the run.
-      step, epochs: how many steps and whole epochs the run has done.
-      common: goes into every event.
+      step, epochs: the numbers of steps and of complete epochs that the run has trained.
+      common: keys and values that are added to every event.
       is_primary: whether this process writes; only one process of a run does.
     """
 
@@ -31,7 +31,7 @@ class MetricsWriter:
         self._common, self._workdir, self._path = common, workdir, workdir.metrics
         if is_primary:
             self._closing = contextlib.ExitStack()
-            # One thread, so in order. It imports TensorFlow's writer, which takes seconds, beside the first steps.
+            # One thread keeps the order. It imports TensorFlow's writer, which takes seconds, during the first steps.
             self._background = self._closing.enter_context(concurrent.futures.ThreadPoolExecutor(1))
             self._tensorboard, self._writing = None, collections.deque()
             with workdir.time_limit():
@@ -42,7 +42,7 @@ class MetricsWriter:
                 ]
                 self._rewrite(kept)
                 self._file = self._closing.enter_context(self._path.open("a"))
-                # TensorBoard's file can't be cut, so it is written anew.
+                # TensorBoard's file can't be truncated, so it is written again from the start.
                 for old in workdir.path.glob(TENSORBOARD):
                     old.unlink()
             for event in kept:
@@ -66,7 +66,7 @@ class MetricsWriter:
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes both files, once all is written."""
+        """Closes both files, after everything is written."""
         if self._file:
             self._in_background(self._close_tensorboard)
             with self._closing, errors.naming(self._path), self._workdir.time_limit():
@@ -74,7 +74,7 @@ class MetricsWriter:
                     self._writing.popleft().result()
 
     def _rewrite(self, events: list[dict]) -> None:
-        """Replaces metrics.jsonl by one of these events, at once: a crash leaves the old file or the new one."""
+        """Replaces metrics.jsonl atomically by these events: a crash leaves either the old file or the new one."""
         partial = self._path.with_suffix(".partial")
         with errors.naming(partial):
             partial.write_text("".join(map(_to_line, events)))
@@ -91,7 +91,7 @@ class MetricsWriter:
     def _in_background(self, function: Callable, *arguments) -> None:
         self._writing.append(self._background.submit(function, *arguments))
         while self._writing and self._writing[0].done():
-            self._writing.popleft().result()  # raises what it did
+            self._writing.popleft().result()  # raises the exception of a failed write
 
     def _write_scalars(self, step: int, values: dict) -> None:
         if self._tensorboard is None:
@@ -109,7 +109,7 @@ class MetricsWriter:
 
 
 def read_events(workdir: Workdir) -> list[dict]:
-    """Returns the events of metrics.jsonl, without values that are not finite and without a line that a crash cut."""
+    """Returns the events of metrics.jsonl, without values that are not finite, up to a line that a crash cut off."""
     path = workdir.metrics
     events = []
     with workdir.time_limit():

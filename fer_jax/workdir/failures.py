@@ -1,4 +1,4 @@
-"""Tells a storage that fails from a bug, by the exceptions of the libraries that read and write a run's files."""
+"""Tells storage failures from bugs by the exceptions of the libraries that read and write a run's files."""
 
 import errno
 import re
@@ -9,7 +9,7 @@ import jax
 from fer_jax.errors import StorageError
 from fer_jax.system.exits import STORAGE_OP_ERRORS
 
-# Clients of object storage whose exceptions are no OSErrors.
+# Clients of object storage whose exceptions are not OSErrors.
 _CLIENTS = ("aiohttp.", "gcsfs.", "google.api_core.", "google.auth.", "google.cloud.", "requests.", "urllib3.")
 # TensorStore raises ValueError for everything. Only the message tells a full disk from an array of the wrong shape.
 _TENSORSTORE_MESSAGE = re.compile(
@@ -17,7 +17,7 @@ _TENSORSTORE_MESSAGE = re.compile(
     r"|\bos_error_code\b|\bOS error\b"
     r"|No space left|File too large|Read-only file system|Input/output error|[Qq]uota exceeded|Permission denied"
 )
-# Those that don't mean that a file is damaged (DATA_LOSS and NOT_FOUND do).
+# Messages that don't mean that a file is damaged (DATA_LOSS and NOT_FOUND do).
 _PASSING_MESSAGE = re.compile(
     r"\b(UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED)\b|Input/output error|Too many open files"
     r"|Stale file handle|Cannot allocate memory"
@@ -41,11 +41,11 @@ def is_of_permission(error: BaseException) -> bool:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Returns whether an error says nothing of what was read: the storage or the memory failed, maybe for now."""
+    """Returns whether an error may be temporary and doesn't mean a damaged file: the storage or the memory failed."""
     return any(
         isinstance(link, MemoryError)
         or (isinstance(link, OSError) and link.errno in _PASSING_ERRNOS)
-        # Also where TensorStore has read a file, and where JAX has put it on a device that is full.
+        # TensorStore raises these when it reads a file, and JAX when it puts an array on a device that is full.
         or (isinstance(link, ValueError | RuntimeError) and _PASSING_MESSAGE.search(str(link)) is not None)
         for link in _chain(error)
     )
@@ -54,12 +54,12 @@ def may_pass(error: BaseException) -> bool:
 def one_line(error: BaseException) -> str:
     """Returns the message of an exception as one line of at most 600 characters."""
     message = " ".join(str(error).split()) or type(error).__name__
-    # The libraries below name what was written first and the reason last, with long paths between.
+    # The libraries below begin with what was written and end with the reason, with long paths in between.
     return message if len(message) <= 600 else f"{message[:300]} ... {message[-295:]}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an exception and those that it was raised from."""
+    """Yields an exception and the chain of exceptions that it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__

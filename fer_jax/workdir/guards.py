@@ -1,4 +1,4 @@
-"""Guards of a workdir: one run at a time in it, and a limit to waiting for its file system."""
+"""Guards of a workdir: a lock that admits one run at a time, and a limit on waiting for its file system."""
 
 import contextlib
 import errno
@@ -19,24 +19,24 @@ from fer_jax.system.terminal import Terminal
 if TYPE_CHECKING:
     from fer_jax.workdir.paths import Workdir
 
-# What a file system answers that has no locks: Lustre mounted without flock, some NFS and FUSE file systems.
+# The errors of file systems without locks: Lustre mounted without flock, some NFS and FUSE file systems.
 _HAS_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
 def hold_lock(workdir: "Workdir", terminal: Terminal) -> Iterator[None]:
-    """Holds the workdir's lock; raises UserError, naming the owner, where another process holds it.
+    """Holds the workdir's lock; raises UserError, naming the owner, if another process holds it.
 
-    The operating system releases the lock (flock) when its owner ends, whatever the reason. The file stays and means
-    nothing. The lock holds between machines if their file system supports that, as NFS does from version 4 on. For
-    object storage, and for a file system without locks, the terminal gets a warning and nothing is held.
+    The operating system releases the lock (flock) when its owner ends, whatever the reason. The file stays, but by
+    itself means nothing. The lock works between machines if their file system supports that, as NFS does from version
+    4 on. For object storage, and for a file system without locks, a warning is printed and no lock is held.
     """
     if workdir.is_in_bucket:
         terminal.warn(f"{workdir.path} is in object storage, which has no locks: see that only one run uses it.")
         yield
         return
     with contextlib.ExitStack() as stack:
-        with workdir.time_limit():  # flock answers at once or not at all, but a network file system may hang
+        with workdir.time_limit():  # flock itself doesn't wait, but a network file system may hang
             file = stack.enter_context(open(workdir.lock, "a+"))
             try:
                 _lock(file)
@@ -64,7 +64,7 @@ def _lock(file) -> None:
 
 @contextlib.contextmanager
 def time_limit(path: epath.Path, seconds: float) -> Iterator[None]:
-    """Ends the process, with a line that names `path` and exit status 4, if the body takes over `seconds`.
+    """Ends the process, with a line that names `path` and exit status 4, if the body takes more than `seconds`.
 
     A call that waits for a network file system can't be interrupted, so only the end of the process ends it. Raises
     StorageError if the body raises an OSError that names no file.

@@ -16,8 +16,8 @@ TENSORBOARD = "events.out.tfevents.*"
 class Workdir:
     """The folder of a run, local or in a bucket (gs://...), and the path of each file and folder in it.
 
-    path: may begin with ~ and hold environment variables.
-    storage_timeout: the seconds after which `time_limit` gives up a file system that doesn't answer.
+    path: may begin with ~ and contain environment variables.
+    storage_timeout: the seconds after which `time_limit` gives up on a file system that doesn't answer.
     """
 
     def __init__(self, path: str | os.PathLike, *, storage_timeout: float = 600.0):
@@ -59,7 +59,7 @@ class Workdir:
         return self.path / "profile"
 
     def files_of_a_run(self) -> str:
-        """Returns the name of something in the folder that training would write over; '' where there is nothing."""
+        """Returns the name of a file or folder in the workdir that training would overwrite; '' if there is none."""
         checkpoints = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         names = [path for path in (self.metrics, self.selection) if path.exists()]
         found = next(itertools.chain(names, checkpoints, self.path.glob(TENSORBOARD)), None)

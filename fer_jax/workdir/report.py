@@ -1,4 +1,4 @@
-"""Writes what a run leaves for a person: history, curves, confusion matrices, evaluations, tables."""
+"""Writes the results of a run for people to read: history, curves, confusion matrices, evaluations, tables."""
 
 import json
 from collections.abc import Collection, Iterable
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 def history(events: Iterable[dict], metric: str = "accuracy") -> "pd.DataFrame":
     """Returns a row for each finished epoch, from the events of metrics.jsonl.
 
-    The training metrics are those of the epoch's last 'train' event, which are the means over the epoch. metric: of
-    validation, which the run selects by.
+    The training metrics are those of the epoch's last 'train' event, which are the means over the epoch. metric: the
+    validation metric that the run selects by.
     """
-    import pandas as pd  # half a second with matplotlib, which a start of training needn't take
+    import pandas as pd  # takes half a second with matplotlib, which training needn't wait for
 
     measured = list(dict.fromkeys(["loss", "accuracy", metric]))
-    rows, missing = {}, float("nan")  # a value that was not finite is not in its event
+    rows, missing = {}, float("nan")  # events leave out values that are not finite
     for event in events:
         row = rows.setdefault(event["epoch"], {})
         if event["kind"] == "train":
@@ -33,7 +33,7 @@ def history(events: Iterable[dict], metric: str = "accuracy") -> "pd.DataFrame":
             row |= {"step": event["step"]} | {f"{event['kind']}_{key}": event.get(key, missing) for key in measured}
     finished = {epoch: row for epoch, row in sorted(rows.items()) if "validation_accuracy" in row}
     columns = ["step", "train_loss", "train_accuracy", *(f"validation_{key}" for key in measured)]
-    # Only the runs that have a moving average of the weights.
+    # Only runs with a moving average of the weights have these.
     if any("validation_ema_accuracy" in row for row in finished.values()):
         columns += [f"validation_ema_{key}" for key in measured]
     columns += ["learning_rate", "images_per_second"]
@@ -54,9 +54,9 @@ def write_history(
     Args:
       events: the events of metrics.jsonl.
       dataset_name, dataset_fingerprint: columns of history.csv, and the title of curves.png.
-      targets: what the training loss is against; the validation loss is against the labels.
+      targets: a description of the training loss's targets; the validation loss is against the labels.
       metric: the accuracy that the run selects by, 'accuracy' or 'accuracy_without_copies'.
-      folder: where both go; created if it is missing.
+      folder: the folder of both files; created if it is missing.
     """
     folder.mkdir(exist_ok=True)
     table = history(events, metric)
@@ -64,7 +64,7 @@ def write_history(
     (folder / "history.csv").write_text(named.to_csv(index=False))
     if table[f"validation_{metric}"].isna().all():
         return
-    # The first of equal ones: the checkpoint that training keeps as the best is strictly better than those before it.
+    # idxmax takes the first of equals, as training does: its best checkpoint is strictly better than those before it.
     accuracies = table.filter(regex=rf"^validation(_ema)?_{metric}$").max(axis="columns")
     best_epoch, best_accuracy = table["epoch"][accuracies.idxmax()], accuracies.max()
     figure = _make_figure((10, 4))
@@ -84,7 +84,7 @@ def write_history(
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].legend()
-    # Where they differ the two losses can't be compared, which a picture should say.
+    # If the targets differ, the two losses can't be compared, which the figure should say.
     if targets != "labels":
         axes[1].set_title(f"in training against {targets}, in validation against labels", fontsize=9)
     title = f"{dataset_name} ({dataset_fingerprint})"
@@ -95,7 +95,7 @@ def write_history(
 def write_evaluation(evaluation: dict, folder: epath.Path, name: str | None = None) -> None:
     """Writes confusion_matrix_<name>.png and evaluation_<name>.json; values that are not finite are left out.
 
-    name: the split's if None, as it is for the run's own data.
+    name: the split's name if None, which is used for the run's own data.
     """
     folder.mkdir(exist_ok=True)
     split = evaluation["split"]
@@ -116,13 +116,13 @@ def write_evaluation(evaluation: dict, folder: epath.Path, name: str | None = No
     title = f"{evaluation['dataset']} ({evaluation['dataset_fingerprint']}), {split}"
     axis.set_title(f"{title}\naccuracy {describe_accuracy(evaluation)}", fontsize=10)
     save_figure(figure, folder / f"confusion_matrix_{name}.png", dpi=110)
-    # The last of the two, because `is_reported` takes it for the whole report.
+    # Written last, because `is_reported` takes this file for the whole report.
     text = json.dumps(without_nonfinite(evaluation), indent=2, allow_nan=False)
     (folder / f"evaluation_{name}.json").write_text(text + "\n")
 
 
 def is_reported(folder: epath.Path, split: str, *, step: int, views: Collection[str]) -> bool:
-    """Returns whether a split's evaluation_<split>.json is there and whole, of a checkpoint's step and with `views`."""
+    """Returns whether evaluation_<split>.json exists, is intact, and is of the checkpoint of `step` with `views`."""
     try:
         evaluation = json.loads((folder / f"evaluation_{split}.json").read_text())
         return evaluation["checkpoint_step"] == step and set(views) <= evaluation.get("views", {}).keys()
@@ -131,20 +131,20 @@ def is_reported(folder: epath.Path, split: str, *, step: int, views: Collection[
 
 
 def _make_figure(size: tuple[float, float]) -> "Figure":
-    # Not pyplot, whose backend belongs to whoever imports this, such as a notebook.
+    # pyplot is not used: its backend belongs to the program that imports this module, such as a notebook.
     from matplotlib.figure import Figure
 
     return Figure(figsize=size, layout="constrained")
 
 
 def save_figure(figure: "Figure", path: epath.Path, *, dpi: int) -> None:
-    """Writes the figure to a PNG, in a bucket too."""
+    """Writes the figure to a PNG file, which may be in a bucket."""
     with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=dpi)
 
 
 def table(evaluation: dict) -> str:
-    """Returns the evaluation as lines for a person to read."""
+    """Returns the evaluation as a table for people to read."""
     width = max(10, 1 + max(map(len, evaluation["class_names"])))
     lines = [
         f"{evaluation['split']} split of {evaluation['dataset']} ({evaluation['dataset_fingerprint']}), "
@@ -177,7 +177,7 @@ def table(evaluation: dict) -> str:
             f"  {name:<{width}}{figures['precision']:>10.4f}{figures['recall']:>10.4f}{figures['f1']:>10.4f}"
             f"{figures['support']:>9,}"
         )
-    # A network that says one class has a fair accuracy, and may be of no use.
+    # A network that always predicts one class can have a fair accuracy and still be useless.
     predicted = np.sum(evaluation["confusion_matrix"], axis=0)
     never = [name for name, count in zip(evaluation["class_names"], predicted, strict=True) if not count]
     if never:
@@ -192,6 +192,6 @@ def table(evaluation: dict) -> str:
 
 
 def describe_accuracy(evaluation: dict) -> str:
-    """Returns the accuracy of an evaluation with its interval, for a person to read."""
+    """Returns the accuracy of an evaluation with its interval, for people to read."""
     low, high = evaluation["accuracy_ci95"]
     return f"{evaluation['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%})"

@@ -1,6 +1,7 @@
-"""selection.json: what was chosen on validation after the training of a run, beside its best checkpoint.
+"""selection.json: the view that was selected on validation after the training of a run, for its best checkpoint.
 
-{"view": the view that the network is shown, "metric": what it is the best by, "validation": {view: that metric}}.
+{"view": the view that the network is shown, "metric": the name of the metric by which it was the best, "validation":
+{view: its value of that metric}}.
 """
 
 import json
@@ -11,9 +12,9 @@ from fer_jax.workdir.paths import Workdir
 
 
 def read_view(workdir: Workdir, possible: Sequence[str]) -> str | None:
-    """Returns the view that was chosen, or None where none was.
+    """Returns the view that was selected, or None if none was.
 
-    possible: the views that the network can be shown. Raises UserError where the file is damaged or names none of them.
+    possible: the views that the network can be shown. Raises UserError if the file is damaged or names none of them.
     """
     try:
         view = json.loads(workdir.selection.read_text())["view"]
@@ -23,15 +24,15 @@ def read_view(workdir: Workdir, possible: Sequence[str]) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        # Not passed over: with another view the network's accuracy is another one.
+        # An error rather than a default: with another view the network has another accuracy.
         raise UserError(
             f"{workdir.selection} can't be read ({error}); without that file the view of training is taken"
         ) from None
 
 
 def write_view(workdir: Workdir, view: str, metric: str, scores: dict[str, float]) -> None:
-    """Writes the view that was chosen and, by view, the scores that it was chosen by, whole or not at all."""
-    # Renamed into place, so that a crash never leaves half of it.
+    """Writes the selected view, the metric that selected it and its scores by view, whole or not at all."""
+    # Renamed into place, so that a crash never leaves half a file.
     partial = workdir.selection.with_suffix(".partial")
     partial.write_text(json.dumps({"view": view, "metric": metric, "validation": scores}, indent=2) + "\n")
     partial.replace(workdir.selection)
