@@ -1,4 +1,4 @@
-"""What is odd about a dataset: images that are there twice, or nearly, contradictory labels, images of nothing."""
+"""Audits a dataset: finds equal and nearly equal images, contradictory labels, constant images and non-faces."""
 
 import dataclasses
 import itertools
@@ -11,27 +11,29 @@ from scipy.sparse.csgraph import connected_components
 from fer_jax.data.dataset import SPLITS, UNSPLIT, Dataset
 from fer_jax.data.duplicates import digests
 
-# Chosen on FER-2013's 34,036 different images. Few photographs are there mirrored, so pairs of an image with another's
-# mirror image say how many pairs are as alike by chance: 1,767 beside 2,996 that are not mirrored from 0.85 to 0.88,
-# 176 beside 756 up to 0.90, 27 beside 525 up to 0.92, and 20 beside 1,629 above. Of 60 pairs from 0.92 to 0.94, drawn
-# and seen side by side, all are one photograph in another cut, scale or contrast, or with a watermark.
+# Chosen on FER-2013's 34,036 different images. Few of its photographs also occur mirrored, so the mirrored pairs (an
+# image and another's mirror image) show how many pairs are this alike by chance: there are 1,767 mirrored and 2,996
+# unmirrored pairs from 0.85 to 0.88, 176 and 756 up to 0.90, 27 and 525 up to 0.92, and 20 and 1,629 above. Of 60 pairs
+# sampled from 0.92 to 0.94 and viewed side by side, all show one photograph in another crop, scale or contrast, or with
+# a watermark.
 LEAST_CORRELATION = 0.92
-# What is searched with. Averages hide noise and watermarks, so thumbnails are more alike than the images: of the pairs
-# found in FER-2013 none has a correlation below 0.936 between its thumbnails.
+# The search compares thumbnails. Averaging hides noise and watermarks, so thumbnails are more alike than the images: of
+# the pairs found in FER-2013, none has thumbnails with a correlation below 0.936.
 _THUMBNAIL = 12
-_TILE = 2048  # images compared with so many others at once, in 16 MB
+_TILE = 2048  # images that are compared with as many others at once; their correlations take 16 MB
 _PAIRS_AT_ONCE = 2048
-# Where a dataset is one film, all pairs are alike: the search ends, and says so, before they fill the memory.
+# If a dataset comes from one film, all pairs are alike: the search stops, and reports it, before they fill the memory.
 _MOST_PAIRS = 1_000_000
-_MOST_LISTED = 10_000  # pairs in audit.json
+_MOST_LISTED = 10_000  # most pairs that audit.json lists
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
     """Pairs of different images that are nearly equal, the most alike first.
 
-    first, second: int64 [P], positions. correlation: float32 [P], of their pixels. is_mirrored: bool [P], whether it is
-    that of one with the other's mirror image. is_complete: whether these are all.
+    first, second: int64 [P], positions. correlation: float32 [P], correlation of their pixels. is_mirrored: bool [P],
+    whether it is the correlation of one image with the mirror image of the other. is_complete: whether these are all
+    such pairs.
     """
 
     first: np.ndarray
@@ -46,12 +48,12 @@ class Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What was found among the images of all splits, one after the other; a position counts over all of them.
+    """The findings of an audit. A position is an index into the images of all splits, one split after the other.
 
-    dataset: what was looked at. images: uint8 [N, height, width, channels]. labels: int32 [N]. splits: int64 [N],
+    dataset: the audited dataset. images: uint8 [N, height, width, channels]. labels: int32 [N]. splits: int64 [N],
     indices into split_names. rows: int64 [N], see `Split`. equal: the positions of each group of equal images.
-    near: pairs of the first images of such groups, or of images that are there once. constant: positions of images of
-    one value. non_faces: positions of images that FER+ takes for no face; None where that is unknown.
+    near: pairs of images that are the first of such a group or occur only once. constant: positions of images whose
+    pixels all have one value. non_faces: positions of images that FER+ says are not faces; None if that is unknown.
     """
 
     dataset: Dataset
@@ -72,9 +74,9 @@ def audit(
     is_non_face: np.ndarray | None = None,
     progress: Callable[[list], Iterable] = iter,
 ) -> Findings:
-    """Returns what is odd about `dataset`.
+    """Returns the irregularities found in `dataset`.
 
-    is_non_face: bool, by row, whether FER+ takes it for no face. progress: see `near_duplicates`.
+    is_non_face: bool, by row, whether FER+ says that the image is not a face. progress: see `near_duplicates`.
     """
     names = tuple(name for name in (*SPLITS, UNSPLIT) if name in dataset.splits)
     parts = [dataset.splits[name] for name in names]
@@ -95,7 +97,7 @@ def audit(
 
 
 def equal_images(images: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Returns the position of the first image that is equal to each, int64 [N], and the groups of two or more.
+    """Returns the position of the first image equal to each image, int64 [N], and the groups of two or more equal ones.
 
     images: uint8 [N, height, width, channels].
     """
@@ -117,14 +119,14 @@ def near_duplicates(
 ) -> Pairs:
     """Returns the pairs of images whose pixels have a correlation of `least` or more, mirrored or not.
 
-    Thumbnails of 12 x 12 averages are compared, all with all, by products of matrices; then the pixels of the pairs
-    whose thumbnails are that much alike. Brightness and contrast don't matter to a correlation, and constant images,
-    which have none, are in no pair.
+    Matrix products compare all thumbnails (12 x 12 averages) with one another; the pixels are then compared for the
+    pairs whose thumbnails reach `least`. A correlation doesn't depend on brightness and contrast. Constant images have
+    no correlation and are in no pair.
 
     Args:
       images: uint8 [N, height, width, channels].
-      positions: int64 [M], the images that are compared; equal ones are to be left out.
-      progress: is given the list of what there is to do, and yields it.
+      positions: int64 [M], the images to compare, without repetitions of equal images.
+      progress: receives the list of work items and yields them one by one.
     """
     thumbnails = _thumbnails(images, positions)
     mirrored = _normalised(thumbnails.reshape(-1, _THUMBNAIL, _THUMBNAIL)[:, :, ::-1].reshape(thumbnails.shape))
@@ -132,7 +134,7 @@ def near_duplicates(
     found, count = [], 0
     tiles = [(a, b) for a in starts for b in starts if b >= a]
     for a, b in progress(tiles):
-        # Not mirrored first, because a symmetrical face is near to itself both ways and counts as what it is.
+        # Unmirrored images come first: a pair that is alike both ways, as symmetrical faces are, counts as unmirrored.
         keys = np.zeros(0, np.int64)
         for is_mirrored, others in ((False, thumbnails), (True, mirrored)):
             alike = thumbnails[a : a + _TILE] @ others[b : b + _TILE].T
@@ -154,9 +156,9 @@ def near_duplicates(
 
 
 def _thumbnails(images: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Returns the averages over a grid of 12 x 12 of each image, normalised: float32 [M, 144]."""
+    """Returns the averages of each image over a 12 x 12 grid, normalised: float32 [M, 144]."""
     rows, columns = (_averaging(size) for size in images.shape[1:3])
-    # In parts, because as floats all images at once would take four times their memory.
+    # Averaged in batches, because as floats all images at once would take four times their memory.
     parts = [
         _normalised((rows @ images[part].mean(axis=3, dtype=np.float32) @ columns.T).reshape(len(part), -1))
         for part in np.split(positions, range(_TILE, len(positions), _TILE))
@@ -173,10 +175,10 @@ def _averaging(size: int) -> np.ndarray:
 
 
 def _normalised(vectors: np.ndarray) -> np.ndarray:
-    """Returns vectors of mean 0 and length 1, whose products are correlations; zeros where a vector is constant."""
+    """Returns vectors of mean 0 and length 1, whose products are correlations; zeros for a constant vector."""
     vectors = vectors - vectors.mean(axis=1, keepdims=True, dtype=np.float32)
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    # Below, what is left of a constant image is rounding.
+    # A smaller length is only the rounding error of a constant vector.
     return np.where(length > 1e-3, vectors / np.maximum(length, 1e-3), 0).astype(np.float32)
 
 
@@ -192,20 +194,20 @@ def _correlations(images: np.ndarray, first: np.ndarray, second: np.ndarray, is_
     return correlations
 
 
-# ---- In figures
+# ---- Summary
 
 
 def summarize(findings: Findings) -> dict:
-    """Returns the figures of an audit, and the images that they are about, for JSON.
+    """Returns the counts of an audit and the images concerned, as values for JSON.
 
-    An image is {split, row, label}: its row is its 0-based position in the source.
+    An image is {split, row, label}; row is its 0-based position in the source.
     """
     names, dataset = findings.split_names, findings.dataset
     labels, splits, near = findings.labels, findings.splits, findings.near
     num_classes, num_splits = len(dataset.class_names), len(names)
     is_contradictory = [len(set(labels[group].tolist())) > 1 for group in findings.equal]
     is_across = [len(set(splits[group].tolist())) > 1 for group in findings.equal]
-    # Of each image, and so of all that are equal to it, in which splits it is.
+    # is_in[first[i]] says which splits contain image i or an image equal to it.
     first = np.arange(len(labels))
     for group in findings.equal:
         first[group] = group[0]
@@ -268,7 +270,7 @@ def summarize(findings: Findings) -> dict:
 
 
 def _num_groups(pairs: Pairs) -> int:
-    """Returns into how many groups, of images that are near to one another, the images of pairs fall."""
+    """Returns the number of groups of near images that the pairs connect."""
     known, numbers = np.unique(np.concatenate([pairs.first, pairs.second]), return_inverse=True)
     edges = coo_matrix((np.ones(len(pairs), bool), np.split(numbers, 2)), shape=(len(known), len(known)))
     return int(connected_components(edges, directed=False)[0])

@@ -1,7 +1,7 @@
-"""Reads FER-2013 as one csv file, plain or gzipped: fer2013.csv, icml_face_data.csv or the competition's train.csv.
+"""Reads FER-2013 from one csv file, plain or gzipped: fer2013.csv, icml_face_data.csv or the competition's train.csv.
 
-The format: a header, then a row an image. `emotion` is 0 to 6 in the order of CLASS_NAMES, `pixels` is the grey values
-0 to 255 of a square image (2,304 of them in FER-2013) with blanks between them, row by row from the top left, and
+The file has a header, then one row per image. `emotion` is 0 to 6 in the order of CLASS_NAMES, `pixels` is the grey
+values 0 to 255 of a square image (2,304 of them in FER-2013), separated by blanks, row by row from the top left, and
 `Usage` is Training, PublicTest or PrivateTest. Columns and usages may have other common names (see names.py).
 fer2013.csv has the columns `emotion,pixels,Usage`, icml_face_data.csv `emotion, Usage, pixels`, and the
 competition's train.csv has no Usage (https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge/data).
@@ -23,11 +23,11 @@ from fer_jax.data.dataset import CLASS_NAMES, UNSPLIT
 from fer_jax.errors import UserError
 
 _LABELS = {str(label).encode(): label for label in range(len(CLASS_NAMES))}
-# A row of 512 x 512 pixels, the largest dataset.image_size, has half of it; the bound keeps a file that is no csv from
-# being taken for one long line.
+# Twice the length of a row of 512 x 512 pixels, the largest dataset.image_size. The limit keeps a file that isn't a csv
+# from being read as one long line.
 _LONGEST_LINE = 1 << 21
-# Bytes of rows parsed at once, 64 rows of FER-2013: fewer take longer for the calls, many more don't fit into a core's
-# cache. Parsing takes some ten times as much memory.
+# Bytes of rows parsed at once, 64 rows of FER-2013. Fewer rows take longer because of more calls; many more don't fit
+# into a core's cache. Parsing takes some ten times as much memory.
 _BYTES_AT_ONCE = 1 << 19
 _WANTED = "a FER-2013 csv starts with the header emotion,pixels,Usage"
 
@@ -35,9 +35,9 @@ _WANTED = "a FER-2013 csv starts with the header emotion,pixels,Usage"
 def read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the images, labels and splits of a FER-2013 csv, in the order of its rows.
 
-    images: uint8 [N, side, side, 1]; labels: int32 [N]; splits: str [N], of SPLITS, all of them UNSPLIT where the file
-    has no Usage column. Blank lines are passed over. Raises UserError, naming file and row (the header is row 1), for a
-    file in another format or one that is cut off, and for a row that isn't as the format says.
+    images: uint8 [N, side, side, 1]; labels: int32 [N]; splits: str [N], names from SPLITS, or all UNSPLIT if the file
+    has no Usage column. Blank lines are skipped. Raises UserError, naming the file and the row (the header is row 1),
+    if the file has another format or is cut off, or if a row doesn't follow the format.
     """
     images, labels, splits, fields, split_of = [], [], [], [], {}
     num_pixels, num_bytes = None, 0
@@ -45,7 +45,7 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         lines = _lines(path, file)
         columns, num_columns = _columns(path, next(lines, (1, b""))[1])
         emotion, pixels, usage = columns["emotion"], columns["pixels"], columns.get("usage")
-        waiting = []  # (row, its line's last byte) of each of `fields`
+        waiting = []  # (row number, last byte of its line) for each of `fields`
         for row, line in lines:
             values = _split(line)
             if values == [b""]:
@@ -71,7 +71,7 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             fields.append(values[pixels])
             num_bytes += len(line)
             waiting.append((row, line[-1:]))
-            # Row by row the checks are cheap; the pixels are parsed many rows at a time, which is what takes the time.
+            # The checks are cheap row by row; parsing the pixels takes the time, so it handles many rows at once.
             if num_bytes >= _BYTES_AT_ONCE:
                 images.append(_parse_rows(path, fields, num_pixels, waiting))
                 fields, waiting, num_bytes = [], [], 0
@@ -84,7 +84,7 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def has_labels(path: str | os.PathLike) -> bool:
-    """Whether a csv has the columns of a FER-2013 csv; the competition's test.csv and example_submission.csv don't."""
+    """Returns whether a csv has FER-2013's columns; the competition's test.csv and example_submission.csv don't."""
     try:
         with _open(path) as file:
             _columns(path, next(_lines(path, file), (1, b""))[1])
@@ -94,30 +94,30 @@ def has_labels(path: str | os.PathLike) -> bool:
 
 
 def _square(field: bytes) -> int:
-    """Returns how many pixels the images of a file have whose first is `field`: as many, or FER-2013's 2,304."""
+    """Returns the pixels per image of a file, counted in its first image's `field`; 2,304 if the count is invalid."""
     count = len(field.split())
-    # Anything else is a row that is wrong, which is then said of it.
+    # An invalid count is a mistake in that row, which `complaint` then reports.
     return count if count >= 64 and math.isqrt(count) ** 2 == count else 48 * 48
 
 
 def parse_pixels(fields: Sequence[bytes], num_pixels: int) -> np.ndarray:
-    """Returns the grey values of `fields`, each `num_pixels` decimal numbers and blanks: uint8 [N, num_pixels].
+    """Returns the grey values of `fields`, each `num_pixels` decimal numbers with blanks: uint8 [N, num_pixels].
 
     Works on all bytes at once: the value of the number that ends at a byte is that digit plus 10 and 100 times the
-    digits before it. Raises ValueError where a field has another number of values, a value over 255 or of more than
-    three digits, or any other character; `complaint` says which.
+    digits before it. Raises ValueError if a field has another number of values, a value over 255 or of more than three
+    digits, or any other character; `complaint` finds out which.
     """
-    # Three blanks in front so that each digit has bytes before it; one behind so that the last number ends.
+    # Three blanks in front give each digit bytes before it; one at the end terminates the last number.
     text = np.frombuffer(b"   %b " % b" ".join(fields), np.uint8)
-    digits = text - np.uint8(ord("0"))  # what isn't a digit wraps around to 10 or more
+    digits = text - np.uint8(ord("0"))  # bytes that aren't digits become 10 or more, since uint8 wraps around
     is_digit = digits < 10
     if np.count_nonzero(is_digit) + np.count_nonzero(text == ord(" ")) != len(text):
         raise ValueError("a character that is neither digit nor blank")
-    third, second, first, after = is_digit[:-3], is_digit[1:-2], is_digit[2:-1], is_digit[3:]  # seen from the right
+    third, second, first, after = is_digit[:-3], is_digit[1:-2], is_digit[2:-1], is_digit[3:]  # from the last digit
     if (third & second & first & after).any():
         raise ValueError("a value of more than three digits")
     ends = np.flatnonzero(first > after)
-    # The total must be right, and so must each field's own: its last value, so counted, lies within it.
+    # Both the total and the number of values in each field must be right; a value counts in the field where it ends.
     counts = np.searchsorted(ends, np.cumsum([len(field) + 1 for field in fields]))
     if len(ends) != num_pixels * len(fields) or (np.diff(counts, prepend=0) != num_pixels).any():
         raise ValueError("a field with another number of values")
@@ -131,7 +131,7 @@ def parse_pixels(fields: Sequence[bytes], num_pixels: int) -> np.ndarray:
 
 
 def complaint(field: bytes, num_pixels: int) -> str | None:
-    """Says what keeps `field` from being an image's pixels, or None where nothing does."""
+    """Returns what is wrong with `field` as the pixels of an image, or None if nothing is."""
     numbers = [number for number in field.split(b" ") if number]
     for position, number in enumerate(numbers, 1):
         if not number.isdigit() or len(number) > 3 or int(number) > 255:
@@ -148,7 +148,7 @@ def _parse_rows(
     try:
         return parse_pixels(fields, num_pixels)
     except ValueError:
-        # The fast parser only knows that something is wrong; the slow one says which row and pixel.
+        # The fast parser only finds that something is wrong; the slow one finds the row and the pixel.
         for field, (row, line_end) in zip(fields, rows, strict=True):
             if found := complaint(field, num_pixels):
                 raise _row_error(path, row, line_end, found) from None
@@ -157,7 +157,7 @@ def _parse_rows(
 
 @contextlib.contextmanager
 def _open(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Opens a csv for reading, through gzip where the content (not the name) says so."""
+    """Opens a csv for reading and decompresses it if its content, not its name, is that of gzip."""
     with open(path, "rb", buffering=1 << 20) as file:
         if file.peek(2)[:2] == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=file) as unpacked:
@@ -167,7 +167,7 @@ def _open(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def _lines(path: str | os.PathLike, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Returns each line with its number, from 1."""
+    """Yields the number of each line, from 1, and the line."""
     row = 1
     while True:
         try:
@@ -177,7 +177,7 @@ def _lines(path: str | os.PathLike, file: BinaryIO) -> Iterator[tuple[int, bytes
             raise UserError(f"{where} ({error}); get it again") from error
         if not line:
             return
-        # The header may be long without being wrong, and is judged in _columns.
+        # A header of this length is refused in _columns, which first recognises archives.
         if row > 1 and len(line) == _LONGEST_LINE:
             raise UserError(
                 f"{path}: row {row}: over {_LONGEST_LINE - 1} bytes long; an image's row has under 10,000 in FER-2013"
@@ -187,17 +187,17 @@ def _lines(path: str | os.PathLike, file: BinaryIO) -> Iterator[tuple[int, bytes
 
 
 def _columns(path: str | os.PathLike, header: bytes) -> tuple[dict[str, int], int]:
-    """Returns the position of the columns emotion, pixels and maybe usage, and how many columns there are."""
+    """Returns the positions of the columns emotion, pixels and, if present, usage, and the number of columns."""
     if not header:
         raise UserError(f"{path}: the file is empty; {_WANTED}")
-    # People download archives and give them as they are.
+    # Downloaded archives are often given without being unpacked.
     if header.startswith(b"PK\x03\x04"):
         raise UserError(f"{path}: a zip archive; unpack it and give the csv that is in it")
     if header[257:262] == b"ustar":
         raise UserError(f"{path}: a tar archive; unpack it and give the csv that is in it")
     if len(header) == _LONGEST_LINE:
         raise UserError(f"{path}: row 1: over {_LONGEST_LINE - 1} bytes without a line end; {_WANTED}")
-    # icml_face_data.csv has blanks in its header; Excel puts a byte-order mark in front.
+    # icml_face_data.csv has blanks in its header; Excel writes a byte-order mark at the start.
     found = [name.decode("latin-1") for name in _split(header.removeprefix(b"\xef\xbb\xbf")) or []]
     columns, unknown = {}, []
     for position, name in enumerate(found):
@@ -218,20 +218,20 @@ def _columns(path: str | os.PathLike, header: bytes) -> tuple[dict[str, int], in
         if column not in columns:
             raise UserError(f"{path}: row 1: no column is called {column}, the row is {_show(header)}; {_WANTED}")
     if "usage" not in columns and unknown:
-        # One of the others could be Usage by another name, and without it test images would be trained on.
+        # An unknown column may be Usage under another name, and without it test images would be trained on.
         raise UserError(f"{path}: row 1: no column is called Usage, the row is {_show(header)}; {_WANTED}")
     return columns, len(found)
 
 
 def _split(line: bytes) -> list[bytes] | None:
-    """Returns the fields of a line of csv, or None where its quotes aren't csv's."""
+    """Returns the fields of a line of csv, or None if its quotes are not valid in csv."""
     line = line.rstrip(b"\r\n")
     if b'"' not in line:
         return line.strip().split(b",")
-    # Its own limit is less than the pixels of a large image, and that of the whole process.
+    # csv's default limit is below the pixels of a large image. It is global to the process, so it is restored below.
     limit = csv.field_size_limit(_LONGEST_LINE)
     try:
-        # Latin-1 takes and gives back every byte as it is.
+        # Latin-1 decodes and encodes every byte unchanged.
         values = next(csv.reader([line.decode("latin-1")], skipinitialspace=True, strict=True))
     except csv.Error:
         return None
@@ -246,6 +246,6 @@ def _row_error(path: str | os.PathLike, row: int, line: bytes, found: str) -> Us
 
 
 def _show(value: bytes) -> str:
-    """Returns `value` in quotes, on one line and not too long of it."""
+    """Returns `value` in quotes, on one line and cut to 40 bytes."""
     value = value.strip(b" \r\n")
     return repr(value if len(value) <= 40 else value[:40] + b"...").removeprefix("b")

@@ -1,4 +1,4 @@
-"""Which images of a dataset are there more than once, pixel by pixel."""
+"""Finds the images that a dataset contains more than once, pixel by pixel."""
 
 import dataclasses
 import hashlib
@@ -9,13 +9,13 @@ from fer_jax.data.dataset import Dataset
 
 
 def digests(images: np.ndarray) -> list[bytes]:
-    """Returns 16 bytes for each of `images` (uint8 [N, height, width, channels]), equal where the pixels are."""
-    # 128 bits: two different images of a million have the same digest in one of 10^27 datasets.
+    """Returns a 16-byte digest of each image (uint8 [N, height, width, channels]), equal if the pixels are equal."""
+    # At 128 bits, only one in 10^27 datasets of a million images has two different images with the same digest.
     return [hashlib.blake2b(image, digest_size=16).digest() for image in np.ascontiguousarray(images)]
 
 
 def with_copies_marked(dataset: Dataset) -> Dataset:
-    """Returns `dataset` with `is_copy` of each split but train; `dataset` itself where it has no train split.
+    """Returns `dataset` with `is_copy` set in each split but train, or `dataset` itself if it has no train split.
 
     280 of FER-2013's PublicTest images and 288 of its PrivateTest images are also in Training.
     """

@@ -1,11 +1,11 @@
-"""The embedded dataset: drawn faces that stand in for FER-2013 where its files aren't at hand.
+"""The embedded dataset: rendered faces that stand in for FER-2013 if its files aren't available.
 
-What a face does follows the facial action units (AU) of its emotion as EMFACS lists them (Friesen & Ekman, 1983); who
-does it, from where and in which light is drawn at random and says nothing about the label. Pixels come of +, -, *, /,
-sqrt, comparison and rounding only, which IEEE 754 defines to the bit: one seed gives the same images on every machine,
-where exp, sin or a reordered sum would not.
+A face's expression follows the facial action units (AU) of its emotion as EMFACS lists them (Friesen & Ekman, 1983);
+identity, pose and light are random and say nothing about the label. Pixels are computed with +, -, *, /, sqrt,
+comparison and rounding only, which IEEE 754 defines to the bit: one seed gives the same images on every machine. With
+exp, sin or a reordered sum it would not.
 
-Lengths in pixels are those of an image of 48. Arrays of pixels are float32 [batch, size, size] and parameters
+Lengths in pixels refer to an image of 48 x 48. Arrays of pixels are float32 [batch, size, size] and parameters
 [batch, 1, 1], so that they broadcast.
 """
 
@@ -19,13 +19,13 @@ from fer_jax.data.painting import paint_face
 
 SIZES = types.MappingProxyType({"train": 1400, "validation": 350, "test": 350})
 
-# Small enough for the processor's cache. Another size draws other faces, as the generator is read batch by batch.
+# Small enough for the processor's cache. Another size gives other faces, since random numbers are drawn by batch.
 BATCH_SIZE = 50
 
-# Intensity of each action unit, by emotion, with what tends to come along; an unlisted one is at rest. Brows: 1 inner
-# ends raised, 2 outer ends raised, 4 lowered and knit. Eyes: 5 upper lids raised, 6 cheeks raised, 7 lids tightened,
-# 43 half closed. Nose: 9 wrinkled. Mouth: 10 upper lip raised, 12 corners up, 15 corners down, 16 lower lip down,
-# 20 stretched, 23 tightened, 25 parted, 26 jaw dropped.
+# Intensity of each emotion's action units and of those that tend to accompany them; an unlisted unit is at rest.
+# Brows: 1 inner ends raised, 2 outer ends raised, 4 lowered and knit. Eyes: 5 upper lids raised, 6 cheeks raised,
+# 7 lids tightened, 43 half closed. Nose: 9 wrinkled. Mouth: 10 upper lip raised, 12 corners up, 15 corners down,
+# 16 lower lip down, 20 stretched, 23 tightened, 25 parted, 26 jaw dropped.
 ACTION_UNITS = {
     "angry": {4: 1.0, 5: 0.3, 7: 1.0, 23: 1.0},
     "disgust": {4: 0.5, 7: 0.6, 9: 1.0, 10: 1.0, 15: 0.5, 16: 0.8},
@@ -37,7 +37,7 @@ ACTION_UNITS = {
 }
 UNITS = sorted({unit for units in ACTION_UNITS.values() for unit in units})
 
-# What says nothing about the label: each is uniform between its two bounds.
+# Factors that are independent of the label, each uniform between its two bounds.
 NUISANCES = {
     # pose
     "shift_x": (-3.5, 3.5),  # pixels
@@ -100,17 +100,17 @@ def make(
     image_size: int = 48,
     class_names: Sequence[str] = CLASS_NAMES,
 ) -> Dataset:
-    """Returns a dataset of drawn faces, its classes balanced in every split; the same for the same arguments.
+    """Returns a dataset of rendered faces with balanced classes in every split; equal arguments give equal datasets.
 
     sizes: the number of examples by split. image_size: height and width. class_names: some of CLASS_NAMES, in the order
-    of the labels. A split's images and labels depend on the seed and on its own size only, whatever the other splits'
-    are.
+    of the labels. A split's images and labels depend on the seed and on its own size, not on the sizes of the other
+    splits.
     """
     splits, first_row = {}, 0
     for index, name in enumerate(SPLITS):
         size = sizes.get(name, 0)
         if size:
-            # A generator for each split, so that the size of one changes no other.
+            # Each split has its own generator, so that its size doesn't change the other splits.
             rng = np.random.default_rng([seed, index])
             labels = rng.permutation(np.arange(size, dtype=np.int32) % len(class_names))
             rows = np.arange(first_row, first_row + size, dtype=np.int64)
@@ -125,7 +125,7 @@ def draw(
 ) -> np.ndarray:
     """Returns a face for each of labels (int [N], indices into class_names) as uint8 [N, size, size, 1]."""
     images = np.empty((len(labels), image_size, image_size, 1), np.uint8)
-    # Of an image of 48 each length is itself, to the bit.
+    # At 48 x 48 pixels the zoom is exactly 1, so each length stays the same to the bit.
     zoom = np.float32(image_size / 48)
     for start in range(0, len(labels), BATCH_SIZE):
         batch = labels[start : start + BATCH_SIZE]
@@ -148,8 +148,8 @@ def draw_action_units(
 ) -> dict[int, np.ndarray]:
     """Returns the intensity of every action unit, float32 [N, 1, 1], for labels, int [N].
 
-    An expression as a whole is between 85 % and full, each of its units 10 % either side of that; a unit at
-    rest may move a little too.
+    The intensity of a whole expression is between 85 % and full, and each of its units varies around that by up to 10 %
+    either way; a unit at rest may move a little too.
     """
     table = np.array([[ACTION_UNITS[name].get(unit, 0.0) for unit in UNITS] for name in class_names])
     strength = 0.85 + 0.15 * rng.random((len(labels), 1))
@@ -160,12 +160,12 @@ def draw_action_units(
 
 
 def take_photo(grey: np.ndarray, face: types.SimpleNamespace, rng: np.random.Generator) -> np.ndarray:
-    """Adds contrast, blur and noise; returns float32 [batch, size, size] in [0, 1]."""
+    """Returns `grey` with contrast, blur and noise applied, float32 [batch, size, size] in [0, 1]."""
     grey = 0.5 + face.contrast * (grey - 0.5) + face.brightness
     for _ in range(2):  # once along the columns, once along the rows
         padded = np.pad(grey, ((0, 0), (1, 1), (0, 0)), mode="edge")
         grey = grey + face.blur * (padded[:, 2:] - 2 * grey + padded[:, :-2])
         grey = grey.swapaxes(1, 2)
-    # The difference of two uniform numbers: close to normal, without the logarithm that rounds as the machine likes.
+    # The difference of two uniform numbers is close to normal and needs no logarithm, whose rounding varies by machine.
     noise = rng.random(grey.shape, np.float32) - rng.random(grey.shape, np.float32)
-    return np.clip(grey + 6**0.5 * face.noise * noise, 0, 1)  # its standard deviation is 1 / sqrt(6)
+    return np.clip(grey + 6**0.5 * face.noise * noise, 0, 1)  # the noise has a standard deviation of 1 / sqrt(6)

@@ -1,4 +1,4 @@
-"""FER+: what ten people see in each image of FER-2013 (fer2013new.csv), and its join with the images.
+"""FER+: the votes of ten people on each image of FER-2013 (fer2013new.csv), and their join with the images.
 
 By Barsoum, Zhang, Canton Ferrer and Zhang, "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced
 Label Distribution", 2016, https://arxiv.org/abs/1608.01041; the file is in https://github.com/microsoft/FERPlus. Its
@@ -19,20 +19,20 @@ from fer_jax.errors import UserError
 
 FERPLUS_CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 VOTED = (*FERPLUS_CLASSES, "unknown", "NF")  # the columns of votes, in the order of `FerPlus.votes`
-ROWS = {"train": 28709, "validation": 3589, "test": 3589}  # of the official files, which are in this order
+ROWS = {"train": 28709, "validation": 3589, "test": 3589}  # of each split in the official files, in this order
 
 _COLUMNS = ("Usage", "Image name", *VOTED)
 _WANTED = f"FER+'s fer2013new.csv has the columns {','.join(_COLUMNS)}"
-_OUT_OF = 10  # the votes of a row
-# FER-2013's classes among the columns of votes, in the order of CLASS_NAMES.
+_OUT_OF = 10  # votes in a row
+# The columns of votes for FER-2013's classes, in the order of CLASS_NAMES.
 _SEVEN = [VOTED.index(name) for name in ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")]
-# The favourite among the seven is FER-2013's label in 64 % of the images; in 18 % where the rows are shifted.
+# The favourite of the seven classes is FER-2013's label for 64 % of the images, and for 18 % if the rows are shifted.
 _LEAST_AGREEMENT = 0.45
 
 
 @dataclasses.dataclass(frozen=True)
 class FerPlus:
-    """The rows of fer2013new.csv: votes, int64 [N, 10] in the order of VOTED, and what is odd about them, in words."""
+    """The rows of fer2013new.csv: votes, int64 [N, 10] in the order of VOTED, and descriptions of their defects."""
 
     path: str
     votes: np.ndarray
@@ -42,8 +42,8 @@ class FerPlus:
 def read(path: str | os.PathLike) -> FerPlus:
     """Reads fer2013new.csv.
 
-    Raises UserError, naming file and row (the header is row 1), where it isn't that file, is cut off, or a row isn't as
-    the format says. What is odd about the published file is counted in `defects`.
+    Raises UserError, naming the file and the row (the header is row 1), if it is another file or is cut off, or if a
+    row doesn't follow the format. The known oddities of the published file are counted in `defects`.
     """
     path, votes, image_names = os.fspath(path), [], collections.Counter()
     usages = [split for split, count in ROWS.items() for _ in range(count)]
@@ -67,7 +67,7 @@ def read(path: str | os.PathLike) -> FerPlus:
         )
     votes = np.array(votes, np.int64)
     unnamed = image_names.pop("", 0)
-    # Said, and nothing more: rows are joined by their order, never by name, and votes count as shares of their sum.
+    # These are only reported: rows are joined by their order, never by name, and votes count as shares of their sum.
     defects = {
         "without the image's name": unnamed,
         "with a name that was there before": sum(image_names.values()) - len(image_names),
@@ -79,9 +79,9 @@ def read(path: str | os.PathLike) -> FerPlus:
 def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
     """Yields the number of each line that isn't blank, from 1, and its fields."""
     try:
-        # Latin-1 reads every byte, so that a file that is no text is refused by what is in it.
+        # Latin-1 decodes every byte, so that a file that isn't text is refused because of its content.
         with open(path, encoding="latin-1", newline="") as file:
-            # Excel puts a byte-order mark in front.
+            # Excel writes a byte-order mark at the start.
             if file.read(3) != "\xef\xbb\xbf":
                 file.seek(0)
             reader = csv.reader(file)
@@ -97,7 +97,7 @@ def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _complaint(fields: list[str], columns: dict[str, int], num_columns: int, split: str) -> str | None:
-    """Says what keeps `fields` from being the row of an image of `split`, or None where nothing does."""
+    """Returns what is wrong with `fields` as the row of an image of `split`, or None if nothing is."""
     if len(fields) != num_columns:
         return f"{len(fields)} fields; the header names {num_columns}"
     usage = fields[columns["Usage"]]
@@ -105,7 +105,7 @@ def _complaint(fields: list[str], columns: dict[str, int], num_columns: int, spl
         return f"Usage is {_show(usage)}; in FER-2013's order this is an image of the {split} split"
     for name in VOTED:
         field = fields[columns[name]].strip()
-        # isdecimal alone would take other scripts' digits, and int fails on more than 4,300 of them.
+        # isdecimal alone would accept digits of other scripts, and int fails on more than 4,300 digits.
         if not (field.isascii() and field.isdecimal() and len(field) < 9 and int(field) <= _OUT_OF):
             return f"{name} is {_show(field)}; it should be a number of votes from 0 to {_OUT_OF}"
     return None
@@ -115,14 +115,14 @@ def _show(field: str) -> str:
     return repr(field if len(field) <= 40 else field[:40] + "...")
 
 
-# ---- What the votes say
+# ---- Labels and targets from the votes
 
 
 def majority_labels(votes: np.ndarray) -> np.ndarray:
-    """Returns the index into FERPLUS_CLASSES that more than half of the votes are for, or -1: int32 [N].
+    """Returns the index into FERPLUS_CLASSES of the class with more than half of the votes, or -1: int32 [N].
 
-    votes: int [N, 10]. By FER+'s rules: single votes are dropped first; an image is left out, -1, where no column has
-    over half of what is left, or where that is unknown or NF.
+    votes: int [N, 10]. By FER+'s rules, single votes are dropped first. An image is left out (-1) if no column has more
+    than half of the remaining votes, or if that column is unknown or NF.
     """
     votes = _without_single_ones(votes)
     favourites = votes.argmax(axis=1).astype(np.int32)
@@ -133,12 +133,12 @@ def majority_labels(votes: np.ndarray) -> np.ndarray:
 def soft_targets(votes: np.ndarray) -> np.ndarray:
     """Returns the distribution over FERPLUS_CLASSES that FER+ trains on ("crossentropy"): float64 [N, 8].
 
-    votes: int [N, 10]. By FER+'s rules: single votes are dropped; the columns with the most votes are taken, all that
-    are equal at once, until they have three quarters of the votes or are three. Those of unknown and NF end it, and
-    count only if nothing was taken before. An image is left out, all zeros, where these are the favourite, where what
-    was taken has no more than half of the votes, or where more than three columns were taken.
+    votes: int [N, 10]. By FER+'s rules, single votes are dropped. Columns are then taken in descending order of
+    votes, ties together, until they have three quarters of the votes or there are three of them. Unknown and NF end
+    this, and count only if no column was taken before. An image is left out (all zeros) if unknown or NF is its
+    favourite, if the columns taken have no more than half of the votes, or if more than three were taken.
     """
-    # Row by row is slow, but the 35,887 images have only 2,055 different rows of votes.
+    # Working row by row is slow, but the 35,887 images have only 2,055 different rows of votes.
     different, inverse = np.unique(_without_single_ones(votes), axis=0, return_inverse=True)
     return np.array([_soft_target(row) for row in different.tolist()]).reshape(-1, len(FERPLUS_CLASSES))[inverse]
 
@@ -164,14 +164,14 @@ def _soft_target(votes: list[int]) -> list[float]:
 
 
 def non_faces(votes: np.ndarray) -> np.ndarray:
-    """Returns which images more than half of the votes take for no face: bool [N]; votes: int [N, 10]."""
+    """Returns which images more than half of the votes say are not faces: bool [N]; votes: int [N, 10]."""
     return 2 * votes[:, VOTED.index("NF")] > votes.sum(axis=1)
 
 
 def shares_of_seven(votes: np.ndarray) -> np.ndarray:
-    """Returns the shares of FER-2013's classes among the votes for one of them: float64 [N, 7], zeros without any.
+    """Returns the share of each of FER-2013's classes in the votes for these classes: float64 [N, 7], zeros if none.
 
-    votes: int [N, 10]. An image that is no face (see `non_faces`) has no shares.
+    votes: int [N, 10]. An image that is not a face (see `non_faces`) gets zeros too.
     """
     seven = votes[:, _SEVEN] * ~non_faces(votes)[:, None]
     return seven / np.maximum(seven.sum(axis=1, keepdims=True), 1)
@@ -185,17 +185,17 @@ def _without_single_ones(votes: np.ndarray) -> np.ndarray:
 
 
 def join(dataset: Dataset, ferplus: FerPlus, *, task: str = "none", target_weight: float = 0.0) -> tuple[Dataset, str]:
-    """Returns `dataset` with FER+'s labels, and what is to be said of it, in one line.
+    """Returns `dataset` with FER+'s labels, and one line that describes the join.
 
     Args:
-      dataset: FER-2013, its rows in the official order; train and validation may both be from Training.
-      task: 'none', FER-2013's labels; 'majority', FER+'s classes as labels of all splits; 'soft', the same, with
-        distributions over them as train's targets. Images that FER+'s rules leave out are left out.
+      dataset: FER-2013 with its rows in the official order; train and validation may both be from Training.
+      task: 'none' keeps FER-2013's labels; 'majority' makes FER+'s classes the labels of all splits; 'soft' does the
+        same and makes distributions over them train's targets. Images that FER+'s rules exclude are left out.
       target_weight: with task 'none', the share of the votes in train's targets; the rest is the label. Images without
-        votes for any of FER-2013's classes, or that are no faces, keep their label as target.
+        votes for any of FER-2013's classes, or that are not faces, keep their label as the target.
 
     Raises:
-      UserError: the rows are not those of FER+'s file.
+      UserError: if the rows are not those of FER+'s file.
     """
     joined = check(dataset, ferplus)
     if task != "none":
@@ -208,12 +208,12 @@ def join(dataset: Dataset, ferplus: FerPlus, *, task: str = "none", target_weigh
 
 
 def check(dataset: Dataset, ferplus: FerPlus) -> str:
-    """Returns what is to be said of the join with `dataset`; raises UserError where the rows are not those of FER+."""
+    """Returns a line that describes the join with `dataset`; raises UserError if its rows are not those of FER+."""
     if complaint := complaint_about_rows(dataset):
         raise UserError(
             f"config.dataset.ferplus needs FER-2013 in its official order, such as fer2013.csv; {complaint}"
         )
-    # Of all splits: where the rows are wrong, the test labels are no labels of these images anyway.
+    # Compares all splits, test included: if the rows are wrong, these are not the test images' labels anyway.
     labels, rows = (
         np.concatenate([getattr(split, name) for split in dataset.splits.values()]) for name in ("labels", "rows")
     )
@@ -230,9 +230,9 @@ def check(dataset: Dataset, ferplus: FerPlus) -> str:
 
 
 def complaint_about_rows(dataset: Dataset) -> str | None:
-    """Says why the rows of `dataset` are not the official ones, all of them or Training's; None where they are."""
-    # FER+'s file names and orders images but doesn't show them: only FER-2013's own csv, in its order, ties a row to
-    # pixels. So a folder, whose images are sorted by name, can't be joined, neither by content nor otherwise.
+    """Returns why the rows of `dataset` are not the official ones (all, or Training's), or None if they are."""
+    # FER+'s file has the names and the order of the images but not their pixels: only FER-2013's own csv, in its order,
+    # ties a row to an image. So a folder, whose images are sorted by name, can't be joined by content or otherwise.
     total = sum(map(len, dataset.splits.values()))
     if dataset.class_names != CLASS_NAMES:
         return f"{dataset.name} has the classes {', '.join(dataset.class_names)}"
@@ -240,7 +240,7 @@ def complaint_about_rows(dataset: Dataset) -> str | None:
         return f"{dataset.name} has {total:,} images in place of {sum(ROWS.values()):,}"
     starts = np.cumsum([0, *ROWS.values()])
     for name, split in dataset.splits.items():
-        # A validation split may have been held out of Training, where the files have no other images.
+        # If the files have only Training's images, a validation split was held out of these.
         official = "train" if total == ROWS["train"] else name
         first, last = starts[list(ROWS).index(official)], starts[list(ROWS).index(official) + 1]
         if len(wrong := split.rows[(split.rows < first) | (split.rows >= last)]):
@@ -252,7 +252,7 @@ def _with_task(dataset: Dataset, ferplus: FerPlus, task: str) -> tuple[Dataset, 
     splits, kept = {}, []
     for name, split in dataset.splits.items():
         votes, targets = ferplus.votes[split.rows], None
-        # As published: whatever is trained on, validation and test are the majority's.
+        # As published: validation and test have the majority's labels, whatever train is trained on.
         labels = majority_labels(votes)
         if task == "soft" and name == "train":
             targets = soft_targets(votes)

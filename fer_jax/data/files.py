@@ -1,4 +1,4 @@
-"""A dataset from the files people hold: a csv, csv files by split, or images in folders, told apart."""
+"""Reads a dataset from one csv, a csv for each split or folders of images, and recognises which of these is given."""
 
 import contextlib
 import dataclasses
@@ -16,9 +16,9 @@ from fer_jax.data.dataset import CLASS_NAMES, SPLITS, UNSPLIT, Dataset, Split
 from fer_jax.errors import UserError
 from fer_jax.system.terminal import SILENT, Terminal
 
-HELD_OUT = 0.1  # the part of train that becomes validation where the files name no validation images
+HELD_OUT = 0.1  # share of train that becomes validation if the files have no validation images
 
-# These hold all splits; what lies beside them in Kaggle's download is the same images again, or without labels.
+# These hold all splits; other files beside them in Kaggle's download repeat the same images or have no labels.
 _WHOLE = ("fer2013.csv", "fer2013.csv.gz", "icml_face_data.csv", "icml_face_data.csv.gz")
 _CSV_SUFFIXES = (".csv", ".csv.gz")
 _WANTED = (
@@ -29,10 +29,10 @@ _WANTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What the examples of a dataset are to be like, whatever the files hold.
+    """The form that the examples of a dataset must have, whatever the files hold.
 
     class_names: in the order of the labels; None for the names of the class folders, sorted. image_size: height and
-    width. resize: whether images of another size or depth are brought to it, or refused.
+    width. resize: whether images of another size or depth are converted, rather than refused.
     """
 
     class_names: tuple[str, ...] | None = CLASS_NAMES
@@ -45,7 +45,7 @@ FER2013 = Form()
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """What is to be read at a path: csv files by split (UNSPLIT where a file tells them itself), or images."""
+    """The files to read at a path: csv files by split (UNSPLIT if a file names the splits itself), or images."""
 
     csv_files: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     images: folder_layout.Listing | None = None
@@ -53,17 +53,17 @@ class _Found:
 
 
 def read(path: str | os.PathLike, split_seed: int = 0, terminal: Terminal = SILENT, form: Form = FER2013) -> Dataset:
-    """Reads the dataset at `path` to be trained on: `read_published`, then `with_validation`."""
+    """Reads the dataset at `path` for training: `read_published`, then `with_validation`."""
     return with_validation(read_published(path, terminal, form), split_seed, terminal)
 
 
 def read_published(path: str | os.PathLike, terminal: Terminal = SILENT, form: Form = FER2013) -> Dataset:
     """Reads a csv file (see csv_layout), csv files by split, or a folder of images (see folder_layout).
 
-    Where `path` is a folder, they may lie in it or in one folder of it. The splits are those that the files tell;
-    examples of which they tell none are in a split UNSPLIT. Each example's row is its 0-based position among the rows
-    of the csv files or the folder's sorted images. Raises UserError, naming file and row, for anything that isn't as
-    the format says.
+    If `path` is a folder, the files may be in it or in one of its folders. The splits are those that the files name;
+    examples without a named split are in the split UNSPLIT. Each example's row is its 0-based position among the rows
+    of the csv files or the folder's sorted images. Raises UserError, naming the file and the row, for anything that
+    doesn't follow the format.
     """
     path = pathlib.Path(path)
     with _user_errors(path):
@@ -83,7 +83,7 @@ def read_published(path: str | os.PathLike, terminal: Terminal = SILENT, form: F
     if resized:
         size = form.image_size
         notes.append(f"{resized:,} of {len(labels):,} images were brought to {size} x {size} pixels")
-    # The row in the source is kept, since FER+ and other label sets join by it.
+    # The row in the source is kept, because FER+ and other label sets are joined by it.
     rows = {name: np.flatnonzero(splits == name) for name in (*SPLITS, UNSPLIT)}
     return Dataset(
         name=name_of(path),
@@ -105,7 +105,7 @@ def name_of(path: str | os.PathLike) -> str:
 
 
 def all_as(dataset: Dataset, split: str) -> Dataset:
-    """Returns `dataset` with the examples whose split the files don't tell as `split`."""
+    """Returns `dataset` with its UNSPLIT examples as the split called `split`."""
     if UNSPLIT not in dataset.splits:
         return dataset
     if split in dataset.splits:
@@ -115,17 +115,17 @@ def all_as(dataset: Dataset, split: str) -> Dataset:
 
 
 def with_validation(dataset: Dataset, split_seed: int, terminal: Terminal = SILENT) -> Dataset:
-    """Returns `dataset`, with a tenth of each class of train as validation where it has no validation split.
+    """Returns `dataset`; if it has no validation split, a tenth of each class of train becomes validation.
 
-    Examples whose split the files don't tell are train. Raises UserError where train has no class with two examples, so
-    that nothing can be held out.
+    UNSPLIT examples become train. Raises UserError if train has no class with two examples, since nothing can then be
+    held out.
     """
     dataset = all_as(dataset, "train")
-    # The files know better than a draw.
+    # A published split takes precedence over a random one.
     if "validation" in dataset.splits:
         return dataset
     train = dataset.split("train")
-    # Its own seed: runs of several seeds are to be chosen on the same images.
+    # The split has its own seed, so that runs with different seeds are compared on the same images.
     held_out = _hold_out(train.labels, split_seed)
     if not held_out.any():
         raise UserError(f"{dataset.name}: no validation images, and too few training images to hold any of them out")
@@ -137,7 +137,7 @@ def with_validation(dataset: Dataset, split_seed: int, terminal: Terminal = SILE
     splits = {name: train.take(part) for name, part in parts.items()} | {
         name: split for name, split in dataset.splits.items() if name == "test"
     }
-    # What was a copy of an image of the whole train split may now be one of an image that is held out.
+    # Copies are marked again: a copy of an image of the whole train split may now be that of a held-out image only.
     return duplicates.with_copies_marked(
         dataclasses.replace(
             dataset, name=f"{dataset.name}, 10 % of train as validation, split seed {split_seed}", splits=splits
@@ -146,10 +146,10 @@ def with_validation(dataset: Dataset, split_seed: int, terminal: Terminal = SILE
 
 
 def identify(path: str | os.PathLike, form: Form = FER2013) -> str:
-    """Returns 64 hex digits that stand for the content of the source at `path` and the form it is read in.
+    """Returns 64 hex digits that identify the content of the source at `path` and the form in which it is read.
 
-    A csv's content is its bytes, a folder's the names, sizes and times of last change of its images. What is passed
-    over, and said, is part of it. Raises UserError where there is no such file or folder or it can't be read.
+    The content of a csv is its bytes; that of a folder is its images' names, sizes and modification times. Notes, such
+    as on skipped files, are included. Raises UserError if there is no such file or folder or it can't be read.
     """
     path = pathlib.Path(path)
     digest = hashlib.sha256(json.dumps(dataclasses.astuple(form)).encode())
@@ -159,7 +159,7 @@ def identify(path: str | os.PathLike, form: Form = FER2013) -> str:
         for split, csv_file in found.csv_files.items():
             with open(csv_file, "rb") as file:
                 digest.update(f"{split} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
-        # To read 35,887 files for their content would take as long as decoding them.
+        # Reading the content of 35,887 files would take as long as decoding them.
         for image in found.images.files if found.images else ():
             status = os.stat(image.path)
             digest.update(os.fsencode(f"{image.name}\0{image.split}\0{status.st_size}\0{status.st_mtime_ns}\0"))
@@ -167,16 +167,16 @@ def identify(path: str | os.PathLike, form: Form = FER2013) -> str:
 
 
 def _find(path: pathlib.Path, class_names: tuple[str, ...] | None) -> _Found:
-    """Says what is to be read at `path`; raises UserError where it is nothing, or can't be told."""
+    """Returns what to read at `path`; raises UserError if there is nothing to read or the choice is ambiguous."""
     if not path.is_dir():
-        # A pipe or a device would block or end in the middle.
+        # Reading a pipe or a device would block or end in the middle.
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: neither a file nor a folder; give a csv file or a folder of images")
         return _csv_found({UNSPLIT: path}, class_names)
     below = [pathlib.Path(entry.path) for entry in folder_layout.visible(path) if entry.is_dir()]
     if found := _find_in(path, class_names):
         return found
-    # Archives are unpacked into a folder of their own.
+    # Archives are usually unpacked into a folder of their own.
     readable = {folder: found for folder in below if (found := _find_in(folder, class_names))}
     if len(readable) > 1:
         raise UserError(f"{path}: several folders in it can be read: {', '.join(map(str, readable))}; give one of them")
@@ -197,7 +197,7 @@ def _find_in(folder: pathlib.Path, class_names: tuple[str, ...] | None) -> _Foun
     by_name = {file.name.lower(): file for file in files}
     if whole := next((by_name[name] for name in _WHOLE if name in by_name), None):
         return _csv_found({UNSPLIT: whole}, class_names, _passed_over(folder, files, [whole]))
-    # The competition's test.csv and example_submission.csv lie beside its train.csv.
+    # The competition's test.csv and example_submission.csv, which lie beside its train.csv, have no labels.
     labelled = [file for file in files if csv_layout.has_labels(file)]
     by_split: dict[str, pathlib.Path] = {}
     for file in labelled:
@@ -230,7 +230,7 @@ def _passed_over(folder: pathlib.Path, files: list[pathlib.Path], read) -> list[
 
 
 def _read_csv(path: pathlib.Path, file_split: str, form: Form) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Returns images, labels and splits of a csv, and how many images were brought to the form's size."""
+    """Returns the images, labels and splits of a csv, and the number of images that were resized."""
     images, labels, splits = csv_layout.read(path)
     side, size = images.shape[1], form.image_size
     if side != size and not form.resize:
@@ -240,12 +240,12 @@ def _read_csv(path: pathlib.Path, file_split: str, form: Form) -> tuple[np.ndarr
         )
     resized = len(labels) if side != size else 0
     if resized:
-        # The same resampling as for image files.
+        # Uses the same resampling as image files.
         grey = (image_file.bring_to(Image.fromarray(image[:, :, 0]), size) for image in images)
         images = np.stack([np.asarray(image) for image in grey])[..., None]
     told = set(splits.tolist())
     if file_split == UNSPLIT:
-        # FER-2013 lists Training first: without the others it is cut off.
+        # FER-2013 lists Training first, so a file without the other splits is cut off.
         if "train" in told and "validation" not in told:
             raise UserError(f"{path}: no row has Usage PublicTest, the validation split; is the file complete?")
         return images, labels, splits, resized
@@ -255,7 +255,7 @@ def _read_csv(path: pathlib.Path, file_split: str, form: Form) -> tuple[np.ndarr
 
 
 def _hold_out(labels: np.ndarray, split_seed: int) -> np.ndarray:
-    """Marks a tenth of each class, at least one of a class of two or more: bool [N]."""
+    """Returns which examples to hold out, a tenth of each class but at least one of two or more: bool [N]."""
     generator = np.random.default_rng(split_seed)
     held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -268,7 +268,7 @@ def _hold_out(labels: np.ndarray, split_seed: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _user_errors(path: pathlib.Path) -> Iterator[None]:
-    """Turns what the operating system says about a path into a UserError."""
+    """Turns errors of the operating system about a path into UserErrors."""
     try:
         yield
     except FileNotFoundError as error:

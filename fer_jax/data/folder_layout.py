@@ -1,7 +1,7 @@
 """Reads a folder of image files: <split>/<class>/*.jpg, or <class>/*.jpg alone.
 
-The layout of FER-2013 in circulation (https://www.kaggle.com/datasets/msambare/fer2013) keeps the Usage of each image
-in its file name: train/angry/Training_3908.jpg, and in test/ both PublicTest_* and PrivateTest_*.
+FER-2013's common layout (https://www.kaggle.com/datasets/msambare/fer2013) keeps the Usage of each image in its file
+name: train/angry/Training_3908.jpg, and in test/ both PublicTest_* and PrivateTest_*.
 """
 
 import collections
@@ -20,7 +20,7 @@ _WANTED = "wanted are folders train/<class>/ and test/<class>/, or <class>/, wit
 
 
 class ImageFile(NamedTuple):
-    """An image of the folder: its path, its path below the folder with /, its class folder's name and its split."""
+    """An image of the folder: its path, its path relative to it (with /), its class folder's name and its split."""
 
     path: str
     name: str
@@ -30,7 +30,7 @@ class ImageFile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The images of a folder, sorted by their path below it; class_names; what its user should know, a line each."""
+    """The images of a folder, sorted by relative path; the names of the classes; notes for the user, one per line."""
 
     files: Sequence[ImageFile]
     class_names: tuple[str, ...]
@@ -40,10 +40,11 @@ class Listing:
 def read(
     listing: Listing, image_size: int, resize: bool, files: Iterable[ImageFile] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Returns the images, labels and splits of a listing, in its order, and how many images were resized.
+    """Returns the images, labels and splits of a listing, in its order, and the number of images that were resized.
 
-    images: uint8 [N, size, size, 1]; labels: int32 [N]; splits: str [N], of SPLITS or UNSPLIT. image_size, resize: see
-    `image_file.decode`, whose UserErrors are raised. files: the listing's, with a bar, say, that moves with them.
+    images: uint8 [N, size, size, 1]; labels: int32 [N]; splits: str [N], names from SPLITS or UNSPLIT. image_size,
+    resize: see `image_file.decode`, which may raise UserError. files: an iterable over the listing's files, for example
+    one with a progress bar.
     """
     images = np.empty((len(listing.files), image_size, image_size, 1), np.uint8)
     resized = 0
@@ -55,11 +56,11 @@ def read(
 
 
 def is_layout(folder: str | os.PathLike) -> bool:
-    """Whether a folder has folders of splits with folders in them, or of classes with images in them."""
+    """Returns whether a folder has split folders with folders in them, or class folders with images in them."""
     for entry in visible(folder):
         if entry.is_dir():
             inside = visible(entry)
-            # A folder called test with images in it is no split, since nothing in it tells a class.
+            # A folder called test that holds images is not a split, since nothing in it names a class.
             if names.split_of(entry.name) and any(below.is_dir() for below in inside):
                 return True
             if names.split_of(entry.name) is None and any(is_image(below) for below in inside):
@@ -68,15 +69,15 @@ def is_layout(folder: str | os.PathLike) -> bool:
 
 
 def list_images(folder: str | os.PathLike, class_names: Sequence[str] | None) -> Listing:
-    """Returns the images of a folder of splits or of classes.
+    """Returns the images of a folder that has a folder for each split or each class.
 
-    Folders of splits tell the splits; where there is none for validation, the images in test/ called PublicTest_* are
-    the validation split. Without folders of splits an image's split is UNSPLIT, unless its name tells its Usage.
+    Split folders determine the splits; if there is none for validation, the images in test/ called PublicTest_* are the
+    validation split. Without split folders an image's split is UNSPLIT, unless its name states its Usage.
 
-    class_names: those of the dataset; None for the class folders' own names, sorted. Hidden files are passed over;
-    files that aren't images, and folders that are of no split, are passed over with a note. Raises UserError for an
-    unknown class folder, an image outside any class folder, a name that contradicts its folder, a class that is in
-    another split but not in train, and a folder of train or validation without images.
+    class_names: those of the dataset; None for the class folders' own names, sorted. Hidden files are skipped; files
+    that aren't images, and folders that don't name a split, are skipped with a note. Raises UserError for an unknown
+    class folder, an image outside any class folder, a file name that contradicts its folder, a class that is in
+    another split but not in train, and a train or validation folder without images.
     """
     split_folders, notes = _split_folders(folder)
     files, passed_over = [], collections.Counter()
@@ -96,7 +97,7 @@ def list_images(folder: str | os.PathLike, class_names: Sequence[str] | None) ->
                     files.append(ImageFile(entry.path, name, class_folder.name, image_split))
                 else:
                     passed_over[os.path.splitext(entry.name)[1].lower() or "no suffix"] += 1
-    # By suffix: three .txt files are nothing, 3,000 .heic are half of somebody's images.
+    # Counted by suffix: three .txt files don't matter, but 3,000 .heic files may be half of the images.
     if passed_over:
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(passed_over.items()))
         notes.append(f"{os.fspath(folder)}: files that are not images are passed over: {kinds}")
@@ -111,7 +112,7 @@ def list_images(folder: str | os.PathLike, class_names: Sequence[str] | None) ->
 
 
 def _split_folders(folder: str | os.PathLike) -> tuple[dict[str, os.DirEntry], list[str]]:
-    """Returns the folder of each split, and a note for each folder beside them that has images in it."""
+    """Returns the folder of each split, and a note for each other folder that contains images."""
     found, others = {}, []
     for entry in visible(folder):
         split = names.split_of(entry.name)
@@ -125,7 +126,7 @@ def _split_folders(folder: str | os.PathLike) -> tuple[dict[str, os.DirEntry], l
             found[split] = entry
     if not found:
         return {}, []
-    # Half a test set has been lost to a folder called otherwise.
+    # These get a note, because half of a test set has been lost to a folder with another name.
     counts = {entry.path: _count_images(entry.path) for entry in others}
     return found, [
         f"{path}: not the name of a split ({names.KNOWN_SPLITS}); its {count:,} images are passed over"
@@ -143,7 +144,7 @@ def _count_images(folder: str) -> int:
 
 
 def _require_images(folder, split_folders: dict[str, os.DirEntry], files: list[ImageFile]) -> None:
-    # A test folder may be empty, as FER-2013's copies have it.
+    # A test folder may be empty, as it is in copies of FER-2013.
     found = {file.split for file in files}
     for split, split_folder in split_folders.items():
         if split != "test" and split not in found:
@@ -169,26 +170,26 @@ def _check_classes(folder, files: list[ImageFile], class_names: tuple[str, ...],
         raise UserError(f"{os.fspath(folder)}: one class only, {class_names[0]}; there must be two or more")
     if doubled := [name for name in class_names if [other.lower() for other in class_names].count(name.lower()) > 1]:
         raise UserError(f"{os.fspath(folder)}: class folders that differ in case only: {', '.join(doubled)}")
-    # It could be evaluated, but never be right.
+    # A class without training images could be evaluated, but never predicted correctly.
     trained = {file.class_folder for file in files if file.split in ("train", UNSPLIT)}
     if trained and (untrained := sorted(set(of_folder) - trained)):
         raise UserError(f"{os.path.dirname(of_folder[untrained[0]].path)}: a class without images in the train split")
 
 
 def visible(folder: str | os.PathLike) -> list[os.DirEntry]:
-    """Returns what is in a folder, sorted by name, without what is hidden: .DS_Store, ._*.jpg, .ipynb_checkpoints."""
+    """Returns a folder's entries by name, without hidden ones such as .DS_Store, ._*.jpg and .ipynb_checkpoints."""
     with os.scandir(folder) as entries:
         return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
 def is_image(entry: os.DirEntry) -> bool:
-    """Whether an entry of a folder is called like an image file."""
+    """Returns whether the name of a folder's entry ends like that of an image file."""
     return entry.name.lower().endswith(image_file.SUFFIXES)
 
 
 def _split_by_name(entry: os.DirEntry, folder_split: str) -> str:
     usage = entry.name.partition("_")[0]
-    # In the layout in circulation test/ mixes PublicTest and PrivateTest; only the file name tells them apart.
+    # In the common layout test/ mixes PublicTest and PrivateTest, which only the file names tell apart.
     split = names.SPLIT_OF_USAGE.get(usage, folder_split)
     if folder_split != UNSPLIT and (split == "train") != (folder_split == "train"):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Chooses a run's dataset: files named in the configuration, files in the usual places, or the embedded set."""
+"""Chooses a run's dataset: files named in the config, files in the usual places, or the embedded dataset."""
 
 import os
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ DEFAULT_PATHS = ("data/fer2013.csv", "data/icml_face_data.csv")
 
 
 def load_dataset(options: Mapping[str, Any], terminal: Terminal = SILENT) -> Dataset:
-    """Returns the dataset to be trained on that a `config.dataset` asks for; its name says what it is.
+    """Returns the dataset for training that a `config.dataset` asks for; its name describes it.
 
-    It is that of `load_published`. Where the files tell no validation split, a part of train becomes it (see
-    `files.with_validation`). With `ferplus` FER+'s labels are joined (see `ferplus.join`).
+    It is the dataset of `load_published`. If the files have no validation split, a part of train becomes one (see
+    `files.with_validation`). With `ferplus`, FER+'s labels are joined (see `ferplus.join`).
 
-    Raises UserError as these three do, and as `ferplus.read` does.
+    Raises UserError as these three functions do, and as `ferplus.read` does.
     """
     dataset = files.with_validation(load_published(options, terminal), options["split_seed"], terminal)
     return with_votes(dataset, options, terminal) if options["ferplus"] else dataset
@@ -32,7 +32,7 @@ def with_votes(dataset: Dataset, options: Mapping[str, Any], terminal: Terminal 
         dataset, load_votes(options), task=options["ferplus_task"], target_weight=options["ferplus_target_weight"]
     )
     terminal.say(said)
-    # Where an image of train is left out, its copy in another split is none any more.
+    # If an image of train is left out, its duplicate in another split is no longer a copy.
     return duplicates.with_copies_marked(dataset)
 
 
@@ -42,13 +42,13 @@ def load_votes(options: Mapping[str, Any]) -> ferplus.FerPlus:
 
 
 def load_published(options: Mapping[str, Any], terminal: Terminal = SILENT) -> Dataset:
-    """Returns the dataset that a `config.dataset` asks for, with the splits that its files tell.
+    """Returns the dataset that a `config.dataset` asks for, with the splits that its files name.
 
-    source 'fer2013' reads files: `path` or, without one, the first of DEFAULT_PATHS (below the working directory) that
-    is there. 'embedded' is the set that needs no files; 'auto' is 'fer2013' where there is a path or a file, and
-    'embedded' where there is neither.
+    source 'fer2013' reads files: `path` or, if it is unset, the first of DEFAULT_PATHS (relative to the working
+    directory) that exists. 'embedded' is the dataset that needs no files; 'auto' is 'fer2013' if there is a path or
+    such a file, and otherwise 'embedded'.
 
-    Raises UserError for 'fer2013' without any file, and as `load_files` does.
+    Raises UserError if 'fer2013' finds no file, and as `load_files` does.
     """
     path = options["path"]
     if options["source"] != "embedded" and not path:
@@ -64,7 +64,7 @@ def load_published(options: Mapping[str, Any], terminal: Terminal = SILENT) -> D
         raise UserError(
             "config.dataset.classes is folders, and there are none: config.dataset.path names a folder of images"
         )
-    # The same faces for every run: the seed of a run must not change what it is judged on.
+    # Every run gets the same faces, because the seed of a run must not change the data that it is evaluated on.
     return duplicates.with_copies_marked(embedded.make(seed=0, image_size=options["image_size"]))
 
 
@@ -76,13 +76,13 @@ def load_files(
     class_names: tuple[str, ...] | None = None,
     resize: bool | None = None,
 ) -> Dataset:
-    """Returns the dataset of the files at `path` with the splits that they tell (see `files.read_published`).
+    """Returns the dataset of the files at `path` with the splits that they name (see `files.read_published`).
 
-    What is also in train is marked in the others (see `duplicates.with_copies_marked`).
+    Images that are also in train are marked in the other splits (see `duplicates.with_copies_marked`).
 
-    options: a `config.dataset`. class_names, resize: in place of what `options` say.
+    options: a `config.dataset`. class_names, resize: if given, override those of `options`.
     """
-    from fer_jax.data import prepared  # imports TensorFlow, which the embedded set has no use for
+    from fer_jax.data import prepared  # imports TensorFlow, which the embedded dataset doesn't need
 
     if class_names is None and options["classes"] == "fer2013":
         class_names = CLASS_NAMES
@@ -96,5 +96,5 @@ def load_files(
         dataset = files.read_published(path, terminal, form)
     else:
         dataset = prepared.load(path, cache_dir, form, terminal)
-    # Here and where a validation split is drawn: between them they return every dataset that is evaluated.
+    # Marked here and where a validation split is held out: every dataset of files that is evaluated comes from these.
     return duplicates.with_copies_marked(dataset)

@@ -1,4 +1,4 @@
-"""What people call the splits, the classes and the columns of a facial-expression data set."""
+"""The names in common use for the splits, classes and columns of a facial-expression dataset."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from fer_jax.data.dataset import CLASS_NAMES
 
 SPLIT_OF_USAGE = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
 
-# As they were found in downloads and repositories; a name that is not here is said, never guessed.
+# As found in downloads and repositories; a name that is not listed is reported, never guessed.
 _SPLITS = {
     "train": ("train", "training", "trainset", "trainingset"),
     "validation": ("validation", "valid", "val", "dev", "publictest", "validationset", "validset", "valset"),
@@ -16,7 +16,7 @@ _SPLITS = {
 _SPLIT_OF_NAME = {name: split for split, names in _SPLITS.items() for name in names}
 KNOWN_SPLITS = "train, training; validation, valid, val, dev, PublicTest; test, testing, PrivateTest"
 
-# By name: sorted folders put neutral before sad, the integer order of fer2013.csv doesn't.
+# Classes are matched by name: sorted folders have neutral before sad, unlike the integer order of fer2013.csv.
 _CLASSES = {
     "angry": ("angry", "anger"),
     "disgust": ("disgust", "disgusted"),
@@ -28,7 +28,7 @@ _CLASSES = {
 }
 _CLASS_OF_NAME = {name: known for known, names in _CLASSES.items() for name in names}
 
-# Not "image" or "file": in other label sets that is a name.
+# "image" and "file" are not listed: in other label sets such a column holds an image's name.
 _COLUMNS = {
     "emotion": ("emotion", "emotions", "label", "labels", "class"),
     "pixels": ("pixels", "pixel"),
@@ -38,22 +38,21 @@ _COLUMN_OF_NAME = {name: column for column, names in _COLUMNS.items() for name i
 
 
 def split_of(name: str) -> str | None:
-    """Returns the split that a folder, a file or a value of Usage is called after, or None.
+    """Returns the split that the name of a folder or file, or a value of Usage, stands for, or None.
 
-    Case, blanks and the marks - and _ don't matter, nor a prefix fer2013: Train, PublicTest, public_test,
-    fer2013_training.
+    Case, blanks, the marks - and _ and a prefix fer2013 don't matter: Train, PublicTest, public_test, fer2013_training.
     """
     return _SPLIT_OF_NAME.get(re.sub(r"[\s_.-]", "", name.lower()).removeprefix("fer2013"))
 
 
 def label_of(folder: str, class_names: Sequence[str]) -> int | None:
-    """Returns the label that the images of a class folder have, or None where it is none of `class_names`.
+    """Returns the label of the images of a class folder, or None if the folder is none of `class_names`.
 
-    The classes of FER-2013 go by their other names too (anger, happiness, ...), by their number (0 to 6, in the order
-    of fer2013.csv) and by a number before the name ('0 angry', where the name alone counts). Case doesn't matter.
+    FER-2013's classes are also recognised by their other names (anger, happiness, ...), by their number (0 to 6, in the
+    order of fer2013.csv) and by a number before the name ('0 angry', where only the name counts). Case doesn't matter.
     """
     name = folder.strip().lower()
-    # Only FER-2013's classes have other names that are known to mean the same.
+    # Synonyms are known only for FER-2013's classes.
     if tuple(class_names) != CLASS_NAMES:
         names = [known.lower() for known in class_names]
         return names.index(name) if name in names else None
@@ -64,10 +63,10 @@ def label_of(folder: str, class_names: Sequence[str]) -> int | None:
 
 
 def is_number_of_class(folder: str) -> bool:
-    """Whether a class folder is called by the number of one of FER-2013's classes alone."""
+    """Returns whether the name of a class folder is only the number of one of FER-2013's classes."""
     return folder.isdecimal() and folder.isascii() and int(folder) < len(CLASS_NAMES)
 
 
 def column_of(name: str) -> str | None:
-    """Returns what the column of a csv called `name` holds, 'emotion', 'pixels' or 'usage', or None."""
+    """Returns the content of the csv column called `name`, 'emotion', 'pixels' or 'usage', or None if unknown."""
     return _COLUMN_OF_NAME.get(name.strip().lower())

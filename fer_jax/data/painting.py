@@ -1,6 +1,6 @@
-"""Paints faces, from the outlines of their parts: the pictures of the embedded dataset.
+"""Paints the faces of the embedded dataset from the outlines of their parts.
 
-Coordinates: x to the right, y downwards, in units of some 22 pixels, the origin between eyes and mouth. Arrays of
+Coordinates: x points right and y down, in units of some 22 pixels, from an origin between eyes and mouth. Arrays of
 pixels are float32 [batch, size, size] and parameters [batch, 1, 1], so that they broadcast. `face` has the values of
 `embedded.NUISANCES`, `au` the intensity of each action unit.
 """
@@ -19,8 +19,8 @@ def ellipse(x, y, width, height, scale):
 def lens(x, y, width, above, below, scale, bend=0.0, slope=0.0, square=0.0):
     """Returns how much of each pixel (0 to 1) lies between two curves that meet at x = -width and x = width.
 
-    The curves are `above` and `below` away from a middle line, which moves `bend` down at both ends and `slope` down
-    at the right one. They are parabolas, and flatter in the middle the nearer `square` is to 1.
+    The curves are `above` and `below` away from a middle line, which bends down by `bend` at both ends and slopes down
+    by `slope` at the right one. They are parabolas, which get flatter in the middle as `square` approaches 1.
     """
     position = x / width
     squared = np.square(position)
@@ -30,7 +30,7 @@ def lens(x, y, width, above, below, scale, bend=0.0, slope=0.0, square=0.0):
 
 
 def paint(grey, coverage, tone):
-    """Lays `tone` over `grey` as far as `coverage`, 0 to 1, says."""
+    """Returns `grey` blended with `tone`; coverage, 0 to 1, is the share of `tone`."""
     return grey + coverage * (tone - grey)
 
 
@@ -38,14 +38,14 @@ def paint_face(face: types.SimpleNamespace, au: dict[int, np.ndarray], image_siz
     """Returns the scene as reflected light, float32 [batch, size, size], nominally in [0, 1]."""
     rows, columns = np.mgrid[:image_size, :image_size].astype(np.float32) - np.float32((image_size - 1) / 2)
     columns, rows = columns - face.shift_x, rows - face.shift_y
-    # Rotation by the tangent of half the angle, since sin and cos differ between machines in the last bit.
+    # The rotation uses the tangent of half the angle, since sin and cos differ between machines in the last bit.
     length = 1 + np.square(face.roll)
     cosine, sine = (2 - length) / length, 2 * face.roll / length
     x = (cosine * columns + sine * rows) / face.scale
     y = (cosine * rows - sine * columns) / face.scale
     scale = face.scale
 
-    # From the back to the front: each layer covers the ones before it.
+    # Painted from the back to the front: each layer covers the ones before it.
     grey = face.background + face.background_x * x + face.background_y * y
     has_hair, has_long_hair = face.hair_kind > 0.12, face.hair_kind > 0.6
     grey = paint(grey, has_long_hair * ellipse(x, y + 0.1, face.face_width + 0.2, 1.25, scale), face.hair)
@@ -60,7 +60,7 @@ def paint_face(face: types.SimpleNamespace, au: dict[int, np.ndarray], image_siz
     light = (1 + face.light_x * x + face.light_y * y) * (0.75 + 0.3 * depth)
     grey = paint(grey, ellipse(x, y, head_width, head_height, scale), face.skin * light)
 
-    # Turning the head moves most what is nearest to the camera.
+    # Turning the head moves the parts nearest to the camera most.
     turned_x, turned_y = x + face.yaw * depth, y + face.pitch * depth
     grey = paint_upper_face(grey, turned_x, turned_y, face, au)
     grey = paint_lower_face(grey, turned_x, turned_y, face, au)
@@ -80,7 +80,7 @@ def paint_face(face: types.SimpleNamespace, au: dict[int, np.ndarray], image_siz
 
 
 def paint_upper_face(grey, x, y, face, au):
-    """Adds brows, eyes and the lines around them; x mirrored in the nose draws both sides at once."""
+    """Adds brows, eyes and the lines around them; mirroring x at the nose draws both sides at once."""
     scale, dark, mirrored = face.scale, face.skin * 0.35, np.abs(x)
     from_eye_x, from_eye_y = mirrored - face.eye_x, y - face.eye_y
     grey = paint(grey, 0.35 * ellipse(from_eye_x, from_eye_y + 0.04, 0.28, 0.2, scale * 0.25), dark)  # the socket
@@ -98,7 +98,7 @@ def paint_upper_face(grey, x, y, face, au):
     pouch = lens(from_eye_x, from_eye_y - 0.15, 0.2, 0.0, 0.05, scale, bend=-0.06)
     grey = paint(grey, 0.6 * au[6] * pouch, dark)
 
-    # Units 1 and 4 together knit the brows and lift their inner ends; 4 alone drives these down.
+    # Units 1 and 4 together knit the brows and lift their inner ends; 4 alone lowers the inner ends.
     frown = np.maximum(au[4] - au[1], 0)
     inner = face.brow_y - 0.17 * au[1] + 0.22 * frown + 0.06 * au[9]
     outer = face.brow_y - 0.15 * au[2] - 0.04 * frown + 0.09 * np.maximum(au[1] - au[2], 0)
@@ -117,7 +117,7 @@ def paint_upper_face(grey, x, y, face, au):
 
 
 def paint_lower_face(grey, x, y, face, au):
-    """Adds nose, cheeks, mouth and the lines around them; x mirrored in the nose draws both sides at once."""
+    """Adds nose, cheeks, mouth and the lines around them; mirroring x at the nose draws both sides at once."""
     scale, dark, mirrored = face.scale, face.skin * 0.35, np.abs(x)
     from_nose = y - face.nose_y + 0.05 * au[9]
     shaded_side = lens(from_nose + 0.2, x - 0.08 * np.sign(face.light_x), 0.3, 0.035, 0.035, scale * 0.6)

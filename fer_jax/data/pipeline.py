@@ -1,10 +1,10 @@
-"""Batches on the host, by tf.data: each a function of (seed, step) alone, with no state to save.
+"""Makes batches on the host with tf.data. Each is a function of (seed, step) alone, so there is no state to save.
 
 A batch is {image: uint8 [batch, height, width, channels], label: int32 [batch], index: int32 [batch]}, numpy arrays;
-`index` is the example's position in its split. Where the split has targets there is target: float32 [batch, classes].
-An evaluation batch also has mask: bool [batch], False where it is padded, and is_copy: bool [batch], where the split
-has it. Where the split is on the devices already (`indices_only`) a batch has neither image, label nor target. With
-several processes each gets its contiguous part of the same global batch.
+`index` is the example's position in its split. If the split has targets, there is target: float32 [batch, classes].
+An evaluation batch also has mask: bool [batch], False for padding, and is_copy: bool [batch], if the split has it. If
+the split is already on the devices (`indices_only`), a batch has no image, label or target. With several processes,
+each gets its contiguous part of the same global batch.
 """
 
 import contextlib
@@ -13,15 +13,15 @@ from collections.abc import Iterator
 
 from fer_jax.data.dataset import Split
 
-# Nothing here is a oneDNN operation, but TensorFlow announces them at length.
+# No operation here uses oneDNN, but TensorFlow would announce oneDNN's operations at length.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 @contextlib.contextmanager
 def _without_keras() -> Iterator[None]:
-    """A context in which TensorFlow is imported without Keras, which loads scikit-learn: a second, for nothing here."""
-    # It takes what it can't import for absent, and the older Keras is a package of its own, which few have. The
-    # variable is read again when somebody uses tf.keras, which is then as ever.
+    """Keeps TensorFlow from importing Keras in the body: Keras takes a second to load scikit-learn, unused here."""
+    # TensorFlow goes on without a Keras that it can't import, and the older Keras is a separate package that few have.
+    # The variable is read again when somebody uses tf.keras, which then works as usual.
     name = "TF_USE_LEGACY_KERAS"
     has_chosen = name in os.environ
     os.environ.setdefault(name, "1")
@@ -38,7 +38,7 @@ with _without_keras():
 # The accelerators belong to JAX.
 tf.config.set_visible_devices([], "GPU")
 
-# Small batches are gathered in groups of so many images: TensorFlow takes 0.1 ms for whatever it gives, however small.
+# Small batches are gathered in groups of up to this many images, since each element of tf.data costs TensorFlow 0.1 ms.
 _IMAGES_TOGETHER = 1024
 
 
@@ -56,10 +56,10 @@ def train_batches(
 ) -> Iterator[dict]:
     """Yields this process's part of the batches of steps first_step..last_step - 1, stacked: [steps, batch, ...].
 
-    Each epoch is a permutation of the split keyed by (seed, epoch): `index_shuffle` gives any one position of it.
-    batch_size: of the global batch, a multiple of process_count. steps_per_call: how many steps' batches come together;
-    counted from the start of each epoch, whose last call has what is left. Where first_step is within a call, the first
-    one has what is left of that.
+    Each epoch is a permutation of the split keyed by (seed, epoch); `index_shuffle` computes any one position of it.
+    batch_size: of the global batch, a multiple of process_count. steps_per_call: the number of steps whose batches are
+    yielded together, counted from the start of each epoch, so the last call of an epoch may have fewer. If first_step
+    is within a call, the first item has the rest of that call.
     """
     source = {} if indices_only else _constants(split.arrays())
     per_epoch = split.steps_per_epoch(batch_size)
@@ -73,14 +73,14 @@ def train_batches(
         # The order is a function of (seed, epoch), so any step can be computed alone after a restart.
         key = tf.stack([tf.constant(seed, tf.int64), epoch])
         last = tf.constant(len(split) - 1, tf.int64)
-        # index_shuffle takes no matrix.
+        # index_shuffle accepts no matrix.
         index = tf.reshape(
             tf.random.experimental.index_shuffle(tf.reshape(positions, [-1]), key, last), tf.shape(positions)
         )
         return _gather(source, index)
 
     def place(step):
-        """Returns the group that a step is in, and which of its steps it is."""
+        """Returns the group that contains a step, and the step's position in that group."""
         epoch, step = divmod(step, per_epoch)
         return epoch * groups_per_epoch + step // group, step % group
 
@@ -106,7 +106,7 @@ def eval_batches(
     """Yields this process's part of the split in order, every example once; the last batch is padded and masked."""
     source = {} if indices_only else _constants(split.arrays())
     if split.is_copy is not None:
-        # Not one of the split's arrays, which are on the devices: training has no use for it.
+        # is_copy is not one of the split's arrays, which are put on the devices, because training doesn't use it.
         source |= _constants({"is_copy": split.is_copy})
 
     def batch(number):
@@ -123,7 +123,7 @@ def _positions(batch_size: int, process_index: int, process_count: int):
 
 
 def _constants(arrays: dict) -> dict:
-    # Not on a GPU that TensorFlow might see: it belongs to JAX.
+    # Keeps the arrays off a GPU that TensorFlow might see, because it belongs to JAX.
     with tf.device("CPU"):
         return {key: tf.constant(array) for key, array in arrays.items()}
 
@@ -133,5 +133,5 @@ def _gather(source: dict, index) -> dict:
 
 
 def _iterate(numbers: tf.data.Dataset, batch) -> Iterator[dict]:
-    # Two threads copy large batches faster than one; more would only take the cores of the step.
+    # Two threads copy large batches faster than one; more would only take cores from the training step.
     return numbers.map(batch, num_parallel_calls=2, deterministic=True).prefetch(4).as_numpy_iterator()

@@ -1,4 +1,4 @@
-"""A dataset of files prepared once by TensorFlow Datasets, then read back as arrays within a second.
+"""Prepares a dataset of files once with TensorFlow Datasets, and reads it back as arrays within a second.
 
 Importing this module imports TensorFlow, which takes seconds: import it where it is used.
 """
@@ -27,25 +27,25 @@ from fer_jax.system.terminal import SILENT, Terminal
 
 _MANIFEST = "prepared.json"
 _PREPARING = ".preparing-"
-_LEFTOVER_AFTER = 24 * 60 * 60  # seconds after which an unfinished preparation belongs to a process that was killed
+_LEFTOVER_AFTER = 24 * 60 * 60  # seconds after which an unfinished preparation is assumed to be abandoned
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
-    """The description of a data set that tfds doesn't look up on the network (nor make a temporary folder for)."""
+    """A dataset description that tfds doesn't look up on the network (and makes no temporary folder for)."""
 
     def initialize_from_bucket(self) -> None:
         pass
 
 
 class Fer2013(tfds.core.GeneratorBasedBuilder):
-    """FER-2013, or other faces, from files at hand: image uint8 [height, width, 1], label, and row, its position there.
+    """FER-2013, or other faces, from local files: image uint8 [height, width, 1], label, and row, its position there.
 
-    FER+ labels, and whatever else is published about the images, can only be joined by row.
+    FER+'s labels, and any other data published about the images, can only be joined by row.
     """
 
     VERSION = tfds.core.Version("2.0.0")
-    # There are no downloads whose checksums tfds would have to look up; it does so with importlib_resources, which it
-    # doesn't require.
+    # There are no downloads whose checksums tfds would have to look up; the lookup uses importlib_resources, which is
+    # not among tfds's requirements.
     url_infos = None
 
     def __init__(self, dataset: Dataset, **kwargs):
@@ -59,7 +59,7 @@ class Fer2013(tfds.core.GeneratorBasedBuilder):
             homepage="https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
             features=tfds.features.FeaturesDict(
                 {
-                    # As bytes: without an encoding tfds stores each pixel as a 64-bit integer.
+                    # Stored as bytes: without an encoding tfds stores each pixel as a 64-bit integer.
                     "image": tfds.features.Tensor(shape=self._dataset.image_shape, dtype=np.uint8, encoding="bytes"),
                     "label": tfds.features.ClassLabel(names=self._dataset.class_names),
                     "row": tfds.features.Scalar(dtype=np.int64),
@@ -81,11 +81,11 @@ class Fer2013(tfds.core.GeneratorBasedBuilder):
 def load(
     path: str | os.PathLike, cache_dir: str | os.PathLike, form: files.Form = files.FER2013, terminal: Terminal = SILENT
 ) -> Dataset:
-    """Returns what `files.read_published` does, from a copy that the first call prepares in `cache_dir`.
+    """Returns the dataset of `files.read_published`, from a copy that the first call prepares in `cache_dir`.
 
-    A prepared copy is found again by the content of the source, not by its path. A copy that isn't, byte for byte, what
-    was prepared is moved out of the way, with a warning, and prepared again. Where `cache_dir` may not be written, none
-    is kept, and a warning says so. Raises UserError as `files.read_published` does, and StorageError where `cache_dir`
+    A prepared copy is found by the content of the source, not by its path. A copy that differs in any byte from what
+    was prepared is moved away, with a warning, and prepared again. If writing to `cache_dir` is not permitted, no copy
+    is kept, and a warning says so. Raises UserError as `files.read_published` does, and StorageError if `cache_dir`
     can't be written for another reason.
     """
     path, cache_dir = pathlib.Path(path), pathlib.Path(cache_dir)
@@ -114,18 +114,19 @@ def load(
 
 
 def _prepare(dataset: Dataset, path: pathlib.Path, source: str, prepared: pathlib.Path, form: files.Form) -> Dataset:
-    """Writes the copy `prepared` of the dataset read at `path` and returns it as read back.
+    """Writes the copy `prepared` of the dataset read at `path` and returns the dataset read back from it.
 
-    It is written to a folder of its own and renamed when it is complete and checked: what a killed process leaves is
-    never taken for a copy. Of two processes that prepare the same source at once each uses its own; the first is kept.
+    The copy is written to a temporary folder and renamed once it is complete and checked, so what a killed process
+    leaves is never taken for a copy. Two processes that prepare the same source at once each write a copy of their own;
+    the first one to finish is kept.
     """
-    # A csv that is still being copied would be prepared half, and found again by the name of the whole.
+    # Otherwise a csv that is still being copied could be prepared in part, and be found later as if it were the whole.
     if files.identify(path, form) != source:
         raise UserError(f"{path}: it changed while it was being read; start again when it is complete")
     prepared.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(prepared.parent)
     with _temporary_folder(prepared.parent) as folder:
-        # Not in place: a reader would take a half-written copy for a damaged one.
+        # Not written in place, because a reader would take a half-written copy for a damaged one.
         copy = folder / "copy"
         _write(dataset, copy)
         checked = _read_prepared(copy, path)
@@ -140,7 +141,7 @@ def _prepare(dataset: Dataset, path: pathlib.Path, source: str, prepared: pathli
 
 
 def _discard(prepared: pathlib.Path) -> None:
-    """Removes a damaged copy, at once for all processes that look for it."""
+    """Removes a damaged copy, in one step for all processes that look for it."""
     with _temporary_folder(prepared.parent) as folder, contextlib.suppress(FileNotFoundError):
         prepared.rename(folder / "damaged")
 
@@ -155,12 +156,12 @@ def _write(dataset: Dataset, folder: pathlib.Path) -> None:
     tfds.disable_progress_bar()
     builder = Fer2013(dataset, data_dir=folder)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints that it downloads, which it doesn't
+        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints that it downloads, but it doesn't
             builder.download_and_prepare(
                 download_dir=folder.with_name("downloads"),
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
-    except RuntimeError as error:  # what array_record raises when the disk is full
+    except RuntimeError as error:  # raised by array_record when the disk is full
         raise OSError(str(error)) from error
     manifest = {
         "fingerprint": dataset.fingerprint,
@@ -174,14 +175,14 @@ def _write(dataset: Dataset, folder: pathlib.Path) -> None:
 
 
 def _read_prepared(prepared: pathlib.Path, source: pathlib.Path) -> Dataset | None:
-    """Returns the dataset of the prepared copy of `source`, or None where there is none or it is damaged."""
+    """Returns the dataset of the prepared copy of `source`, or None if there is no copy or it is damaged."""
     try:
         manifest = json.loads((prepared / _MANIFEST).read_bytes())
         folder, fingerprint, digests = prepared / manifest["builder"], manifest["fingerprint"], manifest["files"]
         note, class_names, shape = manifest["note"], tuple(manifest["class_names"]), tuple(manifest["image_shape"])
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
-    # Every byte is checked before it is read, since what a reader makes of damaged records is anybody's guess.
+    # Every byte is checked before it is parsed, because the result of parsing damaged records is unpredictable.
     if digests != _digests(prepared):
         return None
     splits = tfds.builder_from_directory(folder).info.splits
@@ -205,19 +206,19 @@ def _read_split(info: tfds.core.SplitInfo, image_shape: tuple[int, int, int]) ->
         reader = array_record_module.ArrayRecordReader(os.fspath(path))
         for record in reader.read_all():
             # A loop over protocol buffers takes as long as tf.io.parse_example (0.2 s), which would start TensorFlow's
-            # runtime, and with it claim the memory of the accelerators.
+            # runtime, and that would claim the memory of the accelerators.
             feature = tf.train.Example.FromString(record).features.feature
             images.append(feature["image"].bytes_list.value[0])
             labels.append(feature["label"].int64_list.value[0])
             rows.append(feature["row"].int64_list.value[0])
         reader.close()
-    # A bytearray, since arrays over bytes can't be written to.
+    # Joined in a bytearray, since arrays over bytes can't be written to.
     pixels = np.frombuffer(bytearray().join(images), np.uint8)
     return Split(pixels.reshape(-1, *image_shape), np.array(labels, np.int32), np.array(rows, np.int64))
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
-    """Returns the SHA-256 of each file under a prepared copy's folder, by its path in it, but for the manifest."""
+    """Returns the SHA-256 of each file of a prepared copy except the manifest, by its path in `folder`."""
     digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != _MANIFEST:

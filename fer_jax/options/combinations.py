@@ -1,8 +1,8 @@
-"""Options whose values must go together."""
+"""Conditions on several options of a config together."""
 
 PROCESS_KEYS = ("parallel.coordinator", "parallel.num_processes", "parallel.process_id")
 
-# Options whose values must go together: the condition, and what it asks of the first, with the values filled in.
+# Each entry: the options, the condition on their values, and the requirement on the first, a template for the values.
 COMBINATIONS = [
     (
         ("optimizer.warmup_epochs", "num_epochs"),

@@ -1,4 +1,4 @@
-"""The rows of the table of options that say what is trained on (config.dataset)."""
+"""The options of config.dataset: the rows of the table of options that define the dataset."""
 
 from fer_jax.options.option import (
     PATH,
@@ -11,7 +11,7 @@ from fer_jax.options.option import (
 )
 
 DATASET: dict[str, Option] = {
-    # The files may move: a run's dataset is compared by its fingerprint, which covers the hold-out and FER+ too.
+    # The files may be moved, so a run's dataset is compared by its fingerprint, which covers the hold-out and FER+ too.
     "dataset.source": Option(
         "auto",
         str,

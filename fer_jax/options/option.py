@@ -1,4 +1,4 @@
-"""What an option of a config is, and the checks that are made of its values."""
+"""Defines an option of a config and the checks of its value."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A condition on a value of the right type. right, wrong: examples, from which the tests are made."""
+    """A condition on a value of the right type. right, wrong: example values, from which the tests are made."""
 
     wanted: str
     holds: Callable[[Any], bool]
@@ -21,9 +21,9 @@ class Check:
 class Option:
     """A row of the table.
 
-    default: the value that a run had before the option existed; None (unset) only if `optional`. type: bool, int, str
-    or float, which accepts an int. changes_results: whether a run that goes on with another value ends otherwise, by
-    more than rounding, than one that had this value from its first step; a function of the config's flat values if it
+    default: keeps the behaviour from before the option existed; None (unset) only if `optional`. type: bool, int, str
+    or float, which accepts an int. changes_results: whether a run that is resumed with another value has other results,
+    by more than rounding, than a run with that value from its first step; a function of the config's flat values if it
     depends on them.
     """
 
@@ -63,7 +63,7 @@ PROBABILITY = Check("from 0 to 1", lambda value: 0 <= value <= 1, (0, 0.5, 1), (
 BELOW_ONE = Check("from 0 to below 1", lambda value: 0 <= value < 1, (0, 0.99), (-0.1, 1))
 ANGLE = Check("from 0 to 180", lambda value: 0 <= value <= 180, (0, 180), (-1, 180.5))
 ODD = Check("odd", lambda value: value > 0 and value % 2 == 1, (1, 3, 7), (0, 2, -3))
-# JAX takes 32 bits of a seed, TensorFlow a signed one: larger seeds would be the same as smaller ones.
+# JAX uses 32 bits of a seed, TensorFlow a signed integer: larger seeds would give the same results as smaller ones.
 SEED = Check("from 0 to 2147483647", lambda value: 0 <= value < 2**31, (0, 2**31 - 1), (-1, 2**31, 2**32, 2**63))
 PATH = matches(r"(?s).+", "a path", ("data/fer2013.csv",), ("",))
 ADDRESS = matches(r"[^:]+:\d+", "host:port", ("localhost:1234",), ("", "localhost", "localhost:", ":80"))

@@ -1,10 +1,10 @@
-"""The table of options as text: for a terminal, and as the page docs/options.md."""
+"""Formats the table of options as text for a terminal and as the page docs/options.md."""
 
 from fer_jax.options.table import OPTIONS
 
 
 def _rows() -> list[tuple[str, str, str, str, str]]:
-    """Returns (key, default, wanted, whether a run is bound to it, note) of each option, as text."""
+    """Returns (key, default, allowed values, whether a run must keep its value, note) of each option, as text."""
     return [
         (
             key,

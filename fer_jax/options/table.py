@@ -1,4 +1,4 @@
-"""The table of options: what a config may hold."""
+"""The table of the options that a config may contain."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,15 +25,15 @@ from fer_jax.options.option import (
 
 
 def _by_schedule(values: Mapping[str, Any]) -> bool:
-    # The other schedules end at num_epochs, and mixing ends before it.
+    # num_epochs matters to the other schedules, which end with it, and to mixing, which ends before it.
     return values["optimizer.schedule"] != "constant" or values["mix.off_epochs"] > 0
 
 
-# What each shows: inference/preprocessing.py.
+# inference/preprocessing.py defines what each view shows.
 _VIEWS = ("whole", "whole_mirrored", "centre_crop", "ten_crops")
 
-# A row an option: nothing else has to know it but the code that uses it.
-# A default is what runs did before the option existed, so that an older run means the same with it.
+# Each option has one row here, and only the code that uses the option needs to know about it.
+# A default keeps the behaviour from before the option existed, so that the config of an older run keeps its meaning.
 OPTIONS: dict[str, Option] = {
     "seed": Option(0, int, SEED, "Seed of the initial weights, the order of the images and the augmentation."),
     "num_epochs": Option(

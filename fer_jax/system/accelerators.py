@@ -1,4 +1,4 @@
-"""The devices that JAX computes on: whether they are there, what they are fast at, settings that XLA reads once."""
+"""The devices that JAX computes on: their presence, their faster dtype, and settings that XLA reads once."""
 
 import os
 import pathlib
@@ -7,7 +7,7 @@ from fer_jax import machine
 from fer_jax.errors import UserError
 
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-# Products of bfloat16, on x86 (two kinds of unit) and on Arm, as Linux lists them.
+# Linux's flags for products of bfloat16, on x86 (two kinds of unit) and on Arm.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -18,18 +18,18 @@ def use_deterministic_kernels() -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "").split()
     if _DETERMINISTIC not in flags:
-        # The last of several equal flags counts.
+        # If a flag is repeated, its last value counts.
         os.environ["XLA_FLAGS"] = " ".join([*flags, _DETERMINISTIC])
 
 
 def require_devices() -> None:
-    """Raises UserError where JAX finds none of the devices that JAX_PLATFORMS asks for."""
+    """Raises UserError if JAX finds none of the devices that JAX_PLATFORMS asks for."""
     import jax
 
     platforms = os.environ.get("JAX_PLATFORMS", "")
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter, without a word, where the plugin is not installed
+    except (RuntimeError, AssertionError) as error:  # AssertionError, without a message, if the plugin is not installed
         if not platforms:
             raise
         reason = " ".join(str(error).split()) or "its plugin for JAX is not installed"
@@ -41,7 +41,7 @@ def require_devices() -> None:
 
 
 def resolve_dtype(dtype: str) -> str:
-    """Returns the dtype of a `config.model.dtype`: for 'auto' the faster one on this process's devices."""
+    """Returns the dtype that `config.model.dtype` stands for: for 'auto' the faster one on this process's devices."""
     import jax
 
     if dtype != "auto":
@@ -50,8 +50,8 @@ def resolve_dtype(dtype: str) -> str:
 
 
 def has_bfloat16(*cpuinfo: pathlib.Path) -> bool:
-    """Whether this machine's processor computes in bfloat16; without, XLA converts, which takes longer than float32.
+    """Returns whether this machine's processor computes in bfloat16.
 
-    cpuinfo: in place of Linux's own.
+    Otherwise XLA converts, which takes longer than computing in float32. cpuinfo: read instead of Linux's own.
     """
     return bool(_BFLOAT16_FLAGS & machine.processor_flags(*cpuinfo))

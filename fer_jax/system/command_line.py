@@ -1,4 +1,4 @@
-"""The command line: commands and their flags, the --config flag, the help, and one line for every mistake."""
+"""The command line: commands and their flags, the --config flag, the help, and a one-line message for every mistake."""
 
 import importlib.metadata
 import os
@@ -19,15 +19,16 @@ from fer_jax.errors import UserError
 from fer_jax.options.printed import describe_options
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
-# Beside the package in a clone, in it where it is installed.
+# configs/ is beside the package in a clone and inside it in an installation.
 CONFIGS = next((path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.is_dir()), _PACKAGE)
 
 
 class Command(NamedTuple):
-    """What the program can be asked for, as `fer-jax NAME ...` or by --mode=NAME.
+    """A command of the program, called as `fer-jax NAME ...` or by --mode=NAME.
 
-    run: does it; takes the words of the command line that are no flags, if it has `words`. about: what it does, for the
-    help. flags: those that it takes. example: what follows `fer-jax`. words: what these words are, or '' for none.
+    run: executes the command; receives the positional arguments if it has `words`. about: its description in the help.
+    flags: the flags that it takes. example: what follows `fer-jax`. words: what its positional arguments are, or '' if
+    it takes none.
     """
 
     run: Callable
@@ -43,25 +44,25 @@ class _ConfigFile(absl_flags.ArgumentParser):
 
 
 def define_config_flag() -> absl_flags.FlagHolder:
-    """Defines --config=FILE, whose options --config.key=value sets."""
+    """Defines --config=FILE, and --config.key=value for the options in that file."""
     holder = config_flags.DEFINE_config_file(
         "config", None, "The experiment: a file, or the name of one that is packaged, such as resnet50."
     )
-    # The parser of ml_collections fills in no defaults, and --config.key=value can only set a key that is there.
+    # The parser of ml_collections fills in no defaults, and --config.key=value can only set a key that exists.
     absl_flags.FLAGS["config"].parser = _ConfigFile()
     return holder
 
 
 def refuse_windows(platform: str) -> None:
-    """Exits with status 2 on Windows, which lacks what the files of a run are locked with."""
+    """Exits with status 2 on Windows, which lacks the locks that protect a run's files."""
     if platform == "win32":
         print("fer_jax: it runs on Linux and macOS; on Windows, inside WSL", file=sys.stderr)
         sys.exit(2)
 
 
 def answer_help(arguments: list[str], commands: Mapping[str, Command]) -> None:
-    """Prints what --help (of a command, if one is named), --config.help or --version ask for, and exits with 0."""
-    # Before the flags are parsed: there is no --config to ask yet, and absl would list a hundred flags of others.
+    """Prints the answer to --help (of a command, if one is named), --config.help or --version, and exits with 0."""
+    # Before the flags are parsed, since no --config is known yet and absl would list a hundred flags of other modules.
     if "--config.help" in arguments:
         print(describe_options())
     elif {"--help", "-h", "-help", "--helpshort"} & set(arguments):
@@ -105,7 +106,7 @@ def _describe_flag(name: str) -> str:
     default = f" ({flag.default})" if flag.default and not flag.boolean else ""
     about = re.sub(r"^<.*?>: ", "", flag.help)  # absl lists the values of an enum there
     left = f"--{name}={values}" if values else f"--{name}"
-    # A long list of values has a line of its own.
+    # A long list of values gets a line of its own.
     return f"  {left:<35}{about}{default}" if len(left) < 35 else f"  {left}\n  {'':<35}{about}{default}"
 
 
@@ -114,23 +115,23 @@ def _packaged() -> str:
 
 
 def name_of_config() -> str:
-    """Returns the name of the experiment that --config asks for: of resnet50 or configs/resnet50.py, resnet50."""
+    """Returns the name of the experiment in --config: 'resnet50' for both resnet50 and configs/resnet50.py."""
     return pathlib.Path(config_flags.get_config_filename(absl_flags.FLAGS["config"])).stem
 
 
 def parse(arguments: list[str], commands: Mapping[str, Command]) -> list[str]:
-    """Parses the flags and returns the program's name and the words that are no flags.
+    """Parses the flags and returns the program's name and the positional arguments.
 
-    A command that is named by the first word becomes the value of --mode. A mistake is printed in one line and exits
-    with status 2.
+    If the first argument names a command, it becomes the value of --mode. A mistake is printed on one line, and the
+    process exits with status 2.
     """
     try:
         arguments = _with_mode(arguments, commands)
-        # ml_collections would say no more than the part of the key that it doesn't find.
+        # ml_collections would only name the part of the key that it doesn't find.
         matches = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments)
         keys = [match[1] for match in matches if match]
         config_lib.check_keys(keys)
-        # absl would call it an unknown flag.
+        # Without --config, absl would only report an unknown flag.
         if keys and not any(re.match(r"--?config(=|$)", argument) for argument in arguments):
             raise UserError(
                 f"--config.{keys[0]} sets an option of an experiment, and --config, which names one, is missing; "
@@ -148,14 +149,14 @@ def _with_mode(arguments: list[str], commands: Mapping[str, Command]) -> list[st
     program, *others = arguments
     if not others or others[0] not in commands:
         return arguments
-    # absl would take the last one without a word.
+    # absl would silently use the last --mode.
     if any(re.match(r"--?mode(=|$)", argument) for argument in others):
         raise UserError(f"{others[0]} and --mode both say what to do; leave one out")
     return [program, f"--mode={others[0]}", *others[1:]]
 
 
 def _refuse_others(words: list[str], commands: Mapping[str, Command]) -> None:
-    """Raises UserError where there are words or flags that the command doesn't take."""
+    """Raises UserError for positional arguments or flags that the command doesn't take."""
     if not commands:
         return
     mode = absl_flags.FLAGS["mode"].value
@@ -163,7 +164,7 @@ def _refuse_others(words: list[str], commands: Mapping[str, Command]) -> None:
         raise UserError(
             f"{words[0]!r} is no option, which begins with --, and no command, which comes first: {', '.join(commands)}"
         )
-    # Refused rather than ignored: whoever gives a flag believes that it has an effect.
+    # Refused rather than ignored, because whoever gives a flag expects it to have an effect.
     for name in dict.fromkeys(name for command in commands.values() for name in command.flags.split()):
         if absl_flags.FLAGS[name].present and name not in commands[mode].flags.split():
             takers = [f"--mode={other}" for other, command in commands.items() if name in command.flags.split()]
@@ -171,15 +172,15 @@ def _refuse_others(words: list[str], commands: Mapping[str, Command]) -> None:
 
 
 def read_config_file(argument: str) -> config_dict.ConfigDict:
-    """Returns the complete config that a Python file makes.
+    """Returns the complete config that a Python file defines.
 
-    argument: FILE, which has a function get_config(), or FILE:TEXT, for get_config(TEXT); in place of FILE the name of
-    a file of `configs/`, without .py. Whatever the file raises becomes a UserError of one line that names the file and
-    the line.
+    argument: FILE, which has a function get_config(), or FILE:TEXT, for get_config(TEXT). FILE may also be the name of
+    a file in `configs/`, without .py. Any exception that the file raises becomes a one-line UserError that names the
+    file and the line.
     """
     path, *text = argument.split(":", 1)
     path = config_lib.expand_path(path, "--config")
-    # A file first: whoever has one of that name means it.
+    # A file takes precedence over a packaged experiment: whoever has a file of that name means the file.
     if not os.path.isfile(path):
         packaged = CONFIGS / f"{path}.py"
         if os.sep in path or not packaged.is_file():
@@ -216,6 +217,6 @@ def _in_one_line(error: Exception) -> str:
     if isinstance(error, UserError):
         return "; ".join(str(error).splitlines())
     message = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-    # ml_collections lists a whole config to say that a key isn't in it.
+    # ml_collections lists the whole config in its message about a missing key.
     message = re.sub(r"^'(.*) Other fields present: .*?(Did you mean .*|)'$", r"\1 \2", message)
     return f"{type(error).__name__}: {textwrap.shorten(message, 250)}" if message else type(error).__name__

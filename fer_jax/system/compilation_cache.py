@@ -1,4 +1,4 @@
-"""Compiled programs, kept in the user's cache, so that a second start compiles nothing."""
+"""Keeps compiled programs in the user's cache, so that a second start compiles nothing."""
 
 import hashlib
 import os
@@ -9,24 +9,24 @@ import warnings
 from fer_jax import machine
 from fer_jax.system.terminal import Terminal
 
-# Bytes of compiled programs; those that were not used for longest make room. A ResNet-50 step has 0.5 MB on a CPU.
+# Bytes of compiled programs; the least recently used ones are removed. A ResNet-50 step takes 0.5 MB on a CPU.
 _MAX_SIZE = 2**29
-# Seconds: what compiles sooner is not worth a file.
+# Seconds; a program that compiles faster is not worth a file.
 _MIN_COMPILE_TIME = 0.03
 _DIGEST_SIZE = 32
 
 
 def enable(terminal: Terminal) -> None:
-    """Makes JAX keep compiled programs in the user's cache; a warning says where they can't be kept.
+    """Makes JAX keep compiled programs in the user's cache; prints a warning if they can't be kept.
 
-    Where the user has a cache of JAX's own (JAX_COMPILATION_CACHE_DIR, empty for none), that is left as it is. Must
-    precede the first compilation. Every process may call it: all read, and the first of a run writes.
+    If the user has set a cache for JAX (JAX_COMPILATION_CACHE_DIR, empty for none), it is left as it is. Must precede
+    the first compilation. Every process may call it: all of them read, and the first process of a run writes.
     """
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    # A home folder may be shared by machines; code for another processor's instructions would end the process.
+    # Machines may share a home folder, and code with another processor's instructions would crash the process.
     flags = hashlib.sha256(" ".join(sorted(machine.processor_flags())).encode()).hexdigest()[:16]
     try:
         folder = machine.user_cache("programs") / flags
@@ -40,15 +40,16 @@ def enable(terminal: Terminal) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", _MAX_SIZE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_TIME)
-    # What can't be read is compiled anew; JAX warns in several lines, with the entry's name.
+    # An entry that can't be read is compiled again; JAX would warn in several lines, with the entry's name.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
 
 
 def _check_entries(origin: bytes) -> None:
-    """Makes JAX store a digest with each entry, of `origin` and its content, and drop an entry that has another.
+    """Makes JAX store a digest of `origin` and the content with each entry, and drop entries whose digest differs.
 
-    JAX itself would run what a damaged or foreign file holds where its compression has no checksum, and would never
-    write over it. Raises ImportError or AttributeError where JAX has it elsewhere: there is no public place for it.
+    JAX itself would run the content of a damaged or foreign file if its compression has no checksum, and would never
+    overwrite it. Raises ImportError or AttributeError if this version of JAX has its cache elsewhere, since there is no
+    public name for it.
     """
     from jax._src import compilation_cache, lru_cache
 
@@ -56,7 +57,7 @@ def _check_entries(origin: bytes) -> None:
         def get(self, key: str) -> bytes | None:
             value = super().get(key)
             if value is not None and value[:_DIGEST_SIZE] != _digest(origin, value[_DIGEST_SIZE:]):
-                # Removed, since JAX writes no entry that is there.
+                # Removed, because JAX doesn't overwrite an entry that exists.
                 pathlib.Path(os.fspath(self.path), f"{key}-cache").unlink(missing_ok=True)
                 return None
             return value and value[_DIGEST_SIZE:]
@@ -72,7 +73,7 @@ def _digest(origin: bytes, content: bytes) -> bytes:
 
 
 class Hits:
-    """Counts the programs that this thread asks for while it is open, and those that came from the cache."""
+    """Counts the programs that this thread requests while it is open, and those of them that came from the cache."""
 
     def __enter__(self) -> "Hits":
         import jax
@@ -89,7 +90,7 @@ class Hits:
 
     @property
     def are_all(self) -> bool:
-        """Whether every program came from the cache, and there was one."""
+        """Returns whether at least one program was requested and every one came from the cache."""
         return 0 < self._requests == self._hits
 
     def _count(self, event: str, **_) -> None:

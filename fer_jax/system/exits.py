@@ -13,8 +13,8 @@ from fer_jax.errors import FerJaxError, LostProcessError, MemoryExhausted, Stora
 from fer_jax.system import streams
 from fer_jax.system.signals import Stopped
 
-# What a disk, a quota, a permission or a network file system answers to a write that names no file. Other numbers
-# (EINVAL, EBADF, EPIPE, ...) are bugs, or not of storage.
+# Errors of a disk, a quota, permissions or a network file system on a write that names no file. Other numbers (EINVAL,
+# EBADF, EPIPE, ...) are bugs, or have nothing to do with storage.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 _FAILING = {errno.EIO, errno.ESTALE, errno.ENOLCK, errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO, errno.ENOENT}
@@ -44,8 +44,8 @@ _SHUTDOWN_SECONDS = 5
 def run(command: Callable[[], int | None]) -> int:
     """Calls `command` and returns its exit status: 0 for None.
 
-    A FerJaxError, or an error of storage, becomes a line of standard error for each line of its message, and its exit
-    status. Stopped becomes its status without a line. Other exceptions are bugs and keep their traceback.
+    A FerJaxError or an error of storage is printed to standard error, one line for each line of its message, and gives
+    its exit status. Stopped gives its status without a line. Other exceptions are bugs and keep their traceback.
 
     The process ends here, without returning, in two cases. After an error of storage, background threads may wait for
     the disk forever. After any error in a run of several processes, JAX would wait minutes for the other processes.
@@ -90,7 +90,7 @@ def as_known_error(error: Exception) -> FerJaxError | None:
 def _is_of_storage(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.filename is not None or error.errno in _FULL | _FORBIDDEN | _FAILING
-    # Not imported for the sake of asking.
+    # TensorFlow is not imported only for this check.
     tensorflow = sys.modules.get("tensorflow")
     return tensorflow is not None and isinstance(
         error, tuple(getattr(tensorflow.errors, name) for name in STORAGE_OP_ERRORS)
@@ -100,7 +100,7 @@ def _is_of_storage(error: Exception) -> bool:
 def _is_of_memory(error: Exception) -> bool:
     jax_errors = (sys.modules["jax"].errors.JaxRuntimeError,) if "jax" in sys.modules else ()
     return isinstance(error, MemoryError) or (
-        # A process of a distributed run that hears of it from another says UNAVAILABLE.
+        # A process of a distributed run that learns of it from another process raises UNAVAILABLE.
         isinstance(error, jax_errors) and str(error).startswith("RESOURCE_EXHAUSTED")
     )
 
@@ -128,7 +128,7 @@ def _leave(status: int, *, wait: bool = True) -> NoReturn:
     """Ends the process at once, or first waits some seconds for the others of its run to end too."""
     for stream in (sys.stdout, sys.stderr):
         with streams.unheard(stream):
-            pass  # flushed at its end
+            pass  # unheard flushes the stream
     if wait and _is_distributed():
         # Process 0 hosts JAX's coordination service. If it left first, JAX would abort the others (status 134).
         shutdown = threading.Thread(target=sys.modules["jax"].distributed.shutdown, daemon=True)

@@ -16,13 +16,13 @@ _SETTING = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={2**25}:glibc.ma
 _STATE = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-# What the drivers of accelerators make (NVIDIA, AMD, Google), and the packages by which JAX finds them.
+# The device files that drivers create (NVIDIA, AMD, Google), and the packages by which JAX finds accelerators.
 _DEVICES = ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*")
 _PLUGINS = ("jax_plugins", "libtpu")
 
 
 def restart_tuned(*, verbose: bool = False) -> None:
-    """Re-executes this process once with GLIBC_TUNABLES set (huge pages, no trimming); verbose: says so.
+    """Re-executes this process once with GLIBC_TUNABLES set (huge pages, no trimming); verbose: prints a message.
 
     Does nothing if the variable is already set (GLIBC_TUNABLES= switches the restart off), if JAX will compute on an
     accelerator, or if transparent huge pages are not in `madvise` mode: in other modes all memory has them, or none.
@@ -36,7 +36,7 @@ def restart_tuned(*, verbose: bool = False) -> None:
 
 
 def _is_for_cpu(devices: pathlib.Path = pathlib.Path("/dev")) -> bool:
-    """Returns whether JAX will compute on CPU, as far as can be told without it: to import it takes longer."""
+    """Returns whether JAX will compute on the CPU, as far as can be told without importing it, which takes longer."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms.split(",")[0] == "cpu"
     has_accelerator = any(any(devices.glob(pattern)) for pattern in _DEVICES)

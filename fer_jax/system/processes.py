@@ -53,7 +53,7 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
       UserError: if neither these values nor the launcher identify the processes.
       LostProcessError: if another process can't be reached.
     """
-    # Without it CPU processes could not sum anything between them; accelerators ignore it.
+    # Without gloo, CPU processes could not sum across processes; accelerators ignore the setting.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -146,7 +146,7 @@ def _name_processes(numbers: list[int]) -> str:
 def _gather(value: Any) -> list[Any]:
     """Returns the JSON-able `value` of every process, in order. All processes must call it at the same point."""
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    # Processes can exchange arrays of one shape only: first the lengths, then the padded contents.
+    # Processes can only exchange arrays of equal shape, so the lengths come first, then the padded contents.
     lengths = multihost_utils.process_allgather(np.int32(len(content)))
     padded = np.zeros(max(lengths), np.uint8)
     padded[: len(content)] = content

@@ -37,7 +37,7 @@ class StopRequest:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             # Under nohup the hang-up of a terminal is not meant for the run.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                # Kept, so that a second signal acts as the first would have.
+                # The previous handler is kept, so that a second signal acts as the first would have.
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -45,7 +45,7 @@ class StopRequest:
         self._restore()
 
     def _note(self, number, _frame):
-        # Nothing else happens in a handler: it may interrupt any line.
+        # The handler does nothing else, because it may interrupt any line.
         self.received = signal.Signals(number)
         self._restore()
 
@@ -58,7 +58,7 @@ class StopRequest:
 
         Every process must ask about the same steps, since they communicate.
         """
-        import jax  # here, so that a mistake on the command line need not wait for it
+        import jax  # imported here, so that a mistake on the command line need not wait for it
 
         if jax.process_count() == 1:
             return self.received is not None
@@ -72,6 +72,6 @@ class StopRequest:
         return received > 0
 
     def check(self, number: int) -> None:
-        """Raises Stopped if this step is one to stop before (see `should_stop`)."""
+        """Raises Stopped if the run must stop before step `number` (see `should_stop`)."""
         if self.should_stop(number):
             raise Stopped(self.received)

@@ -1,4 +1,4 @@
-"""Standard output and error once nobody reads them: a pipe whose reader has ended, a terminal that is closed."""
+"""Handles standard output and error that nobody reads any more: a pipe whose reader has ended, or a closed terminal."""
 
 import contextlib
 import errno
@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-# What the system answers to a write into such a pipe and to such a terminal.
+# The errors of a write to such a pipe and to such a terminal.
 _UNREAD = {errno.EPIPE, errno.EIO}
 
 
 def silence(stream: TextIO) -> None:
-    """Makes a standard stream write to nowhere, what it still holds included.
+    """Redirects a standard stream to nowhere, including what it has buffered.
 
-    Python writes that when it ends, and would end with a message and status 120.
+    Python flushes the buffer when it exits, and would otherwise print a message and exit with status 120.
     """
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
@@ -22,9 +22,9 @@ def silence(stream: TextIO) -> None:
 
 @contextlib.contextmanager
 def unheard(stream: TextIO) -> Iterator[None]:
-    """A context in which a standard stream may lose its reader: from then on it writes to nowhere.
+    """Lets a standard stream lose its reader within the body: from then on the stream writes to nowhere.
 
-    What is written in the context has reached the reader at its end. Nothing else should be written in it.
+    At the end of the body, what was written in it has reached the reader. The body should write to nothing else.
     """
     try:
         yield
@@ -37,9 +37,9 @@ def unheard(stream: TextIO) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_unread() -> Iterator[None]:
-    """A context that ends without an error where the reader of a pipe that is written in it has ended, as `head` does.
+    """Ends the body without an error if the reader of a pipe that it writes to has ended, as `head` does.
 
-    Standard output is flushed at its end.
+    Standard output is flushed at the end of the body.
     """
     try:
         yield
