@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fer_jax.data import csv_layout, files, image_file, names
 from fer_jax.data.dataset import CLASS_NAMES
@@ -245,6 +245,24 @@ def test_the_largest_centred_square_is_taken_upright(tmp_path):
     # But for the line in which the filter sees both halves.
     assert (image[:9] == 100).all()
     assert (image[11:] == 200).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_that_is_stored_turned_is_made_upright_on_request_and_otherwise_refused(
+    orientation, tmp_path, random_images
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(random_images(1)[0].squeeze())
+    stored.save(tmp_path / "a.png", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
+    image, _ = image_file.decode(tmp_path / "a.png", size=48, resize=True)
+    np.testing.assert_array_equal(image, upright)
+    if orientation == 1:
+        np.testing.assert_array_equal(image_file.decode(tmp_path / "a.png", size=48, resize=False)[0], stored)
+    else:
+        with pytest.raises(UserError, match=r"a\.png: its EXIF orientation .*dataset\.resize=True"):
+            image_file.decode(tmp_path / "a.png", size=48, resize=False)
 
 
 def test_how_many_images_were_resized_is_said(tmp_path, random_images):
