@@ -11,14 +11,14 @@ from fer_jax.models import blazeface
 
 
 def write(path: pathlib.Path) -> None:
-    """Writes the detector, its weights in float16.
+    """Writes the detector with its weights in float16.
 
-    It takes uint8 `pictures` [batch, 192, 192, 3], RGB, and gives float32 `values` [batch, 48, 48, 16] and `scores`
-    [batch, 48, 48], in [0, 1]; `models.blazeface.detect` says what the values are.
+    It takes uint8 `pictures` [batch, 192, 192, 3], RGB, and returns float32 `values` [batch, 48, 48, 16] and `scores`
+    [batch, 48, 48], in [0, 1]; `models.blazeface.detect` shows what the values mean.
     """
     from onnx import TensorProto, helper
 
-    # As they are in the package: float32 would hold the same values in twice the bytes.
+    # The packaged weights are float16: float32 would store the same values in twice the bytes.
     graph = Graph("float16")
     values, scores = _network(graph, weights.read_detector())
     graph.add("Transpose", values, output="values", perm=[0, 2, 3, 1])
@@ -33,10 +33,10 @@ def write(path: pathlib.Path) -> None:
 
 
 def _network(graph: Graph, params: Mapping) -> tuple[str, str]:
-    """Adds all of `models.blazeface.BlazeFace`, which says what each layer is for."""
+    """Adds `models.blazeface.BlazeFace`, which explains its layers, and returns the names of values and scores."""
     from onnx import TensorProto
 
-    # Browsers and OpenCV have channels last, ONNX has them first.
+    # Browsers and OpenCV have channels last; ONNX has them first.
     x = graph.add("Transpose", "pictures", perm=[0, 3, 1, 2])
     x = graph.add("Div", graph.add("Cast", x, to=TensorProto.FLOAT), graph.constant(np.float32(127.5)))
     x = graph.add("Sub", x, graph.constant(np.float32(1)))

@@ -1,6 +1,6 @@
-"""The formats that a trained network is exported to: what each needs, and the module that writes and reads it.
+"""The export formats of a trained network: what each needs, and the module that writes and reads it.
 
-The command line lists them, so nothing that takes long to import is imported here.
+The command line lists the formats, so nothing that takes long to import is imported here.
 """
 
 import importlib
@@ -12,13 +12,13 @@ from fer_jax.errors import UserError
 
 
 class Format(NamedTuple):
-    """A format.
+    """An export format.
 
-    module: of this package; its `write(trained, path, *, dtype)` writes the network, and its `read(path)` returns
-    `predict(uint8 images) -> probabilities`, by the program that the format is for. suffix: of a file's name, '' where
-    a folder is written. dtypes: of the weights. writers, readers: the packages that writing and reading take beside
-    those of fer_jax. extra: of fer_jax, that brings these. note: what whoever exports should know.
-    one_picture: whether it can't hold a view of several pictures.
+    module: a module of this package; its `write(trained, path, *, dtype)` writes the network, and its `read(path)`
+    returns `predict(uint8 images) -> probabilities`, which runs the program that the format is for. suffix: the file's,
+    or '' if a folder is written. dtypes: those in which weights can be stored. writers, readers: the packages needed to
+    write and to read the format, besides fer_jax's dependencies. extra: the extra of fer_jax that installs these.
+    note: advice for the user. one_picture: whether the format can't hold a view of several pictures.
     """
 
     module: str
@@ -31,8 +31,8 @@ class Format(NamedTuple):
     one_picture: bool = False
 
     def load(self) -> types.ModuleType:
-        """Imports the module."""
-        # Only the one that is asked for: TensorFlow and PyTorch take seconds, and need not be installed.
+        """Imports and returns the module."""
+        # Imported on demand: TensorFlow and PyTorch take seconds to import, and need not be installed.
         return importlib.import_module(f"fer_jax.exports.{self.module}")
 
     def missing_readers(self) -> list[str]:
@@ -64,12 +64,12 @@ FORMATS = {
         note="Served by any file server, such as python -m http.server; a browser opens no modules from a file",
     ),
 }
-# Of all formats.
+# The dtypes of all formats.
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 
 def find(name: str, dtype: str) -> Format:
-    """Returns the format of that name; raises UserError where it has no such dtype, or can't be written here."""
+    """Returns the format of that name; raises UserError if it has no such dtype, or its writers aren't installed."""
     found = FORMATS[name]
     if dtype not in found.dtypes:
         kinds = " or ".join([", ".join(found.dtypes[:-1]), found.dtypes[-1]] if found.dtypes[1:] else found.dtypes)

@@ -1,4 +1,4 @@
-"""The trained network as one function of uint8 images: what every exported file holds, and is held against."""
+"""The trained network as one function of uint8 images, which every exported file contains and is verified against."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,11 @@ def make_function(model: ResNet, preprocessing: Preprocessing) -> Callable:
     """Returns `function(variables, images) -> {"probabilities", "logits", "cam"}`, computed in float32 by XLA alone.
 
     images: uint8 [batch, height, width, channels]. probabilities, logits: float32 [batch, classes], of the network's
-    own view. cam: float32 [batch, classes, rows, columns], the class activation maps of the view's first picture: what
-    each place of the last stage adds to each logit (Zhou et al. 2016, https://arxiv.org/abs/1512.04150). Their means
-    and the head's bias are that picture's logits.
+    own view. cam: float32 [batch, classes, rows, columns], the class activation maps of the view's first picture: the
+    contribution of each position of the last stage to each logit (Zhou et al. 2016, https://arxiv.org/abs/1512.04150).
+    The maps' means plus the head's bias are that picture's logits.
     """
-    # The native code is on one machine only, and the mean over devices is of training.
+    # The native convolution exists on this machine only, and the mean over devices is for training.
     model = model.clone(dtype=jnp.float32, conv_fn=lax.conv_general_dilated, axis_name=None)
     last_stage, view = f"stage{len(model.stage_sizes)}", preprocessing.view
 
@@ -36,7 +36,7 @@ def make_function(model: ResNet, preprocessing: Preprocessing) -> Callable:
             return logits
 
         logits = predict_views(network, images, [view], preprocessing)[view]
-        # One view is one call, in which all first pictures come before all second ones.
+        # One view is one call of `network`, with all first pictures before all second ones.
         (cam,) = maps
         cam = cam.reshape(-1, images.shape[0], *cam.shape[1:])[0]
         return {"probabilities": jax.nn.softmax(logits), "logits": logits, "cam": cam}
@@ -45,9 +45,9 @@ def make_function(model: ResNet, preprocessing: Preprocessing) -> Callable:
 
 
 def predict(trained: TrainedModel, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns what `make_function` says of uint8 images, of any number, as exactly as the device computes."""
+    """Returns the result of `make_function` for any number of uint8 images, as exactly as the device computes."""
     compiled = jax.jit(make_function(trained.model, trained.preprocessing))
-    # GPUs round the inputs of float32 products to 10 bits, TPUs to 7, unless they are told not to.
+    # By default GPUs round the inputs of float32 products to 10 bits, and TPUs to 7.
     with jax.default_matmul_precision("highest"):
         batches = [images[first : first + _BATCH_SIZE] for first in range(0, len(images), _BATCH_SIZE)]
         parts = [jax.device_get(compiled(trained.variables, batch)) for batch in batches]

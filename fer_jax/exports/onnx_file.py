@@ -1,8 +1,8 @@
-"""ONNX files: the trained network as a graph of its own, for ONNX Runtime, browsers and phones.
+"""ONNX files: the trained network as a graph that is written node by node, for ONNX Runtime, browsers and phones.
 
 The operators are those of opset 17 (https://github.com/onnx/onnx/blob/main/docs/Changelog.md), in a file of IR version
-8, which runtimes of 2022 and later read. The graph takes uint8 `images` [batch, height, width, channels], as the
-network was trained on, and gives what `function.make_function` does, for any batch.
+8, which runtimes of 2022 and later can read. The graph takes uint8 `images` [batch, height, width, channels], in the
+shape that the network was trained on, and returns the same as `function.make_function`, for any batch size.
 """
 
 import json
@@ -27,9 +27,9 @@ _OPSET, _IR_VERSION = 17, 8
 def write(trained: TrainedModel, path: pathlib.Path, *, dtype: str) -> None:
     """Writes the network with its kernels stored in `dtype`, 'float32' or 'float16'; it computes in float32.
 
-    Batch norm is folded into the convolutions before it. The metadata hold class_names and preprocessing, as JSON, and
-    fingerprint, that of the training data, and licence, where they are known. Raises UserError where a kernel is too
-    large for `dtype`, and OSError or StorageError where the file can't be written.
+    Batch norm is folded into the convolutions before it. The metadata contain class_names and preprocessing, as JSON,
+    and, if known, fingerprint, that of the training data, and licence. Raises UserError if a kernel is too large for
+    `dtype`, and OSError or StorageError if the file can't be written.
     """
     graph = Graph(dtype)
     logits, cam = _network(graph, trained)
@@ -41,7 +41,7 @@ def write(trained: TrainedModel, path: pathlib.Path, *, dtype: str) -> None:
 
 def save(graph: "Graph", inputs: list, outputs: list, metadata: Mapping[str, str], path: pathlib.Path) -> None:
     """Checks a graph and writes it; inputs, outputs: their descriptions. Raises OSError or StorageError."""
-    # Of an extra, as is the runtime: training needs neither.
+    # onnx and onnxruntime are optional dependencies: training needs neither.
     import onnx
 
     model = onnx.helper.make_model(
@@ -51,7 +51,7 @@ def save(graph: "Graph", inputs: list, outputs: list, metadata: Mapping[str, str
         producer_name="fer_jax",
     )
     onnx.helper.set_model_props(model, dict(metadata))
-    # With the shapes of all values, so that what is wrong is said here and not by some runtime.
+    # The full check infers the shapes of all values, so that errors are found here and not by some runtime.
     onnx.checker.check_model(model, full_check=True)
     with naming(path):
         path.write_bytes(model.SerializeToString())
@@ -61,15 +61,15 @@ def read(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     """Returns `predict(uint8 images) -> probabilities`, float32 [batch, classes], by ONNX Runtime on the CPU."""
     import onnxruntime
 
-    # On a machine with a GPU, ONNX Runtime would round products as the GPU likes.
+    # On a GPU, ONNX Runtime would round the inputs of products as the GPU does by default.
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(["probabilities"], {"images": images})[0]
 
 
 class Graph:
-    """Nodes and constants of an ONNX graph that is written node by node; values go by their names.
+    """Nodes and constants of an ONNX graph that is written node by node; values are referred to by name.
 
-    dtype: in which `kernel` stores what it is given.
+    dtype: the dtype in which `kernel` stores its values.
     """
 
     def __init__(self, dtype: str):
@@ -92,15 +92,15 @@ class Graph:
         return name
 
     def kernel(self, value: np.ndarray, name: str) -> str:
-        """Returns the float32 value of a kernel, stored in the graph's dtype."""
+        """Stores a kernel in the graph's dtype and returns the name of its float32 value."""
         from onnx import TensorProto
 
         with np.errstate(over="ignore"):
             stored = value.astype(self._dtype)
-        # Folded with a batch norm, a kernel may be larger than any that was trained.
+        # Folding in a batch norm may make the values of a kernel larger than any trained one.
         if not np.isfinite(stored).all():
             raise UserError(f"{name}, with its batch norm, holds a value that is not finite in {self._dtype}")
-        # Runtimes cast it once, as they load the file.
+        # Runtimes cast it once, when they load the file.
         name = self.constant(stored, name)
         return name if self._dtype == "float32" else self.add("Cast", name, to=TensorProto.FLOAT)
 
@@ -131,7 +131,7 @@ def _describe(trained: TrainedModel) -> dict[str, str]:
 
 
 def _network(graph: Graph, trained: TrainedModel) -> tuple[str, str]:
-    """Adds the network, shown its own view, and returns its logits and class activation maps."""
+    """Adds the network with its own view, and returns its logits and class activation maps."""
     preprocessing = trained.preprocessing
     images = _prepare(graph, preprocessing)
     pictures = [_cut(graph, images, p, preprocessing) for p in pictures_of(preprocessing.view, preprocessing)]
@@ -142,7 +142,7 @@ def _network(graph: Graph, trained: TrainedModel) -> tuple[str, str]:
     logits, cam = _head(graph, _features(graph, batch, trained.model, variables), variables["params"]["head"])
     if count == 1:
         return logits, cam
-    # The logarithm of the mean probability, as `preprocessing.predict_views` has it.
+    # The logarithm of the mean probability, as in `preprocessing.predict_views`.
     each = graph.add("LogSoftmax", logits, axis=-1)
     each = graph.add("Reshape", each, graph.constant(np.int64([count, -1, len(trained.class_names)])))
     total = graph.add("ReduceLogSumExp", each, axes=[0], keepdims=0)
@@ -153,19 +153,19 @@ def _first_part(graph: Graph, x: str, count: int) -> str:
     """Returns the first of `count` equal parts of the batch x."""
     from onnx import helper
 
-    # Split tells the number of parts by that of its outputs, and needs no sizes, of which the batch's isn't known.
+    # Split infers the number of parts from its outputs and needs no sizes, which depend on the unknown batch size.
     parts = [f"part_{number}" for number in range(count)]
     graph.nodes.append(helper.make_node("Split", [x], parts, name="Split_views", axis=0))
     return parts[0]
 
 
 def _prepare(graph: Graph, preprocessing: Preprocessing) -> str:
-    """Adds what `Preprocessing` does to images; returns them as float32 [batch, channels, height, width]."""
+    """Adds the operations of `Preprocessing`; returns the images, float32 [batch, channels, height, width]."""
     from onnx import TensorProto
 
     height, width, channels = preprocessing.image_shape
     if channels == 1:
-        # With one channel both orders are the same bytes, which need not be moved.
+        # With one channel both layouts are the same bytes, so nothing needs to be transposed.
         x = graph.add("Reshape", "images", graph.constant(np.int64([-1, 1, height, width])))
     else:
         x = graph.add("Transpose", "images", perm=[0, 3, 1, 2])
@@ -180,11 +180,11 @@ def _prepare(graph: Graph, preprocessing: Preprocessing) -> str:
 
 
 def _cut(graph: Graph, x: str, picture: Picture, preprocessing: Preprocessing) -> str:
-    """Returns a picture of the images x."""
+    """Returns a picture that is cut out of the images x."""
     top, left, height, width, is_mirrored = picture
     if (height, width) != preprocessing.image_shape[:2]:
         x = _slice(graph, x, [top, left], [top + height, left + width], axes=[2, 3], steps=[1, 1])
-    # From the last column down to before the first one, which no index names.
+    # From the last column down to the first one, inclusive: no index denotes an end before the first.
     return _slice(graph, x, [-1], [np.iinfo(np.int64).min], axes=[3], steps=[-1]) if is_mirrored else x
 
 
@@ -193,12 +193,12 @@ def _slice(graph: Graph, x: str, starts: list[int], ends: list[int], axes: list[
 
 
 def _features(graph: Graph, x: str, model: ResNet, variables: Mapping[str, Any]) -> str:
-    """Adds all of the network but its head (see `models.resnet`) and returns the last stage."""
+    """Adds the network without its head (see `models.resnet`) and returns the output of the last stage."""
     params, stats = variables["params"], variables["batch_stats"]
     stem = _fold(params, stats, "stem_conv", "stem_norm")
     x = graph.add("Relu", _conv(graph, x, *stem, "stem", stride=model.stem_stride))
     if model.stem_pool:
-        # The padding never wins: nothing before it is negative.
+        # The padding never changes the maximum, because the inputs come from a ReLU and aren't negative.
         x = graph.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     for stage, num_blocks in enumerate(model.stage_sizes, 1):
         for block in range(1, num_blocks + 1):
@@ -209,7 +209,7 @@ def _features(graph: Graph, x: str, model: ResNet, variables: Mapping[str, Any])
 
 
 def _block(graph: Graph, x: str, params: Mapping, stats: Mapping, name: str, *, stride: int, bottleneck: bool) -> str:
-    # Version 1.5: the stride is that of the first 3x3 convolution.
+    # ResNet v1.5: the first 3x3 convolution has the stride.
     strides = [1, stride, 1] if bottleneck else [stride, 1]
     y = x
     for number, layer_stride in enumerate(strides):
@@ -217,7 +217,7 @@ def _block(graph: Graph, x: str, params: Mapping, stats: Mapping, name: str, *, 
         y = _conv(graph, y, *folded, f"{name}/Conv_{number}", stride=layer_stride)
         if number < len(strides) - 1:
             y = graph.add("Relu", y)
-    # A projection only where the identity doesn't fit.
+    # The shortcut has a projection only if the identity doesn't fit.
     if "shortcut_conv" in params:
         x = _conv(graph, x, *_fold(params, stats, "shortcut_conv", "shortcut_norm"), f"{name}/shortcut", stride=stride)
     if "squeeze_excitation" in params:
@@ -235,16 +235,16 @@ def _squeeze_excitation(graph: Graph, x: str, params: Mapping, name: str) -> str
 
 
 def _head(graph: Graph, features: str, params: Mapping) -> tuple[str, str]:
-    """Returns the logits and the class activation maps, whose means they are, but for the bias."""
+    """Returns the logits and the class activation maps; the logits are the means of the maps plus the bias."""
     cam = _conv(graph, features, params["kernel"][None, None], None, "head")
-    # The mean and the product by the kernel can be taken in either order, so the maps cost no second product.
+    # The mean and the product with the kernel can be computed in either order, so the maps cost no second product.
     means = graph.add("Flatten", graph.add("GlobalAveragePool", cam))
     return graph.add("Add", means, graph.constant(np.float32(params["bias"]), "head/bias")), cam
 
 
 def _fold(params: Mapping, stats: Mapping, conv: str, norm: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns kernel and bias of the one convolution that a convolution and its batch norm are; HWIO, float32."""
-    # In float64, so that nothing is rounded twice.
+    """Returns kernel (HWIO) and bias, float32, of the convolution with its batch norm folded in."""
+    # Computed in float64, so that nothing is rounded twice.
     kernel = np.float64(params[conv]["kernel"])
     scale, bias = np.float64(params[norm]["scale"]), np.float64(params[norm]["bias"])
     mean, var = np.float64(stats[norm]["mean"]), np.float64(stats[norm]["var"])
@@ -253,7 +253,7 @@ def _fold(params: Mapping, stats: Mapping, conv: str, norm: str) -> tuple[np.nda
 
 
 def _conv(graph: Graph, x: str, kernel: np.ndarray, bias: np.ndarray | None, name: str, *, stride: int = 1) -> str:
-    """Adds a convolution, padded by half its window at each side as `models.resnet` does; kernel: HWIO."""
+    """Adds a convolution, padded by half its window at each side as in `models.resnet`; kernel: HWIO."""
     window = kernel.shape[0]
     parts = [graph.kernel(kernel.transpose(3, 2, 0, 1), f"{name}/kernel")]
     if bias is not None:

@@ -1,7 +1,7 @@
-"""TensorFlow Lite files: the trained network for phones and small boards, by TensorFlow's own converter.
+"""TensorFlow Lite files: the trained network for phones and small boards, written by TensorFlow's own converter.
 
-The file takes one image, uint8 `images` [1, height, width, channels], and gives what `function.make_function` does. Its
-signature names inputs and outputs.
+The file takes one image, uint8 `images` [1, height, width, channels], and returns the same as `function.make_function`.
+Its signature names inputs and outputs.
 """
 
 import functools
@@ -20,21 +20,21 @@ from fer_jax.inference.trained_model import TrainedModel
 def write(trained: TrainedModel, path: pathlib.Path, *, dtype: str) -> None:
     """Writes the network with its weights stored as 'float32', 'float16' or 'int8'.
 
-    int8 is TensorFlow's dynamic range quantisation: each kernel's channels have a scale of their own, and products are
-    of integers where the runtime has them. Raises OSError or StorageError where the file can't be written.
+    int8 is TensorFlow's dynamic range quantisation: each channel of a kernel has its own scale, and products are
+    computed on integers if the runtime supports it. Raises OSError or StorageError if the file can't be written.
     """
     import tensorflow as tf
     from jax.experimental import jax2tf
 
     function = functools.partial(make_function(trained.model, trained.preprocessing), jax.device_get(trained.variables))
-    # For CPUs whatever devices are here: the converter knows no operators of a GPU's.
+    # Lowered for CPUs whatever devices are present: the converter doesn't know the operators of GPUs.
     converted = jax2tf.convert(function, with_gradient=False, native_serialization_platforms=("cpu",))
     spec = tf.TensorSpec((1, *trained.preprocessing.image_shape), tf.uint8, name="images")
-    # As part of a module the function keeps the names of its outputs.
+    # As a part of a module, the function keeps the names of its outputs.
     module = tf.Module()
     module.predict = tf.function(converted, input_signature=[spec], autograph=False)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.predict.get_concrete_function()], module)
-    # "Optimised" is int8 unless a dtype is named.
+    # Optimize.DEFAULT means int8 unless a dtype is named.
     if dtype != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if dtype == "float16":
@@ -48,7 +48,7 @@ def read(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     import tensorflow as tf
 
     with warnings.catch_warnings():
-        # It names the version in which it was to go, which is long out; the successor is another package.
+        # The warning names the release of its removal, which is long out; the successor is another package.
         warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated")
         run = tf.lite.Interpreter(model_path=str(path)).get_signature_runner()
     return lambda images: np.concatenate([run(images=image[None])["probabilities"] for image in images])

@@ -1,4 +1,4 @@
-"""Folders for PyTorch: a network under torchvision's names, and a README.md that says how to load and feed it."""
+"""Folders for PyTorch: a network under torchvision's names, and a README.md on how to load and use it."""
 
 import json
 import pathlib
@@ -21,8 +21,8 @@ _FILE = "model.safetensors"
 def write(trained: TrainedModel, path: pathlib.Path, *, dtype: str) -> None:
     """Writes model.safetensors, float32, and README.md to a new folder.
 
-    Raises UserError where the network has squeeze-and-excitation, which torchvision's ResNets have not, and OSError or
-    StorageError where the files can't be written.
+    Raises UserError if the network has squeeze-and-excitation, which torchvision's ResNets lack, and OSError or
+    StorageError if the files can't be written.
     """
     if trained.model.squeeze_excitation:
         raise UserError(
@@ -40,7 +40,7 @@ def write(trained: TrainedModel, path: pathlib.Path, *, dtype: str) -> None:
         "preprocessing": json.dumps(preprocessing),
     }
     content = safetensors.numpy.save(torch_names.to_torch(trained.variables), metadata=metadata)
-    # Only now: a network that is refused leaves no folder.
+    # Created only now, so that a refused network leaves no folder.
     path.mkdir()
     with naming(path / _FILE):
         (path / _FILE).write_bytes(content)
@@ -49,7 +49,7 @@ def write(trained: TrainedModel, path: pathlib.Path, *, dtype: str) -> None:
 
 
 def read(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns `predict(uint8 images) -> probabilities`, float32 [batch, classes], by torchvision, as README.md says."""
+    """Returns `predict(uint8 images) -> probabilities`, float32 [batch, classes], by torchvision, as in README.md."""
     import safetensors.torch
     import torch
 
@@ -61,7 +61,7 @@ def read(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
     model.eval()
 
     def network(pictures):
-        # Copied: PyTorch takes no array that may not be written.
+        # Copied, because PyTorch doesn't support read-only arrays.
         batch = torch.from_numpy(np.array(pictures).transpose(0, 3, 1, 2).copy())
         with torch.no_grad():
             return model(batch).numpy()
@@ -74,7 +74,7 @@ def read(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _build(*, bottleneck, stage_sizes, num_classes, width, stem_kernel, stem_stride, stem_pool, channels):
-    """Returns torchvision's ResNet of that shape: what `loading_code` tells people to do, step by step."""
+    """Returns torchvision's ResNet of that architecture, built by the steps that `loading_code` returns."""
     import torch
     from torchvision.models import resnet
 
@@ -96,13 +96,13 @@ def _build(*, bottleneck, stage_sizes, num_classes, width, stem_kernel, stem_str
 
 
 def loading_code(model: ResNet, channels: int) -> str:
-    """Returns the Python that makes torchvision's ResNet of the network's shape and loads the weights.
+    """Returns Python code that builds torchvision's ResNet of the model's architecture and loads the weights.
 
-    channels: of the images.
+    channels: the number of channels of the images.
     """
     block = "Bottleneck" if model.bottleneck else "BasicBlock"
     sizes, width, kernel = list(model.stage_sizes), model.width, model.stem_kernel
-    # Theirs has four stages, 64 channels and a stem 7/2/pool; what is otherwise here is replaced there.
+    # torchvision's ResNet has four stages, 64 channels and a stem of 7/2/pool; layers that differ are replaced.
     lines = [
         "import safetensors.torch",
         "import torch",
@@ -113,7 +113,7 @@ def loading_code(model: ResNet, channels: int) -> str:
     ]
     if not model.stem_pool:
         lines.append("model.maxpool = torch.nn.Identity()")
-    # The layers read their input's channels from `inplanes` and leave theirs there.
+    # _make_layer reads the number of input channels from `inplanes` and writes its own there.
     if width != 64:
         lines += [f"model.bn1 = torch.nn.BatchNorm2d({width})", f"model.inplanes = {width}"]
         for stage, size in enumerate(sizes):
@@ -128,7 +128,7 @@ def loading_code(model: ResNet, channels: int) -> str:
 
 
 def _describe(trained: TrainedModel) -> str:
-    """Returns README.md."""
+    """Returns the text of README.md."""
     preprocessing = trained.preprocessing
     height, width, channels = preprocessing.image_shape
     steps = [f"pixels as float32, divided by {preprocessing.divisor:g}"]

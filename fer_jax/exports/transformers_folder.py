@@ -1,8 +1,8 @@
 """Folders that `transformers.AutoModelForImageClassification.from_pretrained` loads.
 
-Theirs (https://github.com/huggingface/transformers, models/resnet) is the same ResNet v1.5 under other names, with a
-stem of 7x7, stride 2 and pooling, and no other. Their pictures are RGB. A network of grey images gets a first kernel
-of three channels, the old one times the weights by which colours become grey, so that it takes RGB as it is.
+The ResNet of transformers (https://github.com/huggingface/transformers, models/resnet) is the same ResNet v1.5 under
+other names. It supports only a stem of 7x7, stride 2 and pooling, and takes RGB images. For a network of grey images
+the first kernel gets three channels, the old kernel times the weights that convert RGB to grey, so that it takes RGB.
 """
 
 import json
@@ -19,15 +19,15 @@ from fer_jax.inference.preprocessing import VIEWS, Preprocessing
 from fer_jax.inference.trained_model import TrainedModel
 from fer_jax.models.resnet import ResNet
 
-# ITU-R 601, by which Pillow and our readers make colours grey.
+# The weights of ITU-R 601, with which Pillow and fer_jax's readers convert RGB to grey.
 _LUMA = np.float32([0.299, 0.587, 0.114])
 
 
 def write(trained: TrainedModel, path: pathlib.Path, *, dtype: str) -> None:
     """Writes config.json, preprocessor_config.json and model.safetensors, float32, to a new folder.
 
-    Raises UserError where they have no such network or preprocessing, and OSError or StorageError where the files
-    can't be written.
+    Raises UserError if transformers doesn't support the network or its preprocessing, and OSError or StorageError if
+    the files can't be written.
     """
     _refuse_others(trained)
     tensors = {_name(name): tensor for name, tensor in torch_names.to_torch(trained.variables).items()}
@@ -57,7 +57,7 @@ def read(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
 
     def predict(images):
         pictures = [Image.fromarray(np.ascontiguousarray(np.broadcast_to(i, (*i.shape[:2], 3)))) for i in images]
-        # Their processor takes no empty list.
+        # The processor doesn't accept an empty list.
         if not pictures:
             return np.zeros((0, model.config.num_labels), np.float32)
         with torch.no_grad():
@@ -81,7 +81,7 @@ def _refuse_others(trained: TrainedModel) -> None:
 
 
 def _name(name: str) -> str:
-    """Returns their name of a tensor that torchvision calls `name`."""
+    """Returns the name in transformers of the tensor that torchvision calls `name`."""
     name = re.sub(r"^layer(\d+)\.(\d+)", lambda m: f"resnet.encoder.stages.{int(m[1]) - 1}.layers.{m[2]}", name)
     name = re.sub(r"^fc\.", "classifier.1.", name)
     name = re.sub(r"downsample\.0", "shortcut.convolution", name)
@@ -104,7 +104,7 @@ def _config(model: ResNet, class_names: tuple[str, ...]) -> dict:
         "depths": list(model.stage_sizes),
         "layer_type": "bottleneck" if model.bottleneck else "basic",
         "hidden_act": "relu",
-        # Version 1.5, and a first stage that keeps the stem's resolution.
+        # ResNet v1.5, and a first stage that keeps the stem's resolution.
         "downsample_in_first_stage": False,
         "downsample_in_bottleneck": False,
         "id2label": {str(number): name for number, name in enumerate(class_names)},
@@ -117,11 +117,11 @@ def _processor(preprocessing: Preprocessing) -> dict:
     height, width, _ = preprocessing.image_shape
     is_cropped = VIEWS[preprocessing.view].is_cropped
     return {
-        # Of theirs one that crops.
+        # One of the image processors of transformers that crop.
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
-        # Of any size. A square picture is resized as our readers resize it; another one is squashed, where they cut out
-        # the largest centred square.
+        # Pictures of any size are resized. Square ones are resized as by fer_jax's readers; others are squashed, while
+        # the readers cut out the largest centred square.
         "do_resize": True,
         "size": {"height": height, "width": width},
         "resample": 2,  # bilinear

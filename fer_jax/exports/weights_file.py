@@ -1,4 +1,4 @@
-"""Weights files (`inference.weights`), as one of the formats."""
+"""Weights files (`inference.weights`) as one of the export formats."""
 
 import pathlib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Draws what was found onto pictures."""
+"""Draws the results of a classifier onto pictures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,12 +19,12 @@ def annotate(picture: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> Image.I
     Args:
       picture: uint8 [height, width, 3], RGB.
       faces: dicts with `box` [x, y, width, height] in the picture's pixels, `emotion` and `score`, as `Classifier`
-        returns them. Those that have an `explanation` get it in a strip below the picture.
+        returns them. If they have an `explanation`, it is shown in a strip below the picture.
     """
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     line = max(1, round(max(image.size) / 400))
-    # The smallest last, so that it isn't covered.
+    # The faces come sorted: the smallest is drawn last, so that it isn't covered.
     for face in faces:
         x, y, width, height = face["box"]
         box = (x, y, x + width - 1, y + height - 1)
@@ -37,9 +37,9 @@ def annotate(picture: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> Image.I
 
 
 def _with_strip(image: Image.Image, faces: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Returns a picture with its faces' explanations below it, in rows, and what their colours mean."""
+    """Returns a picture with its faces' explanations below it, in rows, and a legend of the colours."""
     side = min(image.width, max(96, image.width // 6))
-    # A sixth of the width is large enough to see, and a family fits in a row.
+    # A sixth of the width is large enough to see, and the faces of a family fit in one row.
     columns, caption = max(1, image.width // side), max(14, side // 8)
     rows = -(-len(faces) // columns)
     whole = Image.new("RGB", (image.width, image.height + rows * (side + caption) + caption), _DARK)
@@ -59,7 +59,7 @@ def _with_strip(image: Image.Image, faces: Sequence[Mapping[str, Any]]) -> Image
 
 
 def _label(draw: ImageDraw.ImageDraw, size: tuple[int, int], box, text: str, line: int) -> None:
-    """Writes a face's label above its box, or in it where there is no room, and never beside the picture."""
+    """Writes a face's label above its box, or inside it if there is no room, and never outside the picture."""
     font = ImageFont.load_default(max(10, 7 * line))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     margin = 2 * line

@@ -1,4 +1,4 @@
-"""What was found in pictures, as lines for people, JSON lines and rows of a table."""
+"""Formats the faces found in pictures as lines of text, JSON lines and CSV rows."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ from typing import IO, Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """The faces of a picture or of a frame. file: its name. frame, time (in seconds): None of a picture."""
+    """The faces of a picture or a video frame. file: the source's name. frame, time (seconds): None for a picture."""
 
     file: str
     faces: list[dict[str, Any]]
@@ -16,7 +16,7 @@ class Answer(NamedTuple):
 
 
 def as_lines(answer: Answer) -> list[str]:
-    """Returns a line for each face, or one that says there is none."""
+    """Returns one line per face, or a single line that says there is no face."""
     where = answer.file if answer.time is None else f"{answer.file} {answer.time:.2f} s"
     if not answer.faces:
         return [f"{where}: no face"]
@@ -29,15 +29,15 @@ def as_lines(answer: Answer) -> list[str]:
 
 
 def write_json(answer: Answer, file: IO[str]) -> None:
-    """Writes an answer as one line of JSON: file, of a video frame and time, and faces."""
+    """Writes an answer as one line of JSON: file, frame and time (for videos only), and faces."""
     of_video = {} if answer.frame is None else {"frame": answer.frame, "time": answer.time}
     file.write(json.dumps({"file": answer.file} | of_video | {"faces": answer.faces}, allow_nan=False) + "\n")
-    # Whoever reads along, of a camera, gets it now.
+    # Flushed, so that a program that reads the answers of a camera gets each one at once.
     file.flush()
 
 
 class CsvWriter:
-    """Writes one row a face, which pandas reads as it is: no face, no row."""
+    """Writes a CSV table, readable by pandas, with one row per face; a picture without a face has no row."""
 
     def __init__(self, file: IO[str], class_names: Sequence[str]):
         self._file, self._class_names = file, class_names

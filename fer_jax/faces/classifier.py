@@ -1,4 +1,4 @@
-"""A trained network put to use on pictures of faces."""
+"""Classifies the expressions of the faces in pictures with a trained network."""
 
 import dataclasses
 import functools
@@ -20,14 +20,14 @@ from fer_jax.faces.pictures import Picture
 from fer_jax.inference import explanation, features
 from fer_jax.inference.trained_model import TrainedModel
 
-# A face of 24 pixels, enlarged, costs 7 points of accuracy; below 30 the answer says that it is small.
+# Enlarging faces of 24 pixels costs 7 points of accuracy; faces below 30 pixels are marked as small in the answer.
 _SMALL_FACE = 30
 _WHICH = ("all", "largest", "none")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Options:
-    """The arguments of `Classifier.__call__`; raises UserError where a value can't be meant."""
+    """The arguments of `Classifier.__call__`; raises UserError if a value is invalid."""
 
     faces: str = "all"
     min_face: float = 24
@@ -41,16 +41,16 @@ class _Options:
             raise UserError(f"faces is {self.faces!r}; it must be one of {', '.join(map(repr, _WHICH))}")
         if not 0 < self.threshold < 1:
             raise UserError(f"threshold is {self.threshold}; it must be between 0 and 1")
-        # Before a picture is read, not when its first face is found.
+        # Checked before any picture is read, not when the first face is found.
         if self.explain is not None:
             explanation.check(self.explain)
 
 
 class Classifier:
-    """Says which expressions the faces in a picture have.
+    """Classifies the expressions of the faces in a picture.
 
         classifier = Classifier()
-        faces = classifier("photo.jpg")  # one dict a face, the largest first
+        faces = classifier("photo.jpg")  # one dict per face, the largest first
 
     trained: the network, with its config and metadata.
     """
@@ -65,24 +65,24 @@ class Classifier:
         """Loads a network and a detector.
 
         Args:
-          source: the workdir of a run or a weights file; None, or 'pretrained' where there is no file or folder of that
-            name, is the network that is installed with the package.
-          checkpoint: of a run: 'best' (by validation accuracy; the default), 'latest' or a step.
-          detector: what finds the faces: 'blazeface', which is installed with the package, 'yunet:FILE.onnx' through
-            OpenCV, or 'none' for pictures that are faces.
+          source: the workdir of a run or a weights file. None is the network that is installed with the package, and so
+            is 'pretrained' unless there is a file or folder of that name.
+          checkpoint: for a run, 'best' (by validation accuracy; the default), 'latest' or a step.
+          detector: the face detector: 'blazeface', which is installed with the package, 'yunet:FILE.onnx', which runs
+            in OpenCV, or 'none' for pictures that are faces.
 
         Raises:
-          UserError: there is no such run, checkpoint, file or detector, it is damaged, or a checkpoint of a file is
-            asked for.
+          UserError: there is no such run, checkpoint, file or detector, it is damaged, or `checkpoint` is given for a
+            file.
         """
-        # Single pictures would only be computed several times over on several devices.
+        # On several devices, the computation of a single picture would only be repeated by each of them.
         mesh = parallel.make_mesh(jax.local_devices()[:1])
         self.trained = TrainedModel.load(source, checkpoint, mesh=mesh)
         self._detector = make_detector(detector)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the expressions, in the order of `faces`."""
+        """The names of the expressions, in the order of the probabilities that `faces` returns."""
         return self.trained.class_names
 
     def __call__(
@@ -96,33 +96,34 @@ class Classifier:
         bgr: bool = False,
         explain: str | None = None,
     ) -> Any:
-        """Returns the faces of a picture, the largest first, each a dict that JSON can hold.
+        """Returns the faces of a picture, the largest first, each as a JSON-serialisable dict.
 
-        `box` [x, y, width, height] within the picture; `emotions` {name: probability}; `emotion`, the most probable
-        one, and its `score`; `face_score`, how sure the detector is; `eyes` [[x, y], [x, y]], that on the left first,
-        and `roll`, the degrees by which they are turned clockwise, both None where the detector doesn't know; `small`,
-        True, where the face has fewer than 30 pixels a side; and `explanation`, if asked for. Lengths are pixels of the
-        upright picture. A picture without a face gives [].
+        The keys are `box`, [x, y, width, height] within the picture; `emotions`, {name: probability}; `emotion`, the
+        most probable one, and `score`, its probability; `face_score`, the detector's confidence; `eyes`,
+        [[x, y], [x, y]], the one on the picture's left first, and `roll`, the degrees by which the eyes are turned
+        clockwise, both None if the detector doesn't locate the eyes; `small`, True, if the face has fewer than 30
+        pixels a side; and `explanation`, if requested. Lengths are in pixels of the upright picture. A picture without
+        a face gives [].
 
         Args:
-          x: a picture as `pictures.read` takes it. A list of them gives a list of lists; an iterator, a video or an
-            animated picture gives a generator of lists, which reads 16 pictures at a time. In a list or an iterator an
-            animated picture stands for its first frame. A video is as in `video.is_video`.
-          faces: 'all', 'largest', or 'none' to take each picture for a face.
-          min_face: the side of the smallest face, in pixels.
-          threshold: the lowest `face_score`.
-          small_faces: whether faces of less than 7 % of the picture's longer side are searched too, which takes longer.
-          bgr: whether arrays are in BGR, as OpenCV's are.
-          explain: 'layercam', 'gradcam' or 'occlusion', which is the truest and takes the longest, adds `explanation`:
-            a picture of the face with what counted for its expression (data:image/png;base64,...). See
-            `inference.explanation`.
+          x: a picture as in `pictures.read`. A list of pictures gives a list of lists; an iterator, a video (see
+            `video.is_video`) or an animated picture gives a generator of lists, which reads 16 pictures at a time. In a
+            list or an iterator, only the first frame of an animated picture is used.
+          faces: 'all', 'largest', or 'none' to treat each picture as a face.
+          min_face: the side of the smallest face that is returned, in pixels.
+          threshold: the lowest `face_score` of a face that is returned.
+          small_faces: whether to search also for faces below 7 % of the picture's longer side, which takes longer.
+          bgr: whether arrays are in BGR, as in OpenCV.
+          explain: 'layercam', 'gradcam' or 'occlusion', which is the most faithful and the slowest, adds `explanation`:
+            a picture of the face with a map of the pixels that counted for its expression
+            (data:image/png;base64,...). See `inference.explanation`.
 
         Raises:
-          UserError: a picture can't be read, or an argument can't be meant. Other pictures of a list are lost with it.
+          UserError: a picture can't be read, or an argument is invalid. Results for other pictures of a list are lost.
         """
         options = _Options(faces, min_face, threshold, small_faces, bgr, explain)
         if hasattr(x, "read"):
-            # A file can be read but once, and is an iterator too, of lines.
+            # A file object can be read only once, and is also an iterator over lines.
             x = x.read()
         if isinstance(x, Picture):
             return self._classify([x], options)[0]
@@ -137,20 +138,20 @@ class Classifier:
     def faces(self, images: np.ndarray) -> np.ndarray:
         """Returns the probability of each expression, float32 [n, classes].
 
-        images: uint8 [n, height, width, channels] of faces, as the network was trained on, or [n, height, width] where
-        it has one channel. Raises UserError where they have another shape or dtype.
+        images: faces, uint8 [n, height, width, channels], in the shape that the network was trained on, or
+        [n, height, width] if it has one channel. Raises UserError if they have another shape or dtype.
         """
         return self._in_batches(self.trained.probabilities, self._with_channels(images))
 
     def features(self, x: Any, **options: Any) -> np.ndarray:
-        """Returns the inputs of the network's last layer, float32 [n, d], for whoever trains one of their own.
+        """Returns the inputs of the network's last layer, float32 [n, d], for training another model on.
 
         Args:
-          x: images of faces as in `faces`; or a picture, whose faces come in the order of a call.
-          **options: for a picture, those of a call.
+          x: images of faces as in `faces`, or a picture, whose faces are in the order of `__call__`.
+          **options: for a picture, the options of `__call__`.
         """
         shape = self.trained.preprocessing.image_shape
-        # A picture in colour has three or four columns at most where these have an image's.
+        # The last axis of a colour picture [height, width, 3 or 4] is too short for face images [n, height, width].
         if not (isinstance(x, np.ndarray) and x.shape[1:] in (shape, shape[:2])):
             options = _Options(**options)
             picture = _read(x, options)
@@ -160,7 +161,7 @@ class Classifier:
     def top(self, x: Any, **options: Any) -> tuple[str, float] | tuple[None, None]:
         """Returns the expression of a picture's largest face and its probability; (None, None) without a face.
 
-        Raises UserError where x is not one picture.
+        Raises UserError if x is not a single picture.
         """
         found = self(x, **options | {"faces": options.get("faces", "largest")})
         if isinstance(x, list | tuple) or not isinstance(found, list):
@@ -168,32 +169,32 @@ class Classifier:
         return (found[0]["emotion"], found[0]["score"]) if found else (None, None)
 
     def stream(self, source: Any, every: int = 1, **options: Any) -> Iterator[dict[str, Any]]:
-        """Yields {'frame': number, 'time': seconds, 'faces': as of a call} of a video's frames.
+        """Yields {'frame': number, 'time': seconds, 'faces': as from `__call__`} for the frames of a video.
 
         Args:
           source: the path of a video, the number of a camera (0), or an animated picture; see `video.frames`.
-          every: one frame in so many is looked at.
-          **options: those of a call.
+          every: n classifies every n-th frame only.
+          **options: the options of `__call__`.
         """
         return self._stream(source, every, _Options(**options))
 
     def classify_frames(
         self, frames: Sequence[video.VideoFrame], smooth: Callable[[list[dict], float], list[dict]], **options: Any
     ) -> list[list[dict[str, Any]]]:
-        """Returns the faces of each of a video's next frames, smoothed.
+        """Returns the smoothed faces of each of a video's next frames.
 
-        smooth: (a frame's faces, its time) -> these faces, such as a `Smoother`; what they say then is what is
-        explained. options: those of a call.
+        smooth: (a frame's faces, its time) -> the smoothed faces, such as a `Smoother`; the smoothed expressions are
+        the ones that are explained. options: the options of `__call__`.
         """
         group, times = [Picture(frame.pixels) for frame in frames], [frame.time for frame in frames]
         return self._classify(group, _Options(**options), lambda found: list(map(smooth, found, times)))
 
     def annotate(self, image: Any, faces: Sequence[Mapping[str, Any]], *, bgr: bool = False) -> Image.Image:
-        """Returns a picture, in RGB, with what a call said of it drawn upon it; image, bgr: as in a call."""
+        """Returns a picture, in RGB, with the results of `__call__` drawn on it; image, bgr: as x and bgr there."""
         return annotation.annotate(pictures.read(image, bgr=bgr, reduce=False).pixels, faces)
 
     def _stream(self, source: Any, every: int, options: _Options) -> Iterator[dict[str, Any]]:
-        # A camera's frame is answered at once; of a file, sixteen together are quicker on a GPU.
+        # A camera's frames are answered one by one; a file's frames are faster in groups of sixteen on a GPU.
         size = 1 if isinstance(source, int) else BATCH_SIZE
         for frames in grouped(video.frames(source, every), size):
             found = self._classify([Picture(frame.pixels) for frame in frames], options)
@@ -205,14 +206,14 @@ class Classifier:
             yield from self._classify([_read(x, options) for x in group], options)
 
     def _find(self, group: Sequence[Picture], options: _Options) -> list[list[Face]]:
-        """Returns the wanted faces of each picture, the largest first."""
+        """Returns the requested faces of each picture, the largest first."""
         detector = take_whole if options.faces == "none" else self._detector
         found = detector(
             [picture.pixels for picture in group], threshold=options.threshold, small_faces=options.small_faces
         )
         wanted = []
         for picture, faces in zip(group, found, strict=True):
-            # A picture that is a face is one at any size.
+            # A picture that is itself a face is kept whatever its size.
             if detector is not take_whole:
                 faces = [face for face in faces if _side(face, picture) >= options.min_face]
             faces = sorted(faces, key=lambda face: -face.box[2] * face.box[3])
@@ -220,7 +221,7 @@ class Classifier:
         return wanted
 
     def _cut(self, group: Sequence[Picture], found: Sequence[Sequence[Face]]) -> np.ndarray:
-        """Returns the faces of all pictures, one after the other, as the network is shown them."""
+        """Returns the crops of the faces of all pictures, in order, as the network takes them."""
         shape = self.trained.preprocessing.image_shape
         crops = [
             crop(picture.pixels, face, shape) for picture, faces in zip(group, found, strict=True) for face in faces
@@ -230,7 +231,7 @@ class Classifier:
     def _classify(
         self, group: Sequence[Picture], options: _Options, smooth: Callable[[list[list[dict]]], list[list[dict]]] = list
     ) -> list[list[dict[str, Any]]]:
-        """Returns what is said of the faces of each picture, smoothed."""
+        """Returns the smoothed results for the faces of each picture."""
         found = self._find(group, options)
         crops = self._cut(group, found)
         rows = iter(self.faces(crops).tolist())
@@ -238,7 +239,7 @@ class Classifier:
         said = smooth([[self._describe(picture, face, next(rows)) for face in faces] for picture, faces in pairs])
         if options.explain:
             faces = [face for faces in said for face in faces]
-            # Of what is said at last, which smoothing may have changed.
+            # The final expression is explained, which smoothing may have changed.
             classes = [self.class_names.index(face["emotion"]) for face in faces]
             maps = explanation.explain(self.trained, crops, classes, options.explain)
             for face, cut, importance in zip(faces, crops, maps, strict=True):
@@ -278,7 +279,7 @@ class Classifier:
         """Returns function(images), applied to batches of one or BATCH_SIZE images only."""
         images = self.trained.check_images(images)
         if not len(images):
-            # Computed of one, so that no images have a result of the right shape.
+            # Computed for one image of zeros, so that the empty result has the right shape.
             return function(np.zeros((1, *images.shape[1:]), images.dtype))[:0]
         parts = []
         for start, stop, size in batches(len(images)):
@@ -289,7 +290,7 @@ class Classifier:
 
 
 def _read(x: Any, options: _Options) -> Picture:
-    # Small faces are small in the file's own resolution.
+    # Small faces need the file's full resolution.
     return x if isinstance(x, Picture) else pictures.read(x, bgr=options.bgr, reduce=not options.small_faces)
 
 

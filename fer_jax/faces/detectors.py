@@ -1,4 +1,4 @@
-"""The detectors that a classifier can be given, by name."""
+"""The face detectors of a classifier, by name."""
 
 import importlib
 import pathlib
@@ -15,7 +15,7 @@ _YUNET = "yunet:"
 
 
 class Detector(Protocol):
-    """Returns the faces of each picture, uint8 [height, width, 3], RGB, with a score of `threshold` at least."""
+    """Returns the faces of each picture, uint8 [height, width, 3], RGB, with a score of at least `threshold`."""
 
     def __call__(
         self, pictures: Sequence[np.ndarray], *, threshold: float = 0.5, small_faces: bool = False
@@ -25,7 +25,7 @@ class Detector(Protocol):
 def make_detector(name: str) -> Detector:
     """Returns a detector: 'blazeface', 'none' (each picture is a face), or 'yunet:FILE' through OpenCV.
 
-    Raises UserError where there is no such detector or file, or OpenCV is not installed.
+    Raises UserError if there is no such detector or file, or OpenCV is not installed.
     """
     if name == "blazeface":
         return BlazeFaceDetector()
@@ -39,7 +39,7 @@ def make_detector(name: str) -> Detector:
 def take_whole(
     pictures: Sequence[np.ndarray], *, threshold: float = 0.5, small_faces: bool = False
 ) -> list[list[Face]]:
-    """Returns one face for each picture, which is its largest centred square, as training cuts it out."""
+    """Returns one face for each picture: its largest centred square, as for training."""
     found = []
     for picture in pictures:
         height, width = picture.shape[:2]
@@ -50,7 +50,7 @@ def take_whole(
 
 
 def import_opencv(purpose: str):
-    """Returns the module cv2; raises UserError, which says what it is for, where it isn't installed."""
+    """Returns the module cv2; raises UserError, which names its purpose, if it isn't installed."""
     try:
         return importlib.import_module("cv2")
     except ImportError as error:
@@ -60,7 +60,7 @@ def import_opencv(purpose: str):
 class YuNetDetector:
     """Finds faces with YuNet (https://github.com/opencv/opencv_zoo, face_detection_yunet) through OpenCV.
 
-    OpenCV 4 takes any of its files, OpenCV 5 that of May 2026.
+    OpenCV 4 reads any of its files, OpenCV 5 only the one of May 2026.
     """
 
     # The larger the picture, the smaller the faces that are found, and the longer it takes.
@@ -68,7 +68,7 @@ class YuNetDetector:
     _KEYPOINTS = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
 
     def __init__(self, path: str):
-        """path: the .onnx file. Raises UserError where OpenCV or the file isn't there, or OpenCV can't read it."""
+        """Loads the .onnx file at `path`; raises UserError if it or OpenCV is missing, or OpenCV can't read it."""
         self._cv2 = import_opencv("detector yunet:FILE")
         if not pathlib.Path(path).is_file():
             raise UserError(f"{path}, the detector's file, is not there")
@@ -94,24 +94,24 @@ class YuNetDetector:
         return found
 
     def _face(self, row: np.ndarray, scale: float) -> Face:
-        """row: the box, five keypoints and the score, at `scale`."""
+        """Returns the face in a row of OpenCV's result: the box, five keypoints and the score, at `scale`."""
         *lengths, score = row.tolist()
         box, points = np.array(lengths[:4]) / scale, np.array(lengths[4:]).reshape(5, 2) / scale
         keypoints = dict(zip(self._KEYPOINTS, map(tuple, points.tolist()), strict=True))
         return Face(tuple(box.tolist()), score, frame_by_keypoints(points), keypoints)
 
 
-# Where eyes, nose and mouth are in FER-2013's frames, in their sides: medians over 397 faces. The mouth's middle stands
-# for both its corners, between which it is.
+# Positions of eyes, nose and mouth in FER-2013's frames, in units of the frame's side: medians over 397 faces. The
+# middle of the mouth stands for both of its corners.
 _PLACES = np.array([[0.318, 0.395], [0.686, 0.393], [0.493, 0.592], [0.5, 0.757], [0.5, 0.757]])
 
 
 def frame_by_keypoints(points: np.ndarray) -> Frame:
-    """Returns the frame in which the keypoints lie as FER-2013's do, by least squares, at any roll.
+    """Returns the frame, at any roll, in which the keypoints are closest (least squares) to those of FER-2013.
 
-    points: (x, y) of the eyes, the nose and the mouth's corners, those on the left first, [5, 2].
+    points: [5, 2], (x, y) of the eyes, the nose and the corners of the mouth, those on the left first.
     """
-    # As complex numbers, a turn with a scale is one product.
+    # With points as complex numbers, rotation and scaling are one product.
     here, there = points @ [1, 1j], _PLACES @ [1, 1j]
     centred = there - there.mean()
     turn = np.vdot(centred, here - here.mean()) / np.vdot(centred, centred)

@@ -1,4 +1,4 @@
-"""Maps of what a network looked at, drawn over the pictures that they are of."""
+"""Draws maps of what a network looked at over its pictures."""
 
 import base64
 import functools
@@ -7,10 +7,10 @@ import io
 import numpy as np
 from PIL import Image
 
-# Equal steps of the values look equally large in it, also to the colour-blind and in print (Nuñez et al. 2018,
+# In cividis equal steps of a value look equally large, also to the colour-blind and in print (Nuñez et al. 2018,
 # https://doi.org/10.1371/journal.pone.0199239).
 COLOR_MAP = "cividis"
-# How much of the picture the most important pixels cover: the face has to be seen through them.
+# The map's opacity at the most important pixels: the face must be visible through it.
 _MAX_OPACITY = 0.75
 _DATA_URL = "data:image/png;base64,"
 
@@ -23,7 +23,7 @@ def _colors() -> np.ndarray:
 
 
 def overlay(picture: np.ndarray, importance: np.ndarray) -> np.ndarray:
-    """Returns the picture with a map over it, uint8 [height, width, 3]; what counts little stays as it was.
+    """Returns the picture with a map over it, uint8 [height, width, 3]; unimportant pixels stay as they are.
 
     picture: uint8 [height, width, 3] or [height, width, 1]. importance: float [any height, any width] from 0 to 1,
     resized to the picture.
@@ -37,20 +37,20 @@ def overlay(picture: np.ndarray, importance: np.ndarray) -> np.ndarray:
 
 
 def face_picture(face: np.ndarray, importance: np.ndarray, size: int = 192) -> Image.Image:
-    """Returns a face with its map over it, `size` pixels a side; face: uint8 [height, width, 1 or 3]."""
+    """Returns a face with its map over it, `size` pixels on each side; face: uint8 [height, width, 1 or 3]."""
     enlarged = Image.fromarray(face.squeeze(-1) if face.shape[-1] == 1 else face).resize((size, size), Image.BICUBIC)
     return Image.fromarray(overlay(np.asarray(enlarged.convert("RGB")), importance))
 
 
 def as_data_url(picture: Image.Image) -> str:
-    """Returns a picture as text, data:image/png;base64,..., which browsers and notebooks show."""
+    """Returns a picture as a data URL, data:image/png;base64,..., which browsers and notebooks show."""
     file = io.BytesIO()
     picture.save(file, "png")
     return _DATA_URL + base64.b64encode(file.getvalue()).decode()
 
 
 def from_data_url(text: str) -> Image.Image:
-    """Returns the picture of `as_data_url`."""
+    """Returns the picture that `as_data_url` encoded."""
     return Image.open(io.BytesIO(base64.b64decode(text.removeprefix(_DATA_URL)))).convert("RGB")
 
 

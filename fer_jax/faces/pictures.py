@@ -1,4 +1,4 @@
-"""Pictures as arrays: files, bytes, file objects, Pillow's images and arrays, upright and in RGB."""
+"""Reads pictures as arrays, upright and in RGB: files, bytes, file objects, Pillow images and arrays."""
 
 import contextlib
 import io
@@ -11,43 +11,43 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fer_jax.errors import UserError
 
-# Naming the formats keeps a renamed file from reaching one of Pillow's rarer decoders. HEIF is there where the user has
-# registered pillow-heif.
+# Naming the formats keeps a renamed file from reaching one of Pillow's rarer decoders. HEIF is available if the user
+# has registered pillow-heif.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 _ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "AVIF")
-# A larger JPEG is decoded at a half, a quarter or an eighth, as long as its shorter side keeps this many pixels: 24
-# megapixels take 89 ms rather than 313, and the detector looks at 192 pixels.
+# A larger JPEG is decoded at a half, a quarter or an eighth of its size, as long as its shorter side keeps this many
+# pixels: 24 megapixels take 89 ms rather than 313, and the detector uses 192 pixels.
 _DRAFT_SIZE = 1280
-# As strings, bytes and file objects have no better name.
+# How error messages call bytes, file objects and arrays, which have no name.
 _UNNAMED = "the picture"
 
 
 class Picture(NamedTuple):
-    """pixels: uint8 [height, width, 3], RGB, upright. scale: pixels of the original for one of these, along a side."""
+    """A picture. pixels: uint8 [height, width, 3], RGB, upright. scale: pixels of the original per pixel and side."""
 
     pixels: np.ndarray
     scale: int = 1
 
 
 def read(source: Any, *, bgr: bool = False, reduce: bool = True) -> Picture:
-    """Returns a picture, upright (EXIF), in RGB, transparent parts over white; of an animation its first frame.
+    """Returns a picture, upright (EXIF), in RGB, transparent parts on white; for an animation, its first frame.
 
-    What Pillow warns of is left to the caller's filters: threads share them, and reading may be in any thread.
+    Pillow's warnings are left to the caller's filters, because all threads share them and `read` may run in any thread.
 
     Args:
-      source: a path, bytes, a binary file object, an image of Pillow, or an array, uint8 [height, width] or [height,
-        width, 1, 3 or 4], of grey values, RGB or RGBA.
-      bgr: whether an array is in BGR or BGRA, as OpenCV's are.
+      source: a path, bytes, a binary file object, a Pillow image, or an array, uint8 [height, width] or [height, width,
+        1, 3 or 4], of grey values, RGB or RGBA.
+      bgr: whether an array is in BGR or BGRA, as in OpenCV.
       reduce: whether a large JPEG file may be decoded at a lower resolution.
 
     Raises:
-      UserError: there is no such file, it is no picture, is damaged or too large, or an array is of another kind.
+      UserError: the file is missing, no picture, damaged or too large, or an array has another shape or dtype.
     """
     if _is_array(source):
         return Picture(_from_array(np.asarray(source), bgr))
     with _opened(source) as image:
         width = image.width
-        # An image of the user's is theirs: a draft would change it.
+        # An image that the user passed in must not be changed, which draft() would do.
         if reduce and image is not source and image.format in ("JPEG", "MPO"):
             image.draft("RGB", (_DRAFT_SIZE, _DRAFT_SIZE))
         scale = round(width / image.width)
@@ -55,18 +55,18 @@ def read(source: Any, *, bgr: bool = False, reduce: bool = True) -> Picture:
 
 
 def is_animated(source: Any) -> bool:
-    """Whether `source`, as `read` takes it, but no file object, has several frames; raises UserError as `read` does."""
+    """Returns whether a source as in `read`, but no file object, is animated; raises UserError as `read` does."""
     if _is_array(source):
         return False
     with _opened(source) as image:
-        # Other formats have pages, or the same picture in several sizes.
+        # The frames of other formats are pages, or the same picture in several sizes.
         return image.format in _ANIMATED_FORMATS and getattr(image, "is_animated", False)
 
 
 def frames(source: Any) -> Iterator[tuple[float, np.ndarray]]:
     """Yields (time in seconds, pixels) of each frame of an animated GIF, WebP, PNG or AVIF; pixels as in Picture.
 
-    source: as `is_animated` takes it. Raises UserError as `read` does.
+    source: as in `is_animated`. Raises UserError as `read` does.
     """
     with _opened(source) as image:
         time = 0.0
@@ -74,7 +74,7 @@ def frames(source: Any) -> Iterator[tuple[float, np.ndarray]]:
             image.seek(number)
             pixels = _upright_pixels(image)
             yield time, pixels
-            # Some formats know it only once the frame is decoded.
+            # In some formats the duration is known only once the frame is decoded.
             time += image.info.get("duration", 0) / 1000
 
 
@@ -102,9 +102,9 @@ def _upright_pixels(image: Image.Image) -> np.ndarray:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """Returns an image's pixels as in Picture, at its own orientation."""
+    """Returns an image's pixels as in Picture, but without turning it upright."""
     if image.mode.startswith("I"):
-        # Values of 16 bits, which Pillow's own conversion cuts off at 255 in some versions.
+        # 16-bit values, which the conversion of some versions of Pillow clips at 255.
         values = np.asarray(image)
         if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
             raise ValueError(f"values of up to {values.max()}, where 16 bits hold 65535")
@@ -113,16 +113,16 @@ def _pixels(image: Image.Image) -> np.ndarray:
         raise ValueError("pixels that are floating-point numbers; save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        # Converted to RGB, it would show the colour that is below transparent pixels, often black.
+        # Converted directly to RGB, transparent pixels would get their hidden colour, which is often black.
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
 
 
 @contextlib.contextmanager
 def _opened(source: Any) -> Iterator[Image.Image]:
-    """Opens a picture, and turns all that can be wrong with it, here and in the block, into a UserError of one line."""
+    """Opens a picture, and turns any error with it, here or in the block, into a UserError of one line."""
     if isinstance(source, Image.Image):
-        # Not closed: it is the user's.
+        # Not closed, because the image belongs to the user.
         with _explained(_UNNAMED, b""):
             yield source
         return
@@ -180,7 +180,7 @@ def _explained(name: str, start: bytes) -> Iterator[None]:
 
 
 def _guess(start: bytes) -> str:
-    """Returns what a file that Pillow doesn't know may be, by its first bytes."""
+    """Returns a hint at what a file that Pillow can't identify is, by its first bytes."""
     if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
         return "it looks like HEIC: pip install pillow-heif, and call pillow_heif.register_heif_opener() before"
     if b"<svg" in start.lower():

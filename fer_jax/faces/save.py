@@ -1,4 +1,4 @@
-"""Annotated pictures and videos, written to a folder."""
+"""Writes annotated pictures and videos to a folder."""
 
 import contextlib
 import itertools
@@ -14,25 +14,25 @@ from fer_jax.faces.annotation import annotate
 from fer_jax.faces.answers import Answer
 from fer_jax.faces.detectors import import_opencv
 
-# Of an animated picture or a camera, whose frames may come at any pace.
+# Used if the times of the frames tell no rate. Animated pictures and cameras may have frames at any pace.
 _FRAMES_PER_SECOND = 10.0
-# As many frames of a video wait until its rate is known. A camera's first gap has the compilation in it, and then its
-# driver hands over at once the frames that it gathered meanwhile, four as a rule: the median of ten gaps bears that.
+# How many frames of a video are held until its rate is known. A camera's first gap includes the compilation, and then
+# its driver delivers the frames buffered meanwhile at once, usually four: the median of ten gaps is robust to that.
 _HELD = 12
 
 
 class Saver:
-    """Writes NAME_fer.jpg of a picture and NAME_fer.webm of a video to a folder, as a context manager.
+    """Writes NAME_fer.jpg for a picture and NAME_fer.webm for a video to a folder, as a context manager.
 
-    Of files in a folder that was named, the folders within it are kept. Where there is a file of that name already, of
-    this run or an earlier one or the user's own, it stays, and the suffix or a number is added to the new one's name.
+    For files in a folder among `words`, the subfolders are kept. An existing file of that name, whether of this run, of
+    an earlier one or the user's own, is kept, and the original suffix or a number is added to the new file's name.
 
-    not_saved: what is wrong with each file that isn't written, such as a video without OpenCV, which writes videos.
+    not_saved: the error of each file that isn't written, such as a video without OpenCV, which writes videos.
     """
 
     def __init__(self, folder: str, words: Sequence[str]):
         self._folder, self._roots = folder, [os.path.abspath(word) for word in words if os.path.isdir(word)]
-        # The video that is being written: its source's name; its frames that wait, (time, pixels); its writer and size.
+        # The video that is being written: its source's name; its held frames, (time, pixels); its writer and size.
         self._name: str | None = None
         self._held: list[tuple[float, np.ndarray]] = []
         self._writer: tuple[Any, tuple[int, int]] | None = None
@@ -47,20 +47,20 @@ class Saver:
         self._end_video()
 
     def save(self, answer: Answer, picture: Any) -> None:
-        """Writes a picture, or a frame after those before it; picture: as `pictures.read` takes it.
+        """Writes a picture, or appends a frame to its video; picture: as in `pictures.read`.
 
-        Raises OSError where it can't be written.
+        Raises OSError if it can't be written.
         """
         if answer.file in self._refused:
             return
-        # The answers go on: they may be of thousands of pictures.
+        # An error is only noted, because thousands of pictures may follow.
         with self._noting(answer.file):
             if answer.frame is not None and answer.file != self._name:
                 self._end_video()
-                # Said at once, not when the held frames are written.
+                # A missing OpenCV is reported at once, not when the held frames are written.
                 import_opencv(f"{answer.file}, to be saved,")
                 self._name = answer.file
-            # In the file's own resolution, which was perhaps not looked at.
+            # Drawn at the file's full resolution, though the classifier may have used a lower one.
             drawn = annotate(pictures.read(picture, reduce=False).pixels, answer.faces)
             if answer.frame is None:
                 drawn.save(self._path(answer.file, ".jpg"), quality=92)
@@ -80,7 +80,7 @@ class Saver:
             self.not_saved.append(str(error))
 
     def _path(self, name: str, suffix: str) -> str:
-        # Of standard input, cameras and addresses, no folder is one of theirs.
+        # Standard input, cameras and URLs are in none of the folders.
         roots = self._roots if os.path.exists(name) else []
         absolute = os.path.abspath(name)
         root = next((root for root in roots if os.path.commonpath([root, absolute]) == root), None)
@@ -95,13 +95,13 @@ class Saver:
         return path
 
     def _begin_video(self) -> None:
-        """Writes the frames that wait."""
+        """Opens the video file and writes the held frames."""
         import cv2
 
         times, frames = zip(*self._held, strict=True)
         self._held = []
         size = frames[0].shape[1], frames[0].shape[0]
-        # VP8: what browsers show, and what OpenCV's wheels can write.
+        # VP8, which browsers play and OpenCV's wheels can write.
         path = self._path(self._name, ".webm")
         writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"VP80"), _rate(times), size)
         if not writer.isOpened():
@@ -114,7 +114,7 @@ class Saver:
         import cv2
 
         writer, (width, height) = self._writer
-        # A strip of explanations may be higher than the first frame's.
+        # A strip of explanations may be taller than that of the first frame.
         fitted = np.zeros((height, width, 3), np.uint8)
         part = pixels[:height, :width]
         fitted[: part.shape[0], : part.shape[1]] = part

@@ -1,10 +1,10 @@
-"""A classifier over HTTP: a page for people, JSON for programs. The standard library's server; nothing is stored.
+"""Serves a classifier over HTTP with the standard library: a page for people, JSON for programs. Nothing is stored.
 
 GET  /         the page
 GET  /healthz  {"status": "ok", "classes": [...]}
-POST /predict  the bytes of a picture -> the list that `Classifier` returns for it, as JSON. ?explain=METHOD adds to
-               each face the picture of what counted, as a data URL; ?faces=all|largest|none; ?frame=1 says that the
-               picture is one of many, which is dropped (status 503) while another is being worked on.
+POST /predict  the bytes of a picture -> the list that `Classifier` returns for it, as JSON. ?explain=METHOD adds
+               to each face a picture of what counted, as a data URL; ?faces=all|largest|none; ?frame=1 says that the
+               picture is one of a stream, which is dropped (status 503) while another one is being processed.
 
 Every error is {"error": "one line"}.
 """
@@ -23,15 +23,15 @@ from http import HTTPStatus
 
 from fer_jax.errors import UserError
 
-# A picture of a phone has 5 to 10 MB.
+# A photograph from a phone has 5 to 10 MB.
 MAX_BODY = 20_000_000
-# Seconds that a connection may say nothing; who sends a byte a minute would else keep its thread for ever.
+# Seconds after which a silent connection is closed. A client sending a byte a minute would keep a thread forever.
 _PATIENCE = 30
 _QUERY = {"explain": None, "faces": "all", "frame": "0"}
 
 
 class Refused(Exception):
-    """A request that is answered by a status and a line."""
+    """Refuses a request with an HTTP status and a one-line message."""
 
     def __init__(self, status: HTTPStatus, message: str):
         super().__init__(message)
@@ -42,22 +42,22 @@ class Server(http.server.ThreadingHTTPServer):
     """Answers requests, one picture at a time.
 
     Args of the constructor:
-      address: (host, port) to listen at; port 0 for any that is free.
-      predict: (bytes of a picture, explain method or None, 'all', 'largest' or 'none') -> what JSON is made of. Raises
-        UserError where the bytes can't be used.
-      class_names: said by /healthz.
+      address: (host, port) to listen on; port 0 for any free port.
+      predict: (bytes of a picture, explain method or None, 'all', 'largest' or 'none') -> a JSON-serialisable value.
+        Raises UserError if the bytes can't be used.
+      class_names: reported by /healthz.
     """
 
     daemon_threads = True
-    # The default of 5 turns away a burst of clients.
+    # With the default of 5, a burst of clients is refused.
     request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], predict: Callable, class_names: tuple[str, ...]):
         self.predict, self.class_names = predict, class_names
-        # Two pictures at once would take as long, and twice the memory.
+        # Processing two pictures at once would be no faster and take twice the memory.
         self.lock = threading.Lock()
         self.page = importlib.resources.files("fer_jax").joinpath("page", "index.html").read_bytes()
-        # Before the socket is made, which is of one family.
+        # Set before the constructor makes the socket, which has one address family.
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, _Handler)
         self._names = {"localhost", address[0].lower(), socket.gethostname().lower()}
@@ -73,8 +73,8 @@ class Server(http.server.ThreadingHTTPServer):
     def is_called(self, name: str) -> bool:
         """Returns whether a request for the host `name` is for this server.
 
-        It is by any address. A page elsewhere that lets its own name point here, to read what is answered (DNS
-        rebinding), asks for that name.
+        Any IP address is accepted. A foreign page that makes its own host name resolve to this server in order to read
+        the answers (DNS rebinding) sends that name, which is not accepted.
         """
         if name.lower() in self._names:
             return True
@@ -84,7 +84,7 @@ class Server(http.server.ThreadingHTTPServer):
         return False
 
     def handle_error(self, request, client_address):
-        # Who leaves before the answer is no mistake of ours; everything else is answered in _Handler.
+        # A client that disconnects before the answer is no error; all other errors are answered in _Handler.
         pass
 
 
@@ -132,7 +132,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         text = self.headers["Content-Length"]
         if not text.isascii() or not text.isdigit():
             raise Refused(HTTPStatus.BAD_REQUEST, f"Content-Length is {text[:50]!r}; it must be a number of bytes")
-        # Before it is read, so that nobody fills the memory.
+        # Checked before the body is read, so that no client can exhaust the memory.
         if (length := int(text)) > MAX_BODY:
             raise Refused(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -144,7 +144,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return body
 
     def _answer(self, make: Callable[[], tuple[str, bytes]]) -> None:
-        """Sends what `make` returns, or says in JSON why not."""
+        """Sends the result of `make`, or its error as JSON."""
         try:
             self._check_sender()
             content_type, content = make()
@@ -154,7 +154,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except UserError as error:
             status, (content_type, content) = HTTPStatus.BAD_REQUEST, _json({"error": " ".join(str(error).split())})
         except OSError:
-            # The connection is gone or silent: there is nobody to tell.
+            # The connection is closed or silent, so no answer can be sent.
             self.close_connection = True
             return
         except Exception as error:
@@ -168,13 +168,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if not self.server.is_called(name):
             raise Refused(HTTPStatus.FORBIDDEN, f"Host is {host[:100]!r}, which is not this server")
-        # Any page that is open in the browser may send a request here; only our own may use the network.
+        # Any page that is open in the browser can send a request here; only this server's own page is answered.
         origin = self.headers.get("Origin")
         if origin and urllib.parse.urlsplit(origin).netloc.lower() != host.lower():
             raise Refused(HTTPStatus.FORBIDDEN, f"a page of {origin[:100]!r} may not ask this server")
 
     def _send(self, status: HTTPStatus, content_type: str, content: bytes) -> None:
-        # A body that wasn't read would be taken for the next request.
+        # An unread body would be parsed as the next request.
         self.close_connection = self.close_connection or status != HTTPStatus.OK
         with contextlib.suppress(OSError):
             self.send_response(status)
@@ -192,16 +192,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.write(content)
 
     def send_error(self, code, message=None, explain=None) -> None:
-        """Answers what http.server itself refuses, such as a request of 100,000 characters, in JSON too."""
+        """Sends the errors of http.server itself, as for a request of 100,000 characters, as JSON too."""
         status = HTTPStatus(code)
         self.close_connection = True
-        # A request line that can't be read has no command yet.
+        # The command isn't set if the request line can't be parsed.
         self.command = getattr(self, "command", None) or "GET"
         self.request_version = getattr(self, "request_version", self.protocol_version) or self.protocol_version
         self._send(status, *_json({"error": f"{message or status.phrase}"[:200]}))
 
     def log_message(self, format, *args) -> None:
-        # A line for each frame of a webcam would hide what matters.
+        # A line for each frame of a webcam would hide the messages that matter.
         pass
 
     def log_error(self, format, *args) -> None:

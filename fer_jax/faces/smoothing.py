@@ -1,18 +1,18 @@
-"""Steadies what a classifier says of the faces in a video, whose frames alone flicker."""
+"""Smooths the probabilities of faces over the frames of a video, which flicker otherwise."""
 
 import math
 from collections.abc import Sequence
 
 from fer_jax.faces.boxes import overlap
 
-# Two boxes that share less of their area are two faces.
+# Two boxes with a smaller intersection over union are different faces.
 _MIN_OVERLAP = 0.3
 
 
 class Smoother:
-    """Replaces each face's probabilities by their mean over the past, in which the older moments count the less.
+    """Replaces each face's probabilities by their exponential moving average over the past frames.
 
-    seconds: after which a moment counts 1/e of the present one. A face is followed by its box from frame to frame.
+    seconds: the time after which a frame's weight has decayed to 1/e. Faces are tracked by their boxes.
     """
 
     def __init__(self, seconds: float = 0.5):
@@ -22,7 +22,7 @@ class Smoother:
         self._time = -math.inf
 
     def __call__(self, faces: list[dict], time: float) -> list[dict]:
-        """Returns the faces of a frame, as `Classifier` does, smoothed; time: of the frame, in seconds."""
+        """Returns the smoothed faces of a frame; faces: as `Classifier` returns them; time: the frame's, in seconds."""
         kept = math.exp(-max(0.0, time - self._time) / self._seconds) if math.isfinite(self._time) else 0.0
         left, smoothed = list(self._last), []
         for face in faces:

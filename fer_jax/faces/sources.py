@@ -1,4 +1,4 @@
-"""What a person means by a word of the command line: pictures, folders of them, videos, a camera, standard input."""
+"""Expands arguments of the command line to pictures, folders of pictures, videos, a camera or standard input."""
 
 import glob
 import os
@@ -9,24 +9,24 @@ from typing import Any, NamedTuple
 from fer_jax.errors import UserError
 from fer_jax.faces import video
 
-# Of folders, in which other files may lie too; a file that is named is tried whatever it is called.
+# Only these files are read from a folder, which may contain others; a file named by the user is read in any case.
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
 
 
 class Source(NamedTuple):
-    """name: for people. value: as `Classifier` and `video.frames` take it."""
+    """An input. name: shown to the user. value: the argument for `Classifier` or `video.frames`."""
 
     name: str
     value: Any
 
 
 def expand(words: Sequence[str]) -> Iterator[Source]:
-    """Yields the pictures, videos and cameras that the words mean, in the order of the words.
+    """Yields the pictures, videos and cameras that the words denote, in the order of the words.
 
-    A word is a picture or video, a folder, of which all pictures and videos are meant, also in folders within it, by
-    name; a pattern such as 'a*.jpg'; '-' for standard input; or the number of a camera.
+    A word is a picture or video; a folder, for all pictures and videos in it and its subfolders, sorted by name; a
+    pattern such as 'a*.jpg'; '-' for standard input; or the number of a camera.
 
-    Raises UserError where there is nothing of that name.
+    Raises UserError if nothing has that name.
     """
     for word in words:
         if word == "-":
@@ -40,7 +40,7 @@ def expand(words: Sequence[str]) -> Iterator[Source]:
                 raise UserError(f"{word} has no pictures or videos in it: {' '.join(PICTURE_SUFFIXES)} ...")
         elif os.path.exists(word) or "://" in word:
             yield Source(word, word)
-        # A file of that name is meant by who has one.
+        # Tested after the files: a file whose name is a number takes precedence over the camera.
         elif word.isdigit():
             yield Source(f"camera {word}", int(word))
         elif matches := sorted(glob.glob(word, recursive=True)):
@@ -50,11 +50,11 @@ def expand(words: Sequence[str]) -> Iterator[Source]:
 
 
 def refuse_output(path: str, option: str, sources: Sequence[Source]) -> None:
-    """Raises UserError where answers would be written over a picture or video.
+    """Raises UserError if the answers would overwrite a picture or video.
 
-    path: where answers are to be written, as `option` says. sources: what is looked at.
+    path: the file for the answers, given by `option`. sources: the inputs.
     """
-    # --json photo.jpg is what somebody types who takes it for a switch; maybe without naming the picture again.
+    # Users who take --json for a switch type --json photo.jpg, perhaps without naming the picture again.
     if path.lower().endswith((*PICTURE_SUFFIXES, ".heic", ".heif", *video.SUFFIXES)):
         raise UserError(f"{option} is {path}, which is named as a picture or video; answers go to another file")
     files = [source.value for source in sources if isinstance(source.value, str) and os.path.exists(source.value)]
@@ -64,7 +64,7 @@ def refuse_output(path: str, option: str, sources: Sequence[Source]) -> None:
 
 def _files_of(folder: str) -> Iterator[str]:
     for parent, folders, names in os.walk(folder):
-        folders.sort()  # os.walk goes into them in this order
+        folders.sort()  # os.walk visits them in this order
         for name in sorted(names):
             if name.lower().endswith(PICTURE_SUFFIXES + video.SUFFIXES):
                 yield os.path.join(parent, name)

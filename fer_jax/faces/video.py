@@ -16,7 +16,7 @@ SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".
 
 
 class VideoFrame(NamedTuple):
-    """index: from 0. time: in seconds from the first frame. pixels: uint8 [height, width, 3], RGB."""
+    """A frame. index: from 0. time: in seconds from the first frame. pixels: uint8 [height, width, 3], RGB."""
 
     index: int
     time: float
@@ -24,7 +24,7 @@ class VideoFrame(NamedTuple):
 
 
 def is_video(source: Any) -> bool:
-    """Whether `source` is the number of a camera, a video's path by its suffix, or its address (rtsp://...)."""
+    """Returns whether `source` is the number of a camera, a path with a video's suffix, or a URL (rtsp://...)."""
     if isinstance(source, int):
         return True
     return isinstance(source, str | os.PathLike) and (
@@ -33,14 +33,14 @@ def is_video(source: Any) -> bool:
 
 
 def frames(source: Any, every: int = 1) -> Iterator[VideoFrame]:
-    """Yields one frame in `every`, upright; those of a camera as they come, until the generator is closed.
+    """Yields every n-th frame, upright; a camera's frames as they come, until the generator is closed.
 
     Args:
-      source: as in `is_video`, for which OpenCV is needed, or an animated picture, as `pictures.is_animated` takes it.
-      every: 1 for all frames.
+      source: a video or camera (see `is_video`), which needs OpenCV, or an animated picture (`pictures.is_animated`).
+      every: n; 1 for all frames.
 
     Raises:
-      UserError: there is no such file or camera, it is no video, or OpenCV is not installed.
+      UserError: there is no such file or camera, it is not a video, or OpenCV is not installed.
     """
     if every < 1:
         raise UserError(f"every is {every}; it must be at least 1")
@@ -61,16 +61,16 @@ def _decode(source: int | str | os.PathLike, every: int) -> Iterator[VideoFrame]
         if not capture.isOpened():
             raise UserError(f"{name} can't be opened" + ("" if is_camera else ": it is no video that OpenCV reads"))
         start = time.monotonic()
-        # Frames that aren't wanted are not decoded.
+        # Skipped frames are grabbed but not decoded.
         for index in itertools.count():
             if not capture.grab():
                 break
             if index % every == 0:
-                # A camera has no clock of its own that OpenCV would tell.
+                # OpenCV reports no times for the frames of a camera.
                 seconds = time.monotonic() - start if is_camera else capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
                 is_decoded, pixels = capture.retrieve()
                 if is_decoded:
                     yield VideoFrame(index, seconds, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
     finally:
-        # A camera is free for others again, however the loop ends.
+        # Makes the camera available to other programs again, however the loop ends.
         capture.release()

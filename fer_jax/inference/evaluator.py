@@ -13,7 +13,7 @@ from fer_jax.inference import metrics
 from fer_jax.recipe.step import fetch
 from fer_jax.system.signals import StopRequest
 
-# Bytes of a split whose batches are kept; FER-2013's validation images have 8 MB.
+# The batches of splits up to this size in bytes are kept; FER-2013's validation images have 8 MB.
 _MOST_KEPT = 2**26
 
 
@@ -23,7 +23,7 @@ def make_eval_step(predict: Callable, *, axis_name: str) -> Callable:
     The metric sums are those of `metrics.evaluation_sums`.
 
     predict: (variables, uint8 images [batch, height, width, channels]) -> {view: logits, float32 [batch, classes]}.
-    data: the arrays of a whole split, into which the batch's index points, or {} where the batch brings its own.
+    data: the arrays of a whole split, into which the batch's index points, or {} if the batch contains its own.
     """
 
     def eval_step(variables, data, batch):
@@ -42,11 +42,11 @@ class Evaluator:
     """Evaluates splits with one compiled step.
 
     Args:
-      predict: see `make_eval_step`; any function will do.
+      predict: any function as in `make_eval_step`.
       mesh: the devices. mapper: 'shard_map' or 'pmap'.
       batch_size: over all devices; rounded up to a multiple of their number. The result is the same for every size.
-      stop: asked before each batch.
-      on_device: puts a split on every device once, and sends batches of indices only.
+      stop: checked before each batch.
+      on_device: whether a split is put on every device once, so that batches contain only indices.
       prepare: applied to the variables once, before the batches.
     """
 
@@ -63,7 +63,7 @@ class Evaluator:
     ):
         self._step = parallel.map_step(make_eval_step(predict, axis_name=parallel.AXIS_NAME), mesh, mapper)
         self._mesh, self._mapper, self._stop = mesh, mapper, stop
-        # Each device gets an equal part; what is too much is masked.
+        # Each device gets an equal part; the padding is masked.
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._on_device = on_device
         self._resident: tuple[Split, dict] | None = None
@@ -71,11 +71,11 @@ class Evaluator:
         self._prepare = jax.jit(prepare)
 
     def __call__(self, variables, split: Split) -> dict:
-        """Returns {view: metric sums} of a split, as numpy arrays; raises Stopped where a signal came."""
+        """Returns {view: metric sums} of a split, as numpy arrays; raises Stopped if a signal was received."""
         batches, data = self._batches_of(split), self._data_on_devices(split)
         variables = self._prepare(variables)
         total, pending = None, None
-        # A signal is asked for before each batch: a split of a large dataset takes minutes.
+        # Signals are checked before each batch, since a split of a large dataset takes minutes.
         for number, batch in enumerate(batches):
             self._stop.check(number)
             metric_sums = self._step(variables, data, parallel.shard_batch(batch, self._mesh, self._mapper))
@@ -98,14 +98,14 @@ class Evaluator:
         )
         if split.images.nbytes > _MOST_KEPT:
             return batches
-        # They are the same after each epoch, and to set up a pipeline takes as long as a GPU takes for the split.
+        # The batches are the same after each epoch, and setting up a pipeline takes as long as a GPU takes for them.
         self._kept = split, list(batches)
         return self._kept[1]
 
     def _data_on_devices(self, split: Split) -> dict:
         if not self._on_device:
             return {}
-        # The split itself is kept with its arrays: the id of a split that is gone may be that of another one.
+        # The split itself is kept with its arrays: the id() of a freed split may be reused by another one.
         if self._resident is None or self._resident[0] is not split:
             self._resident = split, parallel.replicate(split.arrays(), self._mesh)
         return self._resident[1]
@@ -114,6 +114,6 @@ class Evaluator:
 def _add(total: dict | None, metric_sums: dict | None) -> dict | None:
     if metric_sums is None:
         return total
-    # Losses in float64 and counts in int64, so that no split is too large to be summed exactly enough.
+    # Losses are float64 and counts int64, so that sums are exact enough for a split of any size.
     sums = jax.tree.map(lambda x: np.asarray(x, np.float64 if x.dtype == np.float32 else np.int64), metric_sums)
     return sums if total is None else jax.tree.map(np.add, total, sums)

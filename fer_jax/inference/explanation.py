@@ -12,24 +12,24 @@ from fer_jax.errors import UserError
 from fer_jax.inference.trained_model import TrainedModel
 
 _BATCH_SIZE = 16
-# A side of Grad-CAM's maps, in places of a stage, at least.
+# The smallest side of Grad-CAM's maps, in positions of a stage.
 _MIN_PLACES = 5
-# Of the filter over LayerCAM's maps, as a share of the image's side.
+# The standard deviation of the Gaussian filter over LayerCAM's maps, as a share of the image's side.
 _SIGMA = 1 / 32
-# Of images of 48 pixels: the side of the patch that occlusion hides, and how far apart patches are.
+# For images of 48 pixels: the side of the patch that occlusion hides, and the distance between patches.
 _PATCH, _STRIDE, _OF = 12, 4, 48
 
 
 def explain(trained: TrainedModel, images: np.ndarray, classes: np.ndarray, method: str = "layercam") -> np.ndarray:
-    """Returns how much each pixel counts for a class, float32 [n, height, width], from 0 to 1, the most in each image.
+    """Returns how much each pixel counts for a class, float32 [n, height, width], from 0 to 1, each image's maximum.
 
-    The maps are of the whole images, also where the network is shown crops of them.
+    The maps are of the whole images, even if the network is shown crops of them.
 
     Args:
-      images: uint8 [n, *image_shape]. classes: int [n], what is explained, such as the predicted class of each.
+      images: uint8 [n, *image_shape]. classes: int [n], the class to explain for each image, such as the predicted one.
       method: one of METHODS.
 
-    Raises UserError where the method is another one, or the images are not the network's.
+    Raises UserError if there is no such method, or the images don't have the network's shape and dtype.
     """
     check(method)
     images, classes = trained.check_images(images), np.asarray(classes)
@@ -39,7 +39,7 @@ def explain(trained: TrainedModel, images: np.ndarray, classes: np.ndarray, meth
 
 
 def check(method: str) -> None:
-    """Raises UserError where there is no such method."""
+    """Raises UserError if there is no such method."""
     if method not in METHODS:
         raise UserError(f"there is no explanation {method!r}; there are {', '.join(METHODS)}")
 
@@ -52,7 +52,7 @@ def stage_maps(trained: TrainedModel, images: np.ndarray, classes: np.ndarray, w
     compute, parts = _compiled_maps(trained.model, trained.preprocessing, weight), []
     for first in range(0, len(images), _BATCH_SIZE):
         batch, of_batch = images[first : first + _BATCH_SIZE], classes[first : first + _BATCH_SIZE]
-        # One shape is compiled, whatever numbers of images come.
+        # Padded, so that only one shape is compiled, whatever the number of images.
         margin = _BATCH_SIZE - len(batch)
         padded = np.pad(batch, ((0, margin), (0, 0), (0, 0), (0, 0))), np.pad(of_batch, (0, margin))
         parts.append(np.asarray(compute(trained.variables, *padded))[:, : len(batch)])
@@ -61,7 +61,7 @@ def stage_maps(trained: TrainedModel, images: np.ndarray, classes: np.ndarray, w
 
 @functools.lru_cache(maxsize=8)
 def _compiled_maps(model: nn.Module, preprocessing, weight: Callable) -> Callable:
-    # What a block computes again for its gradient would be out of reach here.
+    # With remat, the values that a block computes again for its gradient couldn't be recorded here.
     model = model.clone(remat=False)
     last_blocks = [f"stage{stage}_block{number}" for stage, number in enumerate(model.stage_sizes, 1)]
 
@@ -74,7 +74,7 @@ def _compiled_maps(model: nn.Module, preprocessing, weight: Callable) -> Callabl
             def add(call, args, kwargs, context):
                 result, name = call(*args, **kwargs), context.module.name
                 if name in last_blocks and context.method_name == "__call__":
-                    # A zero, so that the network needs no change for the gradient of what is inside it.
+                    # Adding zeros gives the gradient of a value inside the network without any change to the network.
                     result = outputs[name] = result + deltas.get(name, 0)
                 return result
 
@@ -102,11 +102,11 @@ def weight_channels(output, gradient):
 
 
 def _layercam(trained: TrainedModel, images, classes) -> np.ndarray:
-    """Returns the mean of all stages' maps, which says more than any of them (docs/use.md)."""
+    """Returns the mean of all stages' maps, which is more faithful than any of them (docs/use.md)."""
     from scipy import ndimage  # takes a quarter of a second to import, which a prediction needn't wait for
 
     maps = stage_maps(trained, images, classes, weight_places)
-    # Strides leave a pattern of single places in the early ones.
+    # Strides leave a pattern of single positions in the maps of early stages.
     sigma = min(maps.shape[-2:]) * _SIGMA
     return _scaled(ndimage.gaussian_filter(maps, (0, 0, sigma, sigma))).mean(axis=0)
 
@@ -118,22 +118,25 @@ def _gradcam(trained: TrainedModel, images, classes) -> np.ndarray:
         )
     )[1]["intermediates"]
     sizes = [min(shapes[f"stage{number}"][0].shape[1:3]) for number in range(1, 1 + len(trained.model.stage_sizes))]
-    # The last stage, as usual, but where its places are so few that they tell the face from its surroundings at most.
+    # The last stage is usual, but a map of too few positions can only tell the face from its surroundings.
     stage = max((number for number, size in enumerate(sizes) if size >= _MIN_PLACES), default=0)
     return stage_maps(trained, images, classes, weight_channels)[stage]
 
 
 def _scaled(maps: np.ndarray) -> np.ndarray:
-    """Returns the maps [..., height, width] over the greatest value of each; a map of zeros stays one."""
+    """Returns the maps [..., height, width] divided by their maxima; a map of zeros stays unchanged."""
     greatest = maps.max(axis=(-2, -1), keepdims=True)
     return np.divide(maps, greatest, out=np.zeros(maps.shape, np.float32), where=greatest > 0)
 
 
 def _occlusion(trained: TrainedModel, images, classes) -> np.ndarray:
-    """Takes how far the class's probability falls under a patch (Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901)."""
+    """Returns how far the class's probability falls if a patch hides a pixel, on average over patches.
+
+    Zeiler and Fergus 2014, https://arxiv.org/abs/1311.2901.
+    """
     height, width = images.shape[1:3]
     patch, stride = (max(1, round(size * min(height, width) / _OF)) for size in (_PATCH, _STRIDE))
-    # Patches begin before the border, so that each pixel is under as many.
+    # Patches begin outside the border, so that each pixel is covered by the same number of them.
     tops, lefts = (range(stride - patch, size, stride) for size in (height, width))
     maps = []
     for image, of_class in zip(images, classes, strict=True):

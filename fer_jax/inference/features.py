@@ -1,4 +1,4 @@
-"""What a trained network knows of an image before its last layer."""
+"""Features of an image: the inputs of a trained network's last layer."""
 
 import functools
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from fer_jax.models import resnet
 def make_features(model: resnet.ResNet, preprocessing: Preprocessing) -> Callable:
     """Returns `features(variables, uint8 images) -> float32 [batch, d]`, the inputs of the network's head.
 
-    They are those of the image itself, or of its centre crop where the network is shown crops: of one picture, also
-    where the network's view has several.
+    They are the features of one picture, even if the network's view has several: the image itself, or its centre crop
+    if the network is shown crops.
     """
     view = "centre_crop" if VIEWS[preprocessing.view].is_cropped else "whole"
 
@@ -32,7 +32,7 @@ def _head_inputs(model: resnet.ResNet, variables, images):
             caught.append(args[0])
         return method(*args, **kwargs)
 
-    # The network stays as it is, and what is compiled leaves out the head, whose result nobody reads.
+    # Interception needs no change to the network, and the compiled program omits the head, as its result is unused.
     with nn.intercept_methods(catch):
         model.apply(variables, images, train=False)
     return caught[0]

@@ -1,4 +1,4 @@
-"""From the masked sums of an evaluation, made on the device, to accuracy, confusion matrix and per-class figures."""
+"""Computes the masked sums of an evaluation on the device; from them accuracy, confusion matrix and other metrics."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ def evaluation_sums(logits, labels, mask, is_copy=None):
       logits: float32 [batch, classes].
       labels: int32 [batch].
       mask: bool [batch], False where an example is padding.
-      is_copy: bool [batch], True where the image is also in the training split; None where that is not known.
+      is_copy: bool [batch], True where the image is also in the training split; None if that is not known.
 
     Returns:
-      loss: float32 [], the summed cross-entropy in nats. confusion: int32 [classes, classes], rows the true class;
-      confusion_of_copies: that of the copies alone, where they are known.
+      loss: float32 [], the summed cross-entropy in nats. confusion: int32 [classes, classes], rows are the true class;
+      confusion_of_copies: that of the copies alone, if they are known.
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     true = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.int32) * mask[:, None]
@@ -35,14 +35,14 @@ def accuracy(metric_sums: dict) -> float:
 
 
 def without_copies(metric_sums: dict) -> np.ndarray | None:
-    """Returns the confusion matrix of the images that are not in train too; None where unknown, or without images."""
+    """Returns the confusion matrix of the images that are not also in train; None if unknown, or without images."""
     others = metric_sums["confusion"] - metric_sums.get("confusion_of_copies", metric_sums["confusion"])
-    # A folder of training images alone would have nothing left to divide by.
+    # In a folder of training images all are copies, which would leave no images to divide by.
     return others if others.any() else None
 
 
 def selection_metrics(metric_sums: dict) -> dict[str, float]:
-    """Returns loss, accuracy and, where copies are known, accuracy_without_copies."""
+    """Returns loss, accuracy and, if copies are known, accuracy_without_copies."""
     found = {"loss": mean_loss(metric_sums), "accuracy": accuracy(metric_sums)}
     confusion = without_copies(metric_sums)
     return found if confusion is None else found | {"accuracy_without_copies": accuracy({"confusion": confusion})}
@@ -53,7 +53,7 @@ def accuracy_with_interval(confusion: np.ndarray) -> dict:
     from scipy.stats import binomtest  # takes a second to import, which training needn't wait for
 
     total, correct = int(confusion.sum()), int(np.trace(confusion))
-    # Wilson's interval stays within 0 and 1 and holds for few images, where the usual one does not.
+    # Wilson's interval stays within 0 and 1 and is valid for few images, unlike the usual one.
     interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
     return {
         "num_examples": total,
@@ -68,14 +68,14 @@ def mean_loss(metric_sums: dict) -> float:
 
 
 def summarize_shortly(metric_sums: dict) -> dict:
-    """Returns the accuracy with its interval, the loss and, where copies are known, the accuracy without_copies."""
+    """Returns the accuracy with its interval, the loss and, if copies are known, the accuracy without_copies."""
     found = {**accuracy_with_interval(metric_sums["confusion"]), "loss": mean_loss(metric_sums)}
     confusion = without_copies(metric_sums)
     return found if confusion is None else found | {"without_copies": accuracy_with_interval(confusion)}
 
 
 def summarize(metric_sums: dict, class_names: Sequence[str]) -> dict:
-    """Returns the figures of a report as plain Python values.
+    """Returns the metrics of a report as plain Python values.
 
     The 95 % interval of the accuracy is Wilson's (1927). A class that is never predicted has precision 0. A class
     without examples counts in neither the macro F1 nor the balanced accuracy.
@@ -84,7 +84,7 @@ def summarize(metric_sums: dict, class_names: Sequence[str]) -> dict:
 
     confusion = np.asarray(metric_sums["confusion"])
     true, predicted = np.indices(confusion.shape).reshape(2, -1)
-    # Each cell of the confusion matrix stands for as many examples as it counts.
+    # Each cell of the confusion matrix is weighted by the number of examples that it counts.
     precision, recall, f1, support = precision_recall_fscore_support(
         true, predicted, labels=range(len(class_names)), sample_weight=confusion.ravel(), zero_division=0.0
     )

@@ -1,4 +1,4 @@
-"""What is done to an image before a trained network, and the views of it that the network is shown."""
+"""Preprocessing of images for a trained network, and the views of an image that the network is shown."""
 
 import dataclasses
 import math
@@ -12,14 +12,17 @@ from fer_jax.recipe.images import scale_pixels, standardize
 
 
 class View(NamedTuple):
-    """is_cropped: whether crops are shown, of the size that the network was trained on. count: how many pictures."""
+    """A view of an image.
+
+    is_cropped: whether it shows crops, of the size that the network was trained on. count: the number of pictures.
+    """
 
     is_cropped: bool
     count: int
 
 
-# Views of more than one picture are the mean of their probabilities. The pictures are, in this order: the image and its
-# mirror image; the centre crop and its mirror image, and the four corners' and theirs (Krizhevsky et al. 2012).
+# A view of several pictures takes the mean of their probabilities. The pictures are, in this order: the image and its
+# mirror image; or the centre and the four corner crops, each followed by its mirror image (Krizhevsky et al. 2012).
 VIEWS = {
     "whole": View(False, 1),
     "whole_mirrored": View(False, 2),
@@ -30,11 +33,11 @@ VIEWS = {
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image before the network; a value that is stored with the weights and can be applied.
+    """Preprocesses images for the network; stored with the weights.
 
-    image_shape: (height, width, channels). divisor: what the uint8 pixel values are divided by. standardize: whether
+    image_shape: (height, width, channels). divisor: the uint8 pixel values are divided by it. standardize: whether
     each image's mean is subtracted, and the rest divided by its standard deviation. crop: the size of crops, or None.
-    view: of VIEWS, the one that is shown unless another is asked for.
+    view: the name in VIEWS of the view that is shown by default.
     """
 
     image_shape: tuple[int, int, int]
@@ -44,13 +47,13 @@ class Preprocessing:
     view: str = "whole"
 
     def __call__(self, images):
-        """Returns the images, float32, of which views are made; images: uint8 [batch, *image_shape]."""
+        """Returns the images, float32, from which views are cut; images: uint8 [batch, *image_shape]."""
         images = scale_pixels(images, self.divisor)
         return standardize(images) if self.standardize else images
 
     @property
     def possible_views(self) -> list[str]:
-        """The views that can be shown: with crops only if there is a size for them."""
+        """The views that can be shown: those with crops need a size of crops."""
         return [name for name, view in VIEWS.items() if self.crop or not view.is_cropped]
 
     def to_metadata(self) -> dict[str, Any]:
@@ -58,10 +61,10 @@ class Preprocessing:
 
     @classmethod
     def from_metadata(cls, stored: Mapping[str, Any]) -> "Preprocessing":
-        """Returns what `to_metadata` gave; raises KeyError, TypeError or ValueError where it can't be applied."""
-        # Version 0.1.0 stored the words 'uint8 / 255' in place of the divisor.
+        """Returns the preprocessing that was stored; raises KeyError, TypeError or ValueError if it is invalid."""
+        # Version 0.1.0 stored the text 'uint8 / 255' in place of the divisor.
         divisor = 255.0 if stored.get("pixels") == "uint8 / 255" else float(stored["divisor"])
-        # What was stored before there was a choice lacks the rest.
+        # Metadata that were stored before these options existed lack them.
         chosen = {key: stored[key] for key in ("standardize", "crop", "view") if key in stored}
         preprocessing = cls(tuple(stored["image_shape"]), divisor, **chosen)
         crop = preprocessing.crop
@@ -77,9 +80,9 @@ class Preprocessing:
 
 
 def make_preprocessing(config: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Preprocessing:
-    """Returns the preprocessing that a config asks for, of images of this shape."""
+    """Returns the preprocessing of a config for images of this shape."""
     crop, view = config["augment"]["crop"], config["evaluation"]["view"]
-    # A network is shown what it was trained on.
+    # 'auto' is the view that the network was trained on.
     if view == "auto":
         view = "centre_crop" if crop else "whole"
     return Preprocessing(image_shape, standardize=config["preprocessing"]["standardize"], crop=crop, view=view)
@@ -93,7 +96,7 @@ def predict_views(
     Args:
       network: float32 images [n, height, width, channels] -> logits [n, classes].
       images: uint8 [batch, *image_shape].
-      names: of VIEWS.
+      names: names of views in VIEWS.
     """
     images = preprocessing(images)
     logits = {}
@@ -105,7 +108,7 @@ def predict_views(
         crop = preprocessing.crop if is_cropped else None
         cut = [_cut(images, picture) for picture in _pictures(images.shape[1:], crop, max(wanted.values()))]
         pictures = jnp.stack(cut)
-        # The batch's size by its shape: where it is symbolic (jax.export), len() has no answer.
+        # The batch size is taken from the shape, because len() fails if it is symbolic (jax.export).
         each = network(pictures.reshape(-1, *pictures.shape[2:])).reshape(len(cut), images.shape[0], -1)
         logits |= {name: _combine(each[:count]) for name, count in wanted.items()}
     return {name: logits[name] for name in names}
@@ -131,21 +134,21 @@ def _pictures(image_shape: Sequence[int], crop: int | None, count: int) -> list[
     height, width = image_shape[:2]
     size = (height, width) if crop is None else (crop, crop)
     bottom, right = height - size[0], width - size[1]
-    # Where the picture is the whole image, all five are the same place, and no view shows more than one.
+    # If the picture is the whole image, all five positions are the same, and no view shows more than one of them.
     corners = [(bottom // 2, right // 2), (0, 0), (0, right), (bottom, 0), (bottom, right)]
     both = [Picture(*corner, *size, is_mirrored) for corner in corners for is_mirrored in (False, True)]
     return both[:count]
 
 
 def _cut(images, picture: Picture):
-    """Returns that part of float32 images [batch, height, width, channels]."""
+    """Returns a picture that is cut out of float32 images [batch, height, width, channels]."""
     part = images[:, picture.top : picture.top + picture.height, picture.left : picture.left + picture.width]
     return part[:, :, ::-1] if picture.is_mirrored else part
 
 
 def _combine(logits):
-    """Returns the logarithm of the mean probabilities over the views [views, batch, classes]; of one, the logits."""
-    # Logits keep more than their probabilities, and are what they were before there were views.
+    """Returns the log of the mean probabilities over pictures [pictures, batch, classes]; for one, its logits."""
+    # Logits keep more information than probabilities, and stay the same as before views existed.
     if len(logits) == 1:
         return logits[0]
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(len(logits))

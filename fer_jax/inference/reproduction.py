@@ -1,18 +1,18 @@
-"""Whether a checkpoint's validation accuracy is reproduced, on this machine and by this version."""
+"""Checks whether a checkpoint's validation accuracy is reproduced, on this machine and by this version."""
 
 from fer_jax.errors import UserError
 from fer_jax.inference import metrics
 from fer_jax.inference.trained_model import TrainedModel, describe_computation
 from fer_jax.system.terminal import Terminal
 
-# What a few borderline images explain: logits that differ in their last bits, on another device or by another
-# convolution, change the prediction where two classes are nearly equal.
+# The difference that a few borderline images explain: logits that differ in their last bits, on another device or by
+# another convolution, change the prediction if two classes are nearly equal.
 _BORDERLINE_IMAGES = 3
 _BORDERLINE_SHARE = 0.005
 
 
 def compare_with_training(trained: TrainedModel, metric_sums: dict, strict: bool, terminal: Terminal) -> None:
-    """Says whether the validation accuracy is the logged one; warns, or raises UserError if strict, where it's far."""
+    """Reports whether the validation accuracy is the logged one; if it's far, warns or, if strict, raises UserError."""
     logged, computed = trained.metadata["validation"]["accuracy"], metrics.accuracy(metric_sums)
     if computed == logged:
         terminal.say(
@@ -20,14 +20,14 @@ def compare_with_training(trained: TrainedModel, metric_sums: dict, strict: bool
         )
         return
     num_images = int(metric_sums["confusion"].sum())
-    # Weights are held by checksums, so only how they are computed can differ.
+    # Checksums protect the weights, so only the computation can differ.
     trained_on, here = trained.metadata.get("computation"), describe_computation(trained.model)
     if trained_on is None:
         reason = "what it was trained on was not stored"
     else:
         pairs = {key: (trained_on.get(key), value) for key, value in here.items()}
         different = [f"{key} {theirs} there and {ours} here" for key, (theirs, ours) in pairs.items() if theirs != ours]
-        # A file in two bytes a value is another network, if only by a little.
+        # Kernels stored in two bytes per value are a slightly different network.
         stored_as = trained.metadata.get("weights_dtype", "float32")
         different += [f"kernels stored in {stored_as}"] if stored_as != "float32" else []
         reason = ", ".join(different) or "device and versions are the same, so look for what else changed"

@@ -1,7 +1,7 @@
 """The names that torchvision and timm give the tensors of a ResNet, and the order of their axes. Pure.
 
-Their ResNets (https://github.com/pytorch/vision/blob/main/torchvision/models/resnet.py) are ours, version 1.5 with the
-same epsilon, so every tensor of one is a tensor of the other.
+Their ResNets (https://github.com/pytorch/vision/blob/main/torchvision/models/resnet.py) are the same as fer_jax's,
+version 1.5 with the same epsilon, so the tensors correspond one to one.
 """
 
 import re
@@ -20,15 +20,15 @@ _LAYERS = {
     "head": "fc",
 }
 _TENSORS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-# How many batches a norm has seen, which says nothing of the network; where it is missing, transformers complains.
+# The number of batches that a norm has seen. The network doesn't use it, but transformers complains if it is missing.
 _COUNTER = "num_batches_tracked"
-# The order of the axes, of kernels and of dense layers; vectors have one.
+# The order of the axes of convolution kernels, dense layers and vectors, by their number of axes.
 _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 _FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
 
 def torch_name(name: str) -> str | None:
-    """Returns their name of a variable of ours, as 'params.stage1_block1.Conv_0.kernel'; None if they have no such."""
+    """Returns torchvision's name of a variable such as 'params.stage1_block1.Conv_0.kernel'; None if it has none."""
     _, *layers, tensor = name.split(".")
     parts = [_layer(layer) for layer in layers]
     return None if None in parts else ".".join([*parts, _TENSORS[tensor]])
@@ -43,11 +43,11 @@ def _layer(name: str) -> str | None:
 
 
 def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns a network's variables under their names, float32: kernels OIHW, the head [classes, features].
+    """Returns a network's variables under torchvision's names, float32: kernels OIHW, the head [classes, features].
 
-    Each norm has its counter, int64 [], too.
+    Each norm also has its counter, int64 [].
 
-    Raises KeyError where the network has what theirs have not: squeeze-and-excitation.
+    Raises KeyError if the network has squeeze-and-excitation, which torchvision's ResNets lack.
     """
     named = {}
     for name, value in traverse_util.flatten_dict(jax.device_get(variables), sep=".").items():
@@ -66,13 +66,13 @@ def is_torch(names: Iterable[str]) -> bool:
 
 
 def from_torch(tensors: Mapping[str, np.ndarray], wanted: Iterable[str]) -> dict[str, np.ndarray]:
-    """Returns their tensors under our names, with our order of the axes.
+    """Returns torchvision's tensors under fer_jax's names, with fer_jax's order of the axes.
 
-    wanted: the names of a network's variables. A tensor that is none of them keeps its name.
+    wanted: the names of a network's variables. A tensor that matches none of them keeps its name.
     """
     ours = {torch_name(name): name for name in wanted}
     return {
-        # A layer of another kind has axes of its own, and is refused by its name.
+        # A layer of another kind may have another number of axes, which are kept; it is refused by its name.
         ours.get(name, name): tensor.transpose(_FROM_TORCH.get(tensor.ndim, range(tensor.ndim)))
         for name, tensor in tensors.items()
         if not name.endswith(_COUNTER)

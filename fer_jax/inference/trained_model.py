@@ -1,4 +1,4 @@
-"""A trained network as an object, on which everything after training stands."""
+"""A trained network as an object, on which everything after training is built."""
 
 import dataclasses
 import functools
@@ -25,16 +25,16 @@ from fer_jax.system import accelerators
 from fer_jax.workdir import selection
 from fer_jax.workdir.paths import Workdir
 
-# Images classified in one call at most; smaller numbers are padded to a power of two, so that few shapes are compiled.
+# The most images in one call; smaller numbers are padded to a power of two, so that few shapes are compiled.
 _BATCH_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A trained network: the model and its variables, what goes in, what comes out, and where it is from.
+    """A trained network: the model and its variables, its inputs, outputs and origin.
 
     variables: {'params', 'batch_stats'}. class_names: in the order of the logits. config: that of its run.
-    step: the training step of its checkpoint. metadata: what its checkpoint stores beside the weights.
+    step: the training step of its checkpoint. metadata: stored in its checkpoint beside the weights.
     """
 
     model: resnet.ResNet
@@ -52,25 +52,25 @@ class TrainedModel:
         """Loads the network of a run or of a weights file.
 
         Args:
-          source: the workdir of a run, a file that `save` wrote, or None or 'pretrained', the file of the package (see
+          source: the workdir of a run, a file that `save` wrote, or, for the packaged file, None or 'pretrained' (see
             `weights.resolve`).
-          checkpoint: of a run: 'best' (by validation accuracy; the default), 'latest' or a step.
+          checkpoint: for a run, 'best' (by validation accuracy; the default), 'latest' or a step.
           mesh: the devices that get the variables; all of them by default.
 
         Raises:
-          UserError: there is no such run, checkpoint or file, it is damaged, or a checkpoint of a file is asked for.
+          UserError: there is no such run, checkpoint or file, it is damaged, or `checkpoint` is given for a file.
         """
         if not isinstance(source, Workdir):
             source = weights.resolve(source)
-        # On all devices from the start, so that evaluation needs no second copy.
+        # Placed on all devices from the start, so that evaluation needs no second copy.
         sharding = NamedSharding(mesh or parallel.make_mesh(), PartitionSpec())
-        # By its name a file that isn't there is one too, and is told so rather than as a missing run.
+        # A missing path with the suffix of a weights file is reported as a missing file, not as a missing run.
         if not isinstance(source, Workdir) and (os.path.isfile(source) or str(source).endswith(weights.SUFFIX)):
-            # Not ignored: a file is one network, maybe not the one that is asked for.
+            # Refused rather than ignored: the one network in the file may not be the requested one.
             if checkpoint is not None:
                 raise UserError(f"{source} is a weights file, which holds one network and no checkpoint {checkpoint!r}")
             return cls._load_file(source, sharding)
-        # Imports Orbax, which takes a quarter of a second, for runs alone.
+        # Imported for runs only, because it imports Orbax, which takes a quarter of a second.
         from fer_jax.workdir.checkpoints import Checkpoints, Damaged
 
         workdir = source if isinstance(source, Workdir) else Workdir(source)
@@ -100,27 +100,27 @@ class TrainedModel:
         return cls(variables=variables, config=config, step=metadata.pop("step"), metadata=metadata, **described)
 
     def with_view(self, view: str) -> "TrainedModel":
-        """Returns the same network, shown another of `preprocessing.VIEWS`."""
+        """Returns the same network with another view of `preprocessing.VIEWS`."""
         return dataclasses.replace(self, preprocessing=dataclasses.replace(self.preprocessing, view=view))
 
     def save(self, path: str | os.PathLike, *, dtype: str = "float32") -> None:
         """Writes the network to a weights file, which `load` reads on any machine; see `weights.write`.
 
-        dtype: of the kernels: 'float32', or 'float16' or 'bfloat16' at half the size.
+        dtype: the dtype of the kernels: 'float32', or 'float16' or 'bfloat16' at half the size.
         """
-        # Where the data lay on this machine is nobody else's business, nor is how far the training was.
+        # Weights files may be shared, so they don't contain this machine's paths, nor the progress of the training.
         kept = {key: value for key, value in self.metadata.items() if key not in ("progress", "dataset_path")}
         config = self.config.to_dict()
         ferplus = config["dataset"]["ferplus"]
         config["dataset"] |= {"path": None, "cache_dir": None, "ferplus": ferplus and os.path.basename(ferplus)}
         config["model"]["init"] = config["model"]["init"] and os.path.basename(config["model"]["init"])
-        # With the view that was chosen after training, which the checkpoint doesn't know.
+        # The preprocessing has the view that was chosen after training, which isn't in the checkpoint's metadata.
         described = {"config": config, "preprocessing": self.preprocessing.to_metadata()}
         metadata = {**kept, **described, "weights_dtype": dtype, "step": self.step}
         weights.write(path, self.variables, metadata, dtype=dtype)
 
     def check_images(self, images: np.ndarray) -> np.ndarray:
-        """Returns the images as an array; raises UserError where they are not what the network was trained on."""
+        """Returns the images as an array; raises UserError if they have another shape or dtype than in training."""
         images = np.asarray(images)
         shape = self.preprocessing.image_shape
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
@@ -131,13 +131,13 @@ class TrainedModel:
         return images
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Returns the logits, float32 [n, classes]; images: uint8 [n, height, width, channels], as trained on.
+        """Returns the logits, float32 [n, classes]; images: uint8 [n, height, width, channels], as in training.
 
-        Raises UserError where the images have another shape or dtype.
+        Raises UserError if the images have another shape or dtype.
         """
         images = self.check_images(images)
         parts = [images[first : first + _BATCH_SIZE] for first in range(0, len(images), _BATCH_SIZE)]
-        # So that no images have no logits, rather than an error.
+        # Makes the result for no images an empty array rather than an error.
         empty = np.zeros((0, len(self.class_names)), np.float32)
         return np.concatenate([empty, *map(self._logits_of_batch, parts)])
 
@@ -147,21 +147,21 @@ class TrainedModel:
 
     def _logits_of_batch(self, images: np.ndarray) -> np.ndarray:
         predict, variables = self._compiled
-        # At most seven shapes are compiled, whatever numbers of images come.
+        # At most seven shapes are compiled, whatever the number of images.
         margin = (1 << (len(images) - 1).bit_length()) - len(images)
         padded = np.pad(images, ((0, margin), (0, 0), (0, 0), (0, 0)))
         return np.asarray(predict(variables, padded))[: len(images)]
 
     @functools.cached_property
     def _compiled(self) -> tuple[Callable, Mapping]:
-        # Once a model, not once a call.
+        # Prepared once per network, not once per call.
         prepare = jax.jit(make_prepare(self.model))
         predict, view = make_predict(self.model, self.preprocessing), self.preprocessing.view
         return jax.jit(lambda variables, images: predict(variables, images)[view]), prepare(self.variables)
 
 
 def _described(config: config_dict.ConfigDict, metadata: Mapping[str, Any], sharding: NamedSharding):
-    """Returns what a stored network's metadata say of it, as fields of a TrainedModel, and its abstract variables."""
+    """Returns fields of a TrainedModel from a stored network's config and metadata, and its abstract variables."""
     class_names = tuple(metadata["class_names"])
     preprocessing = Preprocessing.from_metadata(metadata["preprocessing"])
     model = make_model(config.model, num_classes=len(class_names))
@@ -172,7 +172,7 @@ def _described(config: config_dict.ConfigDict, metadata: Mapping[str, Any], shar
 def stored_description(
     path: str | os.PathLike, metadata: Mapping[str, Any]
 ) -> tuple[config_dict.ConfigDict, Preprocessing]:
-    """Returns config and preprocessing of a weights file's metadata; raises UserError where they can't be meant."""
+    """Returns config and preprocessing of a weights file's metadata; raises UserError if they are invalid."""
     config = config_lib.from_stored(metadata["config"], source=str(path))
     try:
         config_lib.check(config)
@@ -194,7 +194,7 @@ def stored_description(
 
 
 def make_model(model_config: Mapping[str, Any], *, num_classes: int) -> resnet.ResNet:
-    """Returns the network of a `config.model` for this process's devices."""
+    """Returns the model of a `config.model` for this process's devices."""
     dtype, backend = accelerators.resolve_dtype(model_config["dtype"]), jax.default_backend()
     conv, _ = build.choose(model_config["conv"], dtype=dtype, backend=backend)
     model_config = dict(model_config) | {"dtype": dtype, "conv": conv}
@@ -204,7 +204,7 @@ def make_model(model_config: Mapping[str, Any], *, num_classes: int) -> resnet.R
 def make_predict(model: resnet.ResNet, preprocessing: Preprocessing, views: Sequence[str] | None = None) -> Callable:
     """Returns `predict(variables, uint8 images) -> {view: logits}`, with running batch statistics.
 
-    views: of `preprocessing.VIEWS`; the network's own if None.
+    views: names of `preprocessing.VIEWS`; the network's own if None.
     """
 
     def predict(variables, images):
@@ -215,7 +215,7 @@ def make_predict(model: resnet.ResNet, preprocessing: Preprocessing, views: Sequ
 
 
 def uses_ema(config: config_dict.ConfigDict, metadata: Mapping[str, Any]) -> bool:
-    """Returns whether a checkpoint's weights are the moving average: where that was the better one, or not measured."""
+    """Returns whether a checkpoint's weights are the moving average: if it was the better one, or wasn't measured."""
     return (metadata.get("validation") or {}).get("is_ema", config.ema.half_life is not None)
 
 
@@ -226,14 +226,14 @@ def make_prepare(model: resnet.ResNet) -> Callable:
 
 def abstract_variables(model: resnet.ResNet, image_shape: tuple[int, int, int], sharding: NamedSharding) -> dict:
     """Returns the shapes and dtypes of a model's variables, with a sharding."""
-    # Shapes only: a random initialisation would take seconds to compile for nothing.
+    # Only shapes are computed: a random initialisation would take seconds to compile for nothing.
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), variables)
 
 
 def describe_computation(model: resnet.ResNet) -> dict[str, str]:
-    """Returns what the last bits of a model's logits depend on beside its weights; stored with each checkpoint."""
+    """Returns what determines, besides the weights, the last bits of a model's logits; stored with each checkpoint."""
     device = jax.devices()[0]
     return {
         "backend": jax.default_backend(),

@@ -22,7 +22,7 @@ from fer_jax.errors import UserError, naming
 
 SUFFIX = ".safetensors"
 DTYPES = ("float32", "float16", "bfloat16")
-# The file that is installed with the package goes by this name; the face detector's file lies beside it.
+# The name of the weights file that is installed with the package; the face detector's file is beside it.
 PRETRAINED = "pretrained"
 PRETRAINED_FILE = f"fer2013{SUFFIX}"
 _DETECTOR = "blazeface_full_range.safetensors"
@@ -39,7 +39,7 @@ def _is_validation(value: Any) -> bool:
     return value is None or (type(accuracy) in (int, float) and 0 <= accuracy <= 1)
 
 
-# The metadata without which no network can be made of the tensors.
+# The metadata that are needed to make a network of the tensors.
 _NEEDED = {
     "config": ("an object", lambda value: isinstance(value, dict)),
     "class_names": (
@@ -57,7 +57,7 @@ _NEEDED = {
     ),
     "step": ("a whole number, at least 0", lambda value: type(value) is int and value >= 0),
 }
-# What another program's file may leave out.
+# The metadata that another program's file may omit.
 _OPTIONAL = {
     "validation": ("null or an object with an accuracy of 0 to 1", _is_validation),
     "computation": ("null or an object", lambda value: value is None or isinstance(value, dict)),
@@ -65,11 +65,11 @@ _OPTIONAL = {
 
 
 def resolve(source: str | os.PathLike | None, folder: pathlib.Path | None = None) -> str | os.PathLike:
-    """Returns `source`, or the path of the packaged weights file where it is 'pretrained' or, by default, None.
+    """Returns `source`, or the path of the packaged weights file if it is 'pretrained' or None.
 
-    folder: where the packaged file is; that of fer_jax.pretrained by default. Raises UserError where it has none.
+    folder: contains the packaged file; fer_jax.pretrained by default. Raises UserError if the file is missing.
     """
-    # What is there first: whoever says the name of a folder or file of theirs means it.
+    # A file or folder that is named 'pretrained' takes precedence over the packaged file.
     if source is not None and (os.fspath(source) != PRETRAINED or os.path.exists(source)):
         return source
     if folder is None:
@@ -93,15 +93,15 @@ def read_detector() -> dict[str, Any]:
 def write(path: str | os.PathLike, variables: Mapping[str, Any], metadata: Mapping[str, Any], *, dtype: str) -> None:
     """Writes a network, whole or not at all.
 
-    metadata: JSON-serialisable. dtype: of the kernels, one of DTYPES; scales, biases and statistics, which are few and
-    may be large, stay float32. Raises UserError where the dtype is another one or can't hold a value, and OSError or
-    StorageError where the file can't be written.
+    metadata: JSON-serialisable. dtype: that of the kernels, one of DTYPES; scales, biases and statistics, which are few
+    and may be large, stay float32. Raises UserError if the dtype is another one or can't hold a value, and OSError or
+    StorageError if the file can't be written.
     """
     if dtype not in DTYPES:
         raise UserError(f"weights are stored as {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, not as {dtype}")
     tensors = {}
     for name, value in traverse_util.flatten_dict(jax.device_get(variables), sep=".").items():
-        # 65,504 is the largest float16: what is larger would become infinite without a word.
+        # 65,504 is the largest float16: larger values would silently become infinite.
         with np.errstate(over="ignore"):
             tensors[name] = np.asarray(value, dtype if value.ndim > 1 else "float32")
         if not np.isfinite(tensors[name]).all():
@@ -112,20 +112,20 @@ def write(path: str | os.PathLike, variables: Mapping[str, Any], metadata: Mappi
     document = json.dumps({"format": _FORMAT, **metadata}, allow_nan=False)
     content = safetensors.numpy.save(tensors, metadata={_KEY: document})
     try:
-        # Written here rather than by safetensors, whose errors don't name the file.
+        # Not written by safetensors, because its errors don't name the file.
         with naming(partial):
             partial.write_bytes(content)
         partial.replace(path)
     finally:
-        # A full disk is not left with half a file on it.
+        # If the disk is full, no partial file is left on it.
         partial.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns the tensors by name, as they are stored, and the metadata.
 
-    Raises UserError where the file isn't there, is cut off or damaged, was not written by `write`, or has metadata that
-    no network can be made of.
+    Raises UserError if the file is missing, cut off or damaged, was not written by `write`, or has metadata that no
+    network can be made of.
     """
     tensors, stored = read_any(path)
     return tensors, describe(stored, path)
@@ -134,7 +134,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]
 def read_any(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Returns the tensors and the metadata of any program's safetensors file.
 
-    Raises UserError where the file isn't there, is cut off or damaged, or is none.
+    Raises UserError if the file is missing, cut off, damaged, or not a safetensors file.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -143,16 +143,16 @@ def read_any(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, 
     except FileNotFoundError:
         raise UserError(f"{path} is not there") from None
     except (OSError, KeyError, safetensors.SafetensorError) as error:
-        # PyTorch's own files are pickles, which run code as they are read.
+        # PyTorch's own files are pickles, which run code when they are read.
         is_torch = os.path.splitext(path)[1] in (".pt", ".pth", ".bin")
         advice = "; safetensors.torch.save_file(state_dict, FILE) makes one of PyTorch's" if is_torch else ""
         raise UserError(f"{path} is not a whole safetensors file: {error}{advice}") from None
 
 
 def describe(stored: Mapping[str, str], path: str | os.PathLike) -> dict[str, Any]:
-    """Returns what the metadata of a file of ours say, without the format.
+    """Returns the metadata of a weights file of fer_jax, without the format.
 
-    Raises UserError where the file is another program's, or its metadata are not as needed.
+    Raises UserError if another program wrote the file, or its metadata are invalid.
     """
     document = stored.get(_KEY)
     if document is None:
@@ -163,7 +163,7 @@ def describe(stored: Mapping[str, str], path: str | os.PathLike) -> dict[str, An
         raise UserError(f"{path}: its metadata under {_KEY!r} are no JSON: {error}") from None
     if not isinstance(metadata, dict):
         raise UserError(f"{path}: its metadata under {_KEY!r} are no object but {document[:50]}")
-    # The format first: another one may need other keys.
+    # The format is checked first, since another one may need other keys.
     version = metadata.pop("format", None)
     if version is None:
         raise UserError(f"{path}: its metadata under {_KEY!r} lack format, which says how to read them")
@@ -187,9 +187,9 @@ def fill(
     """Returns the tensors as the variables of a network.
 
     abstract: the variables' shapes, dtypes and shardings. source, whose: the file, and the config that describes the
-    network, for the UserError that is raised where a tensor is missing, is one too many or has another shape.
+    network, for the UserError that is raised if a tensor is missing, superfluous or of another shape.
     """
-    # Names first: a network of other depth would else be told by the shape of whichever tensor comes first.
+    # Names are compared first: otherwise a network of another depth would be reported by some tensor's shape.
     wanted = traverse_util.flatten_dict(abstract, sep=".")
     for name in sorted(wanted.keys() ^ tensors.keys()):
         where = "lacks" if name in wanted else "has one tensor too many,"
@@ -199,6 +199,6 @@ def fill(
         shape = tensors[name].shape
         if shape != like.shape:
             raise UserError(f"{source}: {name} is {list(shape)}, where {whose} asks {list(like.shape)}")
-        # Two bytes a value save room in the file; parameters are float32.
+        # Two bytes per value save space in the file; parameters are float32.
         filled[name] = jax.device_put(tensors[name].astype(like.dtype), like.sharding)
     return traverse_util.unflatten_dict(filled, sep=".")
