@@ -22,31 +22,35 @@ if TYPE_CHECKING:
 _CONFIG = command_line.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder or gs://bucket/...; runs/<name of config> if unset.")
 _DATA = flags.DEFINE_string("data", None, "A FER-2013 csv or a folder of images, in place of config.dataset.path.")
-_SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "What to evaluate on.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Of a run: 'best' (if unset), 'latest' or a step.")
+_SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "The split to evaluate on.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The checkpoint of a run: 'best' (if unset), 'latest' or a step.")
 _STRICT = flags.DEFINE_bool("strict", False, "Fail if the logged validation accuracy is not reproduced.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "A weights file, or 'pretrained', instead of a run.")
-_ORT = flags.DEFINE_string("ort", None, "Of --format=web: a folder with onnxruntime-web's files, which are copied.")
+_ORT = flags.DEFINE_string("ort", None, "For --format=web: a folder with onnxruntime-web's files to copy.")
 _EXPLAIN = flags.DEFINE_string(
-    "explain", None, "What the network looked at: by layercam, gradcam or occlusion; or in how many errors of a class."
+    "explain",
+    None,
+    "Show what the network looked at: layercam, gradcam or occlusion; when evaluating, the number of errors per class.",
 )
-_OUT = flags.DEFINE_string("out", None, "The file or folder that is written.")
-_FORMAT = flags.DEFINE_enum("format", "safetensors", list(formats.FORMATS), "What is written.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", formats.DTYPES, "How weights are stored, if the format can.")
-_DETECTOR = flags.DEFINE_string("detector", "blazeface", "What finds faces: blazeface, yunet:FILE.onnx or none.")
-_FACES = flags.DEFINE_enum("faces", "all", ["all", "largest", "none"], "Which faces; none takes pictures for faces.")
-_SMALL_FACES = flags.DEFINE_bool("small_faces", False, "Search for faces of less than 7 % of a picture, too.")
-_JSON = flags.DEFINE_string("json", None, "Write answers as JSON lines to this file; - for standard output.")
-_CSV = flags.DEFINE_string("csv", None, "Write answers as rows, one a face, to this file; - for standard output.")
+_OUT = flags.DEFINE_string("out", None, "The file or folder to write.")
+_FORMAT = flags.DEFINE_enum("format", "safetensors", list(formats.FORMATS), "The format to export to.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", formats.DTYPES, "The dtype in which weights are stored.")
+_DETECTOR = flags.DEFINE_string("detector", "blazeface", "The face detector: blazeface, yunet:FILE.onnx or none.")
+_FACES = flags.DEFINE_enum(
+    "faces", "all", ["all", "largest", "none"], "The faces to classify; none: each picture is a face."
+)
+_SMALL_FACES = flags.DEFINE_bool("small_faces", False, "Also find faces smaller than 7 % of a picture.")
+_JSON = flags.DEFINE_string("json", None, "Write the results as JSON lines to this file; - for standard output.")
+_CSV = flags.DEFINE_string("csv", None, "Write the results as rows, one per face, to this file; - for standard output.")
 _SAVE = flags.DEFINE_bool("save", False, "Write annotated pictures and videos to --out, or to predictions/.")
-_EVERY = flags.DEFINE_integer("every", 1, "Look at one frame of a video in so many.", lower_bound=1)
+_EVERY = flags.DEFINE_integer("every", 1, "Classify every N-th frame of a video.", lower_bound=1)
 _RAW = flags.DEFINE_bool("raw", False, "Do not smooth the probabilities of a video over half a second.")
 _REQUIRE_FACE = flags.DEFINE_bool("require_face", False, "Fail if no face is found.")
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "The address to listen at.")
-_PORT = flags.DEFINE_integer("port", 8000, "The port to listen at; 0 for one that is free.", 0, 65535)
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "The address to listen on.")
+_PORT = flags.DEFINE_integer("port", 8000, "The port to listen on; 0 for any free one.", 0, 65535)
 _OPEN = flags.DEFINE_bool("open", False, "Open the page in the browser.")
-_VERBOSE = flags.DEFINE_bool("verbose", False, "Say also when the command restarts itself, with huge pages on.")
-_LICENCE = flags.DEFINE_string("licence", None, "A text on the licence of the weights, stored with them.")
+_VERBOSE = flags.DEFINE_bool("verbose", False, "Also report that the command restarts itself with huge pages.")
+_LICENCE = flags.DEFINE_string("licence", None, "The licence of the weights, a text that is stored with them.")
 
 
 def _config() -> config_dict.ConfigDict:
@@ -201,7 +205,7 @@ def _serve() -> None:
 _COMMANDS = {
     "train": command_line.Command(
         _train,
-        "Trains a network, or goes on with a run.",
+        "Trains a network, or resumes a run.",
         "config workdir data",
         "--config=resnet50 --data=fer2013.csv --workdir=runs/mine",
     ),
@@ -213,31 +217,31 @@ _COMMANDS = {
     ),
     "export": command_line.Command(
         _export,
-        "Writes a network in another program's format, and runs it there.",
+        "Exports a network to another format and verifies the export.",
         "workdir weights checkpoint format out dtype ort licence data",
         "export --workdir=runs/mine --format=onnx --out=net.onnx",
     ),
     "predict": command_line.Command(
         _predict,
-        "Says which expressions the faces in pictures and videos have.",
+        "Classifies the expressions of the faces in pictures and videos.",
         "weights checkpoint detector faces small_faces explain json csv save out every raw require_face",
         "predict photo.jpg",
         words="PICTURE|FOLDER|VIDEO|PATTERN|-|CAMERA ...",
     ),
     "serve": command_line.Command(
         _serve,
-        "Shows a page in the browser that does it, with a webcam too.",
+        "Serves a web page that classifies faces in pictures and from a webcam.",
         "weights checkpoint detector host port open",
         "serve --open",
     ),
     "audit": command_line.Command(
         _audit,
-        "Looks for what is odd about a data set.",
+        "Reports duplicates and other irregularities of a data set.",
         "data workdir config",
         "audit --data=fer2013.csv",
     ),
 }
-_MODE = flags.DEFINE_enum("mode", "train", list(_COMMANDS), "What to do; `fer-jax NAME` is the same as --mode=NAME.")
+_MODE = flags.DEFINE_enum("mode", "train", list(_COMMANDS), "The command; `fer-jax NAME` is the same as --mode=NAME.")
 
 
 def main(arguments: list[str]) -> int:

@@ -21,7 +21,7 @@ def describe_options() -> str:
     """Returns the table as text for a terminal (--config.help)."""
     lines = [
         "The options of a config and their defaults. Set them in a config file or by --config.KEY=VALUE.",
-        "A run may go on with another value of those marked *.",
+        "Options marked * may have another value when a run is resumed.",
     ]
     section = None
     for key, default, wanted, fixed, note in _rows():
@@ -37,10 +37,11 @@ def options_page() -> str:
     lines = [
         "# Options",
         "",
-        "Every option of a config. A file in `configs/` sets some, `--config.KEY=VALUE` sets any, and the rest have",
-        "these defaults. A run in a workdir can go on with another value of an option that is not *fixed*; with one of",
-        "`dataset` where that gives the same images, labels and targets.",
-        "Written by `python -m fer_jax.config > docs/options.md`; `--config.help` prints the same.",
+        "These are all the options of a config. A file in `configs/` or `--config.KEY=VALUE` sets an option; the others",
+        "have their defaults. When a run is resumed, options that are not *fixed* may have another value, those of",
+        "`dataset` if the images, labels and targets stay the same.",
+        "",
+        "This page is the output of `python -m fer_jax.config`; `--config.help` prints the same table.",
         "",
         "| option | default | value | fixed | |",
         "|---|---|---|---|---|",

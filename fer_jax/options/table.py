@@ -40,14 +40,14 @@ OPTIONS: dict[str, Option] = {
         25,
         int,
         AT_LEAST_ONE,
-        "Most epochs to train. Fixed only if optimizer.schedule is not constant, or mix.off_epochs is set.",
+        "Maximum number of epochs. Fixed only if optimizer.schedule is not constant, or mix.off_epochs is set.",
         changes_results=_by_schedule,
     ),
     "batch_size": Option(64, int, AT_LEAST_ONE, "Images in a step, over all devices and processes."),
     **DATASET,
     "augment.flip": Option(0.5, float, PROBABILITY, "Probability of a horizontal flip."),
     "augment.alternating_flip": Option(
-        False, bool, SWITCH, "Whether each image is flipped in every other epoch, not with a probability."
+        False, bool, SWITCH, "Flip each image in every other epoch, not with a probability."
     ),
     "augment.rotation": Option(10.0, float, ANGLE, "Largest rotation, in degrees, in either direction."),
     "augment.zoom": Option(0.1, float, BELOW_ONE, "Largest zoom, in or out, as a fraction of the size."),
@@ -56,43 +56,44 @@ OPTIONS: dict[str, Option] = {
         None,
         int,
         SIZE,
-        "Height and width of the part that is trained on, at a place that is drawn. Unset: the whole image.",
+        "Height and width of the random crops to train on. Unset: the whole image.",
         optional=True,
     ),
     "augment.erasing": Option(
-        0.0, float, PROBABILITY, "Probability that a rectangle, 2 to 20 % of the image, takes its mean value."
+        0.0, float, PROBABILITY, "Probability of setting a rectangle of 2 to 20 % of the image to the image's mean."
     ),
-    "mix.mixup": Option(0.0, float, NOT_NEGATIVE, "Alpha of mixup, of images and targets. 0: none."),
+    "mix.mixup": Option(0.0, float, NOT_NEGATIVE, "Alpha of mixup of images and targets. 0: no mixup."),
     "mix.cutmix": Option(
-        0.0, float, NOT_NEGATIVE, "Alpha of cutmix. 0: none. With mixup, each takes half of the mixed steps."
+        0.0, float, NOT_NEGATIVE, "Alpha of cutmix. 0: no cutmix. With mixup, each applies to half of the mixed steps."
     ),
     "mix.probability": Option(1.0, float, PROBABILITY, "Probability that a step is mixed."),
-    "mix.off_epochs": Option(0, int, INDEX, "Last epochs that are not mixed."),
+    "mix.off_epochs": Option(0, int, INDEX, "Number of last epochs without mixing."),
     "preprocessing.standardize": Option(
-        False, bool, SWITCH, "Whether each image's mean is subtracted and its standard deviation divided by."
+        False, bool, SWITCH, "Subtract each image's mean and divide by its standard deviation."
     ),
     "model.depth": Option(50, int, one_of(10, 18, 34, 50, 101, 152), "Layers of the ResNet."),
     "model.stages": Option(
         4,
         int,
         one_of(1, 2, 3, 4),
-        "Stages that are built, the first ones; 3 of depth 18 and width 64 make a Wide-ResNet-16-4.",
+        "Number of stages to build, from the first; 3 of depth 18 and width 64 are a Wide-ResNet-16-4.",
     ),
     "model.width": Option(64, int, AT_LEAST_ONE, "Channels of the first stage."),
     "model.stem_kernel": Option(7, int, ODD, "Kernel size of the first convolution."),
     "model.stem_stride": Option(2, int, AT_LEAST_ONE, "Stride of the first convolution."),
-    "model.stem_pool": Option(True, bool, SWITCH, "Whether max pooling follows the first convolution."),
-    "model.zero_init": Option(False, bool, SWITCH, "Whether the last scale of each block starts at zero."),
+    "model.stem_pool": Option(True, bool, SWITCH, "Use max pooling after the first convolution."),
+    "model.zero_init": Option(False, bool, SWITCH, "Initialise the last batch norm scale of each block with zero."),
     "model.batch_norm_momentum": Option(
-        0.9, float, BELOW_ONE, "Share of the running batch statistics that a step keeps."
+        0.9, float, BELOW_ONE, "Share of the running batch statistics that each step keeps."
     ),
-    "model.squeeze_excitation": Option(
-        False, bool, SWITCH, "Whether blocks scale their channels by all channels' means."
-    ),
+    "model.squeeze_excitation": Option(False, bool, SWITCH, "Add squeeze-and-excitation to every block."),
     "model.stochastic_depth": Option(
-        0.0, float, BELOW_ONE, "Rate at which images skip the last block in training; it grows from 0 at the first."
+        0.0,
+        float,
+        BELOW_ONE,
+        "Probability of skipping the last block in training; it grows linearly from 0 at the first.",
     ),
-    "model.dropout": Option(0.0, float, BELOW_ONE, "Rate at which the inputs of the head are dropped in training."),
+    "model.dropout": Option(0.0, float, BELOW_ONE, "Dropout rate of the head's inputs in training."),
     "model.dtype": Option(
         "auto",
         str,
@@ -100,35 +101,39 @@ OPTIONS: dict[str, Option] = {
         "Dtype of the computation; parameters are float32. auto: bfloat16 on devices that compute in it.",
     ),
     "model.sync_batch_norm": Option(
-        True, bool, SWITCH, "Whether batch statistics are those of the global batch, not of each device's part."
+        True, bool, SWITCH, "Compute batch statistics over the global batch, not over each device's part."
     ),
     "model.conv": Option(
         "auto",
         str,
         one_of("auto", "native", "lax", "matmul"),
-        "How convolutions are computed; auto chooses by the device: native (our own, compiled here) where it can.",
+        "How convolutions are computed. auto: native (our own C++) on CPUs that support it.",
     ),
     "model.init": Option(
         None,
         str,
         PATH,
-        "A weights file, ours or of torchvision's ResNets, or 'pretrained', to start from. Unset: drawn from the seed.",
+        "A weights file, ours or of torchvision's ResNets, or 'pretrained', to start from. Unset: random.",
         optional=True,
     ),
     "model.remat": Option(
-        False, bool, SWITCH, "Whether blocks are computed again for their gradients, not kept.", changes_results=False
+        False,
+        bool,
+        SWITCH,
+        "Recompute blocks for their gradients instead of keeping activations.",
+        changes_results=False,
     ),
     "train.grad_accum_steps": Option(
-        1, int, AT_LEAST_ONE, "Microbatches that a device processes one after the other, with statistics of their own."
+        1, int, AT_LEAST_ONE, "Microbatches that a device processes in turn, each with its own batch statistics."
     ),
     "train.steps_per_call": Option(
-        1, int, AT_LEAST_ONE, "Steps that one call of the compiled program takes.", changes_results=False
+        1, int, AT_LEAST_ONE, "Training steps in each call of the compiled program.", changes_results=False
     ),
     "train.skip_nonfinite": Option(
         None,
         int,
         AT_LEAST_ONE,
-        "Most steps in a row to skip because loss or gradient is not finite. Unset: the first ends the run.",
+        "Maximum number of steps in a row to skip if loss or gradient is not finite. Unset: end the run.",
         optional=True,
     ),
     "optimizer.name": Option(
@@ -142,31 +147,36 @@ OPTIONS: dict[str, Option] = {
         "constant",
         str,
         one_of("constant", "cosine", "linear"),
-        "Learning rate after the warm-up; cosine and linear (with the warm-up: one-cycle) fall to zero at num_epochs.",
+        "Schedule after the warm-up. cosine and linear (with warm-up: one-cycle) decay to zero at num_epochs.",
     ),
-    "optimizer.warmup_epochs": Option(0.0, float, NOT_NEGATIVE, "Epochs in which the learning rate rises from zero."),
+    "optimizer.warmup_epochs": Option(
+        0.0, float, NOT_NEGATIVE, "Epochs in which the learning rate rises linearly from zero."
+    ),
     "optimizer.weight_decay": Option(
-        0.0, float, NOT_NEGATIVE, "Of kernels only: decoupled with adam, L2 in the gradient with sgd."
+        0.0, float, NOT_NEGATIVE, "Weight decay of kernels: decoupled with adam, added to the gradient (L2) with sgd."
     ),
     "optimizer.clip_norm": Option(
-        None, float, POSITIVE, "Largest norm of the global gradient. Unset: no clipping.", optional=True
+        None, float, POSITIVE, "Clip the gradient to this global norm. Unset: no clipping.", optional=True
     ),
-    "loss.label_smoothing": Option(0.0, float, BELOW_ONE, "Part of the target that is spread over all classes."),
+    "loss.label_smoothing": Option(0.0, float, BELOW_ONE, "Share of the target that is spread over all classes."),
     "loss.class_weights": Option(
-        "none", str, one_of("none", "balanced"), "Whether each class has the same weight in the loss, or each image."
+        "none",
+        str,
+        one_of("none", "balanced"),
+        "Weights in the loss; balanced gives every class the same total weight.",
     ),
     "ema.half_life": Option(
         None,
         float,
         POSITIVE,
-        "Half life, in epochs, of a moving average of the weights, which is evaluated beside them. Unset: none.",
+        "Half-life, in epochs, of the exponential moving average of the weights. Unset: no average.",
         optional=True,
     ),
     "evaluation.view": Option(
         "auto",
         str,
         one_of("auto", *_VIEWS),
-        "What is shown of an image after each epoch. auto: the centre crop with augment.crop, else the whole image.",
+        "View for the evaluation after each epoch. auto: the centre crop with augment.crop, else the whole image.",
     ),
     "evaluation.report_views": Option(
         None,
@@ -177,7 +187,7 @@ OPTIONS: dict[str, Option] = {
             ("whole,whole_mirrored",),
             ("", "whole,", "half"),
         ),
-        "Views that the report has too; the best on validation becomes the network's own.",
+        "Further views in the report; the best one on validation is stored with the network.",
         changes_results=False,
         optional=True,
     ),
@@ -185,31 +195,35 @@ OPTIONS: dict[str, Option] = {
         "accuracy",
         str,
         one_of("accuracy", "accuracy_without_copies"),
-        "What the best epoch is the best by: of all validation images, or of those that are not in train too.",
+        "Selects the best epoch: the accuracy on all validation images, or on those that are not in train too.",
     ),
     "early_stopping.patience": Option(
         10,
         int,
         AT_LEAST_ONE,
-        "Epochs in a row without a better validation accuracy that end a run.",
+        "Stop after this many epochs without a better validation accuracy.",
         changes_results=False,
     ),
     "early_stopping.min_delta": Option(
-        0.0, float, NOT_NEGATIVE, "By how much a validation accuracy must be better for early stopping to wait on."
+        0.0, float, NOT_NEGATIVE, "Improvement of the validation accuracy that resets early_stopping.patience."
     ),
     "parallel.mapper": Option(
-        "shard_map", str, one_of("shard_map", "pmap"), "How a step is mapped over devices.", changes_results=False
+        "shard_map",
+        str,
+        one_of("shard_map", "pmap"),
+        "JAX function that maps a step over devices.",
+        changes_results=False,
     ),
     "parallel.distributed": Option(
         None,
         bool,
         SWITCH,
-        "Whether there are other processes. Unset: if a launcher or parallel.coordinator says so.",
+        "Join the other processes of a run. Unset: if a launcher or parallel.coordinator is present.",
         changes_results=False,
         optional=True,
     ),
     "parallel.coordinator": Option(
-        None, str, ADDRESS, "Address of process 0, if no launcher tells it.", changes_results=False, optional=True
+        None, str, ADDRESS, "Address of process 0, if no launcher provides it.", changes_results=False, optional=True
     ),
     "parallel.num_processes": Option(
         None, int, AT_LEAST_ONE, "Number of processes, with coordinator.", changes_results=False, optional=True
@@ -224,14 +238,14 @@ OPTIONS: dict[str, Option] = {
         False,
         bool,
         SWITCH,
-        "Whether a GPU is held to kernels that repeat to the last bit; slower.",
+        "Use only GPU kernels that repeat bit for bit; slower.",
         changes_results=False,
     ),
     "checkpoint.every_steps": Option(
         None,
         int,
         AT_LEAST_ONE,
-        "Steps between checkpoints within an epoch. Unset: none but the one at its end.",
+        "Steps between checkpoints within an epoch. Unset: only at its end.",
         changes_results=False,
         optional=True,
     ),
@@ -247,6 +261,11 @@ OPTIONS: dict[str, Option] = {
     ),
     "log.every_steps": Option(50, int, AT_LEAST_ONE, "Steps between training events.", changes_results=False),
     "log.profile_steps": Option(
-        None, int, AT_LEAST_ONE, "Steps to trace into the workdir's profile/.", changes_results=False, optional=True
+        None,
+        int,
+        AT_LEAST_ONE,
+        "Number of steps to trace to profile/ in the workdir.",
+        changes_results=False,
+        optional=True,
     ),
 }

@@ -46,7 +46,7 @@ class _ConfigFile(absl_flags.ArgumentParser):
 def define_config_flag() -> absl_flags.FlagHolder:
     """Defines --config=FILE, and --config.key=value for the options in that file."""
     holder = config_flags.DEFINE_config_file(
-        "config", None, "The experiment: a file, or the name of one that is packaged, such as resnet50."
+        "config", None, "The experiment: a file, or the name of a packaged one, such as resnet50."
     )
     # The parser of ml_collections fills in no defaults, and --config.key=value can only set a key that exists.
     absl_flags.FLAGS["config"].parser = _ConfigFile()
@@ -78,10 +78,10 @@ def answer_help(arguments: list[str], commands: Mapping[str, Command]) -> None:
 def _describe_program(commands: Mapping[str, Command]) -> str:
     return "\n".join(
         [
-            "Trains facial-expression classifiers, and puts them to use.",
+            "Trains facial-expression classifiers and applies them to pictures and videos.",
             "",
             *(f"  {f'fer-jax {name}':<35}{command.about}" for name, command in commands.items()),
-            f"  {'fer-jax COMMAND --help':<35}The flags of a command; where none is named, train is meant.",
+            f"  {'fer-jax COMMAND --help':<35}Shows the flags of a command. Without a command, train is meant.",
             "",
             *map(_describe_flag, ["mode", *commands["train"].flags.split(), "verbose"]),
             f"  {'--config.KEY=VALUE':<35}Any option of the config; --config.help lists them.",
