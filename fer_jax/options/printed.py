@@ -37,7 +37,7 @@ def options_page() -> str:
     lines = [
         "# Options",
         "",
-        "These are all the options of a config. A file in `configs/` or `--config.KEY=VALUE` sets an option; the others",
+        "These are all the options of a config. A file in `configs/` or `--config.KEY=VALUE` sets an option; others",
         "have their defaults. When a run is resumed, options that are not *fixed* may have another value, those of",
         "`dataset` if the images, labels and targets stay the same.",
         "",
