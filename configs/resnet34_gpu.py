@@ -1,11 +1,12 @@
-"""One network as strong as an hour of one H100 can make it: a ResNet-34 of width 96 at full resolution.
+"""A network as strong as an hour of training on one H100 allows: a ResNet-34 of width 96 at full resolution.
 
     python -m fer_jax.main --config=configs/resnet34_gpu.py --data=fer2013.csv
 
-Not run yet: no accelerator was at hand. It was lowered for CUDA, and a network of fewer blocks and a fraction of its
-width was trained with all its other options for 50 steps (tests/end_to_end/test_configs.py). 47.9 M parameters and 31
-GFLOP to train on an image: 176 PFLOP in all, which at 100 TFLOP/s would be half an hour. A step of 256 images takes
-11.7 GB, 0.6 of them the state, by memory_analysis() of the test's program with a batch of images, compiled for CPU.
+This config hasn't been run yet, since no accelerator was available. It was lowered for CUDA, and a network of fewer
+blocks and a fraction of its width was trained for 50 steps with all other options (tests/end_to_end/test_configs.py).
+The network has 47.9 M parameters, and training on an image takes 31 GFLOP: 176 PFLOP in total, which at 100 TFLOP/s
+would be half an hour. A step of 256 images takes 11.7 GB, of which the state takes 0.6 GB, by memory_analysis() of the
+test's program with a batch of images, compiled for CPU.
 """
 
 from ml_collections import config_dict
@@ -22,7 +23,7 @@ def get_config() -> config_dict.ConfigDict:
         dataset={"loader": "device"},
         preprocessing={"standardize": True},
         augment={"flip": 0.5, "rotation": 15.0, "zoom": 0.2, "crop": 44, "erasing": 0.5},
-        # None in the last epochs, so that the network ends on images as they are.
+        # No mixing in the last epochs, so that training ends on unmixed images.
         mix={"mixup": 0.2, "probability": 0.5, "off_epochs": 20},
         model={
             "depth": 34,
@@ -45,7 +46,7 @@ def get_config() -> config_dict.ConfigDict:
         loss={"label_smoothing": 0.1},
         ema={"half_life": 2.0},
         evaluation={"report_views": "centre_crop,whole,whole_mirrored,ten_crops"},
-        # The rate falls to zero at the end, so the last epochs are the best ones.
+        # The learning rate falls to zero at the end, so the last epochs are the best ones.
         early_stopping={"patience": num_epochs},
         train={"steps_per_call": 8},
     )

@@ -2,12 +2,12 @@
 
     python -m fer_jax.main --config=configs/resnet50.py
 
-Uses data/fer2013.csv or data/icml_face_data.csv where present, else the embedded data set;
-`--config.dataset.path=FILE_OR_FOLDER` names other data. On two CPU cores with bfloat16 arithmetic (Zen 5): on the
-embedded set 3 to 4 minutes, installation included, and a test accuracy of 97.14 %; on FER-2013 33 minutes, a PublicTest
-accuracy of 59.35 % (60.96 % with seed 1) and a PrivateTest accuracy of 60.10 % (61.52 %), by commit bf5f612.
+It uses data/fer2013.csv or data/icml_face_data.csv if present, otherwise the embedded dataset;
+`--config.dataset.path=FILE_OR_FOLDER` selects other data. On two CPU cores with bfloat16 arithmetic (Zen 5), the
+embedded dataset takes 3 to 4 minutes, installation included, and reaches a test accuracy of 97.14 %. FER-2013 takes 33
+minutes and reaches 59.35 % of PublicTest (60.96 % with seed 1) and 60.10 % of PrivateTest (61.52 %), by commit bf5f612.
 
-These values make the experiment. All other options, and what each means: docs/options.md, or --config.help.
+The values below define the experiment. docs/options.md and --config.help describe all options.
 """
 
 from ml_collections import config_dict

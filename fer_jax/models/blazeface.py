@@ -14,7 +14,7 @@ from jax import lax
 
 IMAGE_SIZE = 192
 NUM_CELLS = 48  # along each side
-# What the box's values are followed by, two each. Right and left are the person's own.
+# The keypoints whose coordinates, two each, follow the box's values. Right and left are the person's own.
 KEYPOINTS = ("right_eye", "left_eye", "nose", "mouth", "right_ear", "left_ear")
 
 # (features, stride) of the encoder's blocks, at 96, 48, 24, 12 and 6 cells a side.
@@ -27,16 +27,16 @@ ENCODER = (
 )
 # (features, number of blocks) of the decoder's upsamplings, to 12, 24 and 48 cells a side.
 DECODER = ((96, 2), (64, 2), (48, 1))
-# On GPUs and TPUs the default drops to 10 and 8 bits, which moves the boxes; there is little to gain in so small a net.
+# The default on GPUs and TPUs keeps only 10 and 8 bits, which moves the boxes, and gains little in so small a network.
 _PRECISION = lax.Precision.HIGHEST
-# The weights are always those of a file. At each call Flax traces a parameter's initializer to compare the shapes, as
-# random numbers most of what a call traced.
+# The weights always come from a file. Flax traces a parameter's initializer at each call to compare the shapes; with
+# random initializers, this was most of what a call traced.
 _ZEROS = nn.initializers.zeros_init()
 _Dense = functools.partial(nn.Dense, precision=_PRECISION, kernel_init=_ZEROS)
 
 
 class Depthwise(nn.Module):
-    """A 3x3 convolution of each channel by itself: [batch, height, width, channels] -> the same at height / stride."""
+    """A 3x3 depthwise convolution: [batch, height, width, channels] -> the same with sides divided by the stride."""
 
     stride: int = 1
 
@@ -45,11 +45,11 @@ class Depthwise(nn.Module):
         _, height, width, channels = x.shape
         kernel = self.param("kernel", _ZEROS, (3, 3, channels))
         bias = self.param("bias", _ZEROS, (channels,))
-        # As TensorFlow's "same" has it: at stride 2 an even size is padded at its end only.
+        # Padding as in TensorFlow's "same": at stride 2 an even size is padded at its end only.
         before = 1 if self.stride == 1 else 0
         x = jnp.pad(x, ((0, 0), (before, 1), (before, 1), (0, 0)))
-        # Nine shifted products, which XLA:CPU fuses; as a grouped convolution the whole network takes 7 times as long
-        # there (88 ms in place of 12 on one core of a Zen 3).
+        # XLA:CPU fuses these nine shifted products. With grouped convolutions the whole network takes 7 times as long
+        # there (88 ms instead of 12 on one core of a Zen 3).
         shifted = [
             x[:, i : i + height : self.stride, j : j + width : self.stride] * kernel[i, j]
             for i in range(3)
@@ -61,7 +61,7 @@ class Depthwise(nn.Module):
 class Block(nn.Module):
     """A residual block of two separable convolutions: [batch, height, width, in] -> [batch, height / stride, ..., out].
 
-    Its shortcut is pooled where the stride is 2, and gets zeros for the channels that the block adds.
+    The shortcut is max-pooled if the stride is 2, and padded with zeros for the channels that the block adds.
     """
 
     features: int
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
 
 class BlazeFace(nn.Module):
-    """Maps pictures to what is in each cell; see `Cells` and `decode`."""
+    """Maps pictures to what is in each cell; see `Cells` and `detect`."""
 
     @nn.compact
     def __call__(self, images):
@@ -107,7 +107,7 @@ class BlazeFace(nn.Module):
 
 
 class Cells(NamedTuple):
-    """What the detector says of each of the 2,304 cells; lengths are shares of the picture's side.
+    """The detector's output for each of the 2,304 cells; lengths are fractions of the picture's side.
 
     boxes: (left, top, width, height), [batch, cells, 4]. keypoints: (x, y) of KEYPOINTS, [batch, cells, 6, 2].
     scores: in [0, 1], [batch, cells].
@@ -119,10 +119,10 @@ class Cells(NamedTuple):
 
 
 def detect(variables, images) -> Cells:
-    """Returns what the detector sees; images: uint8 [batch, 192, 192, 3], RGB."""
+    """Returns the detector's output for images, uint8 [batch, 192, 192, 3], RGB."""
     values, logits = BlazeFace().apply(variables, images.astype(jnp.float32) / 127.5 - 1)
     batch = len(images)
-    # Places are offsets from the cell's centre, and all lengths in the picture's pixels.
+    # Positions are offsets from the cell's centre, and all lengths are in pixels of the picture.
     middles = (jnp.arange(NUM_CELLS) + 0.5) / NUM_CELLS
     centres = jnp.stack(jnp.meshgrid(middles, middles), axis=-1).reshape(-1, 1, 2)
     pairs = values.reshape(batch, NUM_CELLS**2, 8, 2) / IMAGE_SIZE

@@ -1,8 +1,8 @@
-"""How a convolution is computed: XLA's own on accelerators; on CPU our own, or as matrix products over patches. Pure.
+"""Implementations of a convolution: XLA's, and for CPU a native one and matrix products over patches. Pure.
 
 XLA:CPU's matrix products run near the processor's limit. Its convolutions of small images are far from it in bfloat16,
-and in float32 for some shapes and for most gradients to the kernel. `python -m scripts.benchmark step` compares
-training steps with either.
+and in float32 for some shapes and for most gradients of kernels. `python -m scripts.benchmark step` compares training
+steps with each implementation.
 """
 
 import functools
@@ -17,7 +17,7 @@ from fer_jax.native import conv as native
 
 Padding = Sequence[tuple[int, int]]
 
-# Patches of more bytes than this are made and multiplied part by part, so that they are read from a cache.
+# Patches that exceed this size are computed and multiplied part by part, so that they are read from a cache.
 _CACHE_BYTES = 6 * 2**20
 
 
@@ -34,26 +34,26 @@ def resolve(conv: str, backend: str) -> Callable:
 
 
 def name_of(conv_fn: Callable) -> str:
-    """Returns what `resolve` calls a function."""
+    """Returns the name under which `resolve` knows a function."""
     return next(name for name in ("lax", "matmul", "native") if resolve(name, "cpu") is conv_fn)
 
 
 def native_conv_general_dilated(lhs, rhs, window_strides: Sequence[int], padding: Padding, **others):
-    """Returns what `conv_general_dilated` does, by the native convolution where that covers the case.
+    """Returns the same as `conv_general_dilated`, computed by the native convolution if it covers the case.
 
-    rhs may be float32 whatever the images' dtype (see `keep_kernel`).
+    rhs may be float32 for images of any dtype (see `keep_kernel`).
     """
     _require_kind(lhs, rhs, padding, **others)
-    # Not by the size of the images: the same function for every batch, so that the bits don't depend on it.
+    # The choice ignores the size of the images: all batches use the same function, so that they give the same bits.
     if native.is_covered(lhs, rhs, window_strides, padding):
         return native.convolve(lhs, rhs.astype(jnp.float32), window_strides[0], padding[0][0])
     return conv_general_dilated(lhs, rhs.astype(lhs.dtype), window_strides, padding, **others)
 
 
 def keep_kernel(x, kernel, bias, *, dtype):
-    """A `promote_dtype` for `flax.linen.Conv` that leaves the kernel in float32.
+    """Leaves the kernel in float32, as a `promote_dtype` for `flax.linen.Conv`.
 
-    The native convolution rounds it by itself, and does not round its gradient.
+    The native convolution rounds the kernel itself, and does not round the kernel's gradient.
     """
     return x.astype(dtype), kernel, bias
 
@@ -67,14 +67,14 @@ def conv_general_dilated(
     precision=None,
     **others,
 ):
-    """Returns `lax.conv_general_dilated` of NHWC images and HWIO kernels without dilation and groups.
+    """Returns `lax.conv_general_dilated` of NHWC images and HWIO kernels without dilation or groups.
 
     Args:
       lhs: [batch, height, width, in].
       rhs: [kernel_height, kernel_width, in, out], of the same dtype.
       window_strides: (rows, columns).
       padding: ((top, bottom), (left, right)).
-      others: of `lax.conv_general_dilated`.
+      others: further arguments of `lax.conv_general_dilated`.
 
     Raises:
       NotImplementedError: the convolution is of another kind.
@@ -106,15 +106,15 @@ def _require_kind(
 
 
 def _patches(x, window: tuple[int, int], strides: tuple[int, int], padding: Padding):
-    """Returns the pixels under the kernel at each place: [batch, out_height, out_width, window * in]."""
+    """Returns the pixels under the kernel at each position: [batch, out_height, out_width, window * in]."""
     taps = _taps(x, (1, 2), window, strides, padding)
     return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
 
 
 def _taps(x, axes: tuple[int, int], window, strides, padding: Padding) -> list:
-    """Returns an array for each tap of the kernel's window: the pixels that the tap meets at every place of the kernel.
+    """Returns an array for each tap of the window, with the pixels that the tap meets at all positions of the kernel.
 
-    axes: those of height and width.
+    axes: the axes of height and width.
     """
     margins = [(0, 0, 0)] * x.ndim
     for axis, (low, high) in zip(axes, padding, strict=True):
@@ -140,7 +140,7 @@ def _conv(x, kernel, strides, padding, precision):
 
 
 def _by_patches(x, kernel, strides, padding, precision):
-    """Returns the convolution as patches @ kernel, computed part by part of the batch."""
+    """Returns the convolution as patches @ kernel, computed for one part of the batch at a time."""
 
     def part(x):
         patches = _patches(x, kernel.shape[:2], strides, padding)
@@ -155,7 +155,7 @@ def _by_patches(x, kernel, strides, padding, precision):
 
 
 def _num_parts(x, window, strides, padding) -> int:
-    """Returns into how many parts a batch is split, so that the patches of a part fit the cache."""
+    """Returns the number of parts into which a batch is split so that the patches of a part fit the cache."""
     if window == (1, 1):  # patches don't overlap, so they are no larger than the images
         return 1
     patches = jax.eval_shape(lambda: _patches(x, window, strides, padding))
@@ -170,7 +170,7 @@ def _num_parts(x, window, strides, padding) -> int:
 
 
 def _split(x, num_parts: int):
-    """Returns x as [num_parts, images, ...], padded with images of zeros where the parts would not be equal."""
+    """Returns x as [num_parts, images, ...], padded with images of zeros if the parts would not be equal."""
     images_per_part = -(-len(x) // num_parts)
     missing = num_parts * images_per_part - len(x)
     if missing:
@@ -192,7 +192,7 @@ def _dkernel(x, dy, shape, strides, padding, precision):
     """Returns the kernel's gradient, patches.T @ dy.
 
     The patches of the forward pass are not kept, since they would take too much memory. XLA:CPU transposes slowly, so
-    the image is transposed, which is nine times smaller for a 3x3 kernel, and patches are gathered from it.
+    the images are transposed, which for a 3x3 kernel are nine times smaller, and patches are gathered from them.
     """
 
     def part(x, dy):
@@ -212,10 +212,10 @@ def _dkernel(x, dy, shape, strides, padding, precision):
 
 
 def _dx(dy, kernel, shape, strides, padding, precision):
-    """Returns the image's gradient: dy convolved with the kernel turned by 180 degrees.
+    """Returns the gradient of the images: dy convolved with the kernel rotated by 180 degrees.
 
-    With a stride, dy would first be spread out with zeros, which would be multiplied too. Instead the pixels of dx that
-    meet the same taps (a phase: each stride-th pixel of a row and of a column) are computed together, from those taps
+    With a stride, dy would first be dilated with zeros, which would be multiplied too. Instead, the pixels of dx that
+    meet the same taps (a phase: every stride-th pixel of a row and of a column) are computed together, from those taps
     alone.
     """
     phases = [_dx_of_phase(dy, kernel, shape, phase, strides, padding, precision) for phase in np.ndindex(*strides)]
@@ -231,7 +231,7 @@ def _dx_of_phase(dy, kernel, shape, phase, strides, padding, precision):
     """Returns dx at rows phase[0], phase[0] + strides[0], ... and columns likewise: [batch, rows, columns, in]."""
     first, sizes, margins = [], [], []
     for axis, stride in enumerate(strides):
-        # Pixel stride * j + phase meets tap first + stride * u at place j + shift - u of dy.
+        # Pixel stride * j + phase meets tap first + stride * u at position j + shift - u of dy.
         shift, tap = divmod(phase[axis] + padding[axis][0], stride)
         num_taps, size = len(range(tap, kernel.shape[axis], stride)), -(-shape[axis + 1] // stride)
         first.append(tap)

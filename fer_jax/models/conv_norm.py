@@ -1,10 +1,11 @@
-"""A convolution and the batch norm after it as one layer, of which the native code computes more than products. Pure.
+"""A convolution and the batch norm after it as one layer, parts of which the native code fuses. Pure.
 
-Natively and in training a norm between two convolutions makes one pass over memory of its own instead of four. Its
-statistics are summed as the convolution before it writes. The convolution after it normalises what it reads (Pending),
-or reads what was written because a shortcut needs it too (Activation); and as that one's dx is written the ReLU's mask
-is applied, the shortcut's gradient added, and the sums made that the norm's gradient takes. A trained network's layers
-may be folded (`models.fold`), natively too. Everywhere else a layer is a convolution and then a norm.
+In native training, a norm between two convolutions needs one pass over memory of its own instead of four. The previous
+convolution sums the norm's statistics while it writes its result. The next convolution normalises its input as it reads
+it (Pending), or reads an activation that was written because a shortcut needs it too (Activation). As its dx is
+written, the ReLU's mask is applied, the shortcut's gradient is added, and the sums for the norm's gradient are made.
+The native code also computes the folded layers of a trained network (`models.fold`). Everywhere else a layer is a
+convolution followed by a norm.
 """
 
 import functools
@@ -20,15 +21,15 @@ from fer_jax.native import conv as native
 
 
 class ConvNorm(nn.Module):
-    """A convolution, batch norm, the shortcut if any, and ReLU if `relu`.
+    """A convolution, a batch norm, the sum with the shortcut, if any, and a ReLU if `relu`.
 
-    Returns (y, x): y is an array, or what `output` says where the layer is fused (`BatchNorm`). x: the input, as an
-    array, for others that take it too: taken from here their gradients are added as dx is written.
+    Returns (y, x). y is an array or, if the layer is fused, of the type `output` (see `BatchNorm`). x is the input as
+    an array, for its other readers: if they read it from here, their gradients are added as dx is written.
 
     Attributes:
-      conv, norm: make the layers; conv of (features, window, stride).
-      names: of their variables, those of two layers in the scope that this layer shares.
-      fused: whether the native code computes what it can of the norm with the convolution; for training alone.
+      conv, norm: functions that make the two layers; conv takes (features, window, stride).
+      names: the names of the two layers' variables in the scope that this layer shares.
+      fused: whether the native code computes parts of the norm with the convolution; only for training.
     """
 
     features: int
@@ -47,10 +48,10 @@ class ConvNorm(nn.Module):
             return native.activate(x, folded["packed"], folded["bias"], shortcut, **options), x
         conv = functools.partial(self.conv, self.features, self.window, self.stride)
         norm = self.norm(name=self.names[1])
-        # A larger window is beyond the native code.
+        # The native code does not support larger windows.
         if not self.fused or self.window > native.MAX_SIZE:
             return norm(conv(name=self.names[0])(x), relu=relu, shortcut=shortcut), x
-        # The kernel alone: Flax's layer has no second result, and would not take what isn't an array.
+        # Flax makes only the kernel: its layer has no second result, and takes nothing but arrays.
         channels = (x.raw if isinstance(x, Pending | Activation) else x).shape[-1]
         shape = self.window, self.window, channels, self.features
         kernel = _Kernel(shape, conv(parent=None).kernel_init, name=self.names[0])()
@@ -63,7 +64,7 @@ class ConvNorm(nn.Module):
 
 
 class _Kernel(nn.Module):
-    """The kernel of a convolution, as `flax.linen.Conv` has it."""
+    """The kernel of a convolution, the same parameter as in `flax.linen.Conv`."""
 
     shape: tuple[int, ...]
     kernel_init: Callable
@@ -81,7 +82,7 @@ def _convolve(x, kernel, stride: int, pad: int):
 
 def _convolve_forward(x, kernel, stride, pad):
     value = x.value if isinstance(x, Activation) else x
-    # Kept for the gradient as it is computed with, so that it is rounded once a step.
+    # The rounded kernel is kept for the gradient, so that it is rounded only once a step.
     rounded = kernel.astype(value.dtype)
     return (*native.forward(value, rounded, stride, pad, with_moments=True), value), (x, rounded)
 
@@ -90,10 +91,10 @@ def _convolve_backward(stride, pad, residuals, cotangents):
     x, kernel = residuals
     dy, _, others = cotangents
     if not isinstance(x, Activation):
-        # No norm is before this layer: the image's gradient, which nobody asks for, or that of a pooling.
+        # No norm precedes this layer: dx is the gradient of the images, which is unused, or that of a pooling.
         dx = native.input_gradient(dy, kernel, x.shape, stride, pad)
         return dx + others, native.kernel_gradient(x, dy, kernel.shape, stride, pad)
-    norm = jnp.stack([x.mean] * 3)  # factor and shift aren't read: the mask is that of x.value
+    norm = jnp.stack([x.mean] * 3)  # factor and shift aren't read: the mask comes from x.value
     taken = {"active": x.value, "others": others}
     dx, means = native.normalized_input_gradient(dy, kernel, x.raw, norm, stride, pad, **taken)
     return Activation(dx, means, None, None), native.kernel_gradient(x.value, dy, kernel.shape, stride, pad)
@@ -109,7 +110,7 @@ def _normalize_and_convolve(x: Pending, kernel, stride: int, pad: int, axis_name
 
 
 def _normalize_and_convolve_forward(x, kernel, stride, pad, axis_name):
-    # As `models.norm` applies it. The bits are the same each time: forward, mask and dW see the same zeros.
+    # Applied as in `models.norm`. The bits are the same each time, so that forward, mask and dW see the same zeros.
     rounded, factor = kernel.astype(x.raw.dtype), x.scale * x.rstd
     norm = jnp.stack([factor, x.bias - x.mean * factor, x.mean])
     return native.forward(x.raw, rounded, stride, pad, norm=norm, with_moments=True), (x, rounded, norm)
@@ -120,9 +121,9 @@ def _normalize_and_convolve_backward(stride, pad, axis_name, residuals, cotangen
     dy, _ = cotangents
     dx, means = native.normalized_input_gradient(dy, kernel, x.raw, norm, stride, pad)
     own = with_normalized(means, x.rstd)
-    # The one pass that is left; dx and dW of the convolution before read its result twice.
+    # The one pass that remains: its result is written, since dx and dW of the previous convolution both read it.
     draw, dscale, dbias = gradients(dx, x.raw, x.scale, x.mean, x.rstd, own, axis_name)
-    # The mean and the deviation are raw's: their gradient is in draw.
+    # The mean and the deviation are functions of raw, so their gradient is part of draw.
     dkernel = native.kernel_gradient(x.raw, dy, kernel.shape, stride, pad, norm=norm)
     return Pending(draw, dscale, dbias, None, None), dkernel
 
@@ -131,5 +132,5 @@ _normalize_and_convolve.defvjp(_normalize_and_convolve_forward, _normalize_and_c
 
 
 def array_of(x):
-    """Returns the array that a ConvNorm's output stands for, which isn't Pending."""
+    """Returns a ConvNorm's output, which must not be Pending, as an array."""
     return as_array(x) if isinstance(x, Activation) else x

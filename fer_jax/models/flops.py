@@ -1,7 +1,7 @@
 """The FLOPs of a model and the peak FLOP/s of devices, from which TFLOP/s and MFU are computed. Pure.
 
-A FLOP is a multiplication or an addition. Those of convolutions and matrix products are counted, products with padding
-included; those of everything else are not.
+A FLOP is a multiplication or an addition. Those of convolutions and matrix products are counted, including products
+with padding; those of all other operations are not.
 """
 
 import math
@@ -15,10 +15,10 @@ from jax import lax
 # device is one of the two cores of a chip.
 PEAKS = {
     "NVIDIA H200": 989e12,  # https://www.nvidia.com/en-us/data-center/h200/
-    "NVIDIA H100 80GB HBM3": 989e12,  # https://www.nvidia.com/en-us/data-center/h100/, as the next two
+    "NVIDIA H100 80GB HBM3": 989e12,  # https://www.nvidia.com/en-us/data-center/h100/, also for the next two
     "NVIDIA H100 NVL": 835e12,
     "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,  # https://www.nvidia.com/en-us/data-center/a100/, as the next three
+    "NVIDIA A100-SXM4-40GB": 312e12,  # https://www.nvidia.com/en-us/data-center/a100/, also for the next three
     "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA A100-PCIE-40GB": 312e12,
     "NVIDIA A100 80GB PCIe": 312e12,
@@ -37,7 +37,7 @@ TRAINING_PASSES = 3
 
 
 def peak(devices) -> float | None:
-    """Returns the bfloat16 peak of all `devices` together in FLOP/s, or None if the peak of one is not known."""
+    """Returns the bfloat16 peak of all `devices` together in FLOP/s, or None if any of them is unknown."""
     peaks = [PEAKS.get(device.device_kind) for device in devices]
     return None if None in peaks else sum(peaks)
 
@@ -48,12 +48,12 @@ def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     The model is traced with XLA's own convolutions on one device, so its conv_fn and axis_name don't change the count.
 
     Args:
-      model: has conv_fn and axis_name.
+      model: a module with the attributes conv_fn and axis_name.
       image_shape: (height, width, channels).
     """
     model = model.clone(conv_fn=lax.conv_general_dilated, axis_name=None)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    # Drawing the weights takes no convolution or matrix product, and init applies the model once.
+    # Drawing the weights needs no convolution or matrix product, and init applies the model once.
     return count(jax.make_jaxpr(lambda image: model.init(jax.random.key(0), image, train=False))(image).jaxpr)
 
 
@@ -63,9 +63,9 @@ def training_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 
 
 def count(jaxpr) -> int:
-    """Returns the FLOPs of the convolutions and matrix products of a jaxpr and of those within it.
+    """Returns the FLOPs of the convolutions and matrix products of a jaxpr and of the jaxprs within it.
 
-    XLA's own convolutions are known alone.
+    The only convolutions that are recognised are XLA's own.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -76,10 +76,10 @@ def count(jaxpr) -> int:
         elif name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += 2 * out.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-        # jit, custom_vjp and remat keep the program that they call among their parameters.
+        # jit, custom_vjp and remat keep the jaxpr that they call among their parameters.
         for inner in equation.params.values():
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
-                # Inside of loops and custom gradients a body is counted once: the networks here have no loop.
+                # The body of a loop or a custom gradient is counted once: the networks here have no loops.
                 total += count(inner)
     return total

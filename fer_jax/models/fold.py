@@ -1,8 +1,8 @@
-"""A trained network's convolutions with their batch norms folded into them, for the native code. Pure.
+"""Folds the batch norms of a trained network into its convolutions, for the native code. Pure.
 
-With running statistics a batch norm is a factor and a shift a channel. The factor goes into the kernel and the shift
-becomes a bias, which the native convolution adds as it writes its result, with shortcut and ReLU: what was four passes
-over memory is one, and the kernels are packed once instead of at each call.
+With running statistics a batch norm is a factor and a shift per channel. The factor is multiplied into the kernel and
+the shift becomes a bias. The native convolution applies bias, shortcut and ReLU as it writes its result, in one pass
+over memory instead of four, and the kernels are packed once instead of at each call.
 """
 
 from collections.abc import Mapping
@@ -15,25 +15,25 @@ COLLECTION = "folded"
 
 
 def fold(variables: Mapping, dtype, epsilon: float) -> dict:
-    """Returns the variables {'params', 'batch_stats'} of a ResNet, to be applied with `train=False` and nothing else.
+    """Returns a ResNet's variables {'params', 'batch_stats'} in a form that can only be applied with `train=False`.
 
-    Of each convolution and its norm there is one item instead, in the collection 'folded' under the convolution's name:
-    {'packed': see `native.conv.pack`, 'bias': float32 [out]}. The logits of a float32 network change in the last bits;
-    those of a bfloat16 one as by another rounding, since kernels are rounded after they are scaled.
+    Each convolution and its norm become one item in the collection 'folded', under the convolution's name:
+    {'packed': see `native.conv.pack`, 'bias': float32 [out]}. The logits of a float32 network change in the last bits,
+    those of a bfloat16 network as if they were rounded differently, since kernels are rounded after they are scaled.
 
-    dtype: of the computation. epsilon: what a norm adds to the variance. The native library must have been loaded.
+    dtype: dtype of the computation. epsilon: added to a norm's variance. The native library must have been loaded.
     """
     params, folded = _fold_layers(variables["params"], variables["batch_stats"], dtype, epsilon)
     return {"params": params, COLLECTION: folded}
 
 
 def norm_of(conv: str) -> str:
-    """Returns the name of the norm after a convolution: 'stem_norm' of 'stem_conv', 'BatchNorm_0' of 'Conv_0'."""
+    """Returns the name of the norm after a convolution: 'stem_norm' for 'stem_conv', 'BatchNorm_0' for 'Conv_0'."""
     return conv.replace("Conv", "BatchNorm").replace("conv", "norm")
 
 
 def _fold_layers(params: Mapping, statistics: Mapping, dtype, epsilon: float) -> tuple[dict, dict]:
-    """Returns what is left of the parameters of a module, and its folded layers."""
+    """Returns the parameters of a module that are not folded, and its folded layers."""
     left, folded = dict(params), {}
     for name, layer in params.items():
         norm = norm_of(name)

@@ -1,8 +1,8 @@
 """Batch normalisation with the shortcut and the ReLU that follow it, and a gradient that keeps fewer activations. Pure.
 
 JAX's own gradient of batch normalisation keeps the centred input in float32 and the input of the ReLU. The gradient
-here (Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, section 3) keeps the input in the dtype it came in, and
-the output, which the next convolution keeps anyway.
+here (Ioffe & Szegedy 2015, https://arxiv.org/abs/1502.03167, section 3) keeps the input in its original dtype, and the
+output, which the next convolution keeps anyway.
 """
 
 import functools
@@ -18,9 +18,9 @@ from fer_jax.native import norm as native
 
 
 class Pending(NamedTuple):
-    """Batch normalisation with ReLU that is left to who reads it: max(0, (raw - mean) * rstd * scale + bias).
+    """Batch normalisation with ReLU that is left to its reader: max(0, (raw - mean) * rstd * scale + bias).
 
-    Its reader's gradient is the normalisation's too (`models.conv_norm`); raw: [batch, height, width, channels].
+    The reader's gradient includes the normalisation's (`models.conv_norm`). raw: [batch, height, width, channels].
     """
 
     raw: Any
@@ -31,10 +31,11 @@ class Pending(NamedTuple):
 
 
 class Activation(NamedTuple):
-    """Batch normalisation with ReLU, [batch, height, width, channels], whose readers prepare its gradient.
+    """The result of batch norm with ReLU, [batch, height, width, channels], whose readers prepare its gradient.
 
-    A reader's gradient to `value` is zero where that is not positive, and to `means`, which are zeros, it is what
-    `native.norm.gradient_means` would make of it: both add up. raw: what was normalised.
+    A reader's gradient with respect to `value` is zero where `value` is not positive. Its gradient with respect to
+    `means`, which are zeros, is the `native.norm.gradient_means` of the former. Both are summed over the readers. raw:
+    the input of the normalisation.
     """
 
     value: Any
@@ -44,10 +45,10 @@ class Activation(NamedTuple):
 
 
 class BatchNorm(nn.Module):
-    """Normalises over the batch and the image, adds the shortcut, if any, and applies ReLU if `relu`.
+    """Normalises over the batch and the image, adds the shortcut, if any, and applies a ReLU if `relu`.
 
-    Returns an array, or what `output` says, Pending or Activation: both in training and with ReLU, Pending without a
-    shortcut. moments: the means of x and of its squares, float32 [2, channels], where they are known.
+    Returns an array, or a Pending or Activation if that is `output`: both require training and a ReLU, and Pending
+    takes no shortcut. moments: the means of x and of its squares, float32 [2, channels], if they are known.
 
     Parameters scale and bias and running statistics mean and var are float32 [channels], as in `flax.linen.BatchNorm`.
 
@@ -55,7 +56,7 @@ class BatchNorm(nn.Module):
       momentum: the share of the running statistics that a training step keeps.
       epsilon: added to the variance.
       dtype: of the input and the output; statistics are computed in float32.
-      axis_name: the mapped axis over which statistics are averaged too, or None.
+      axis_name: the mapped axis over which statistics are also averaged, or None.
       native: whether the native code, which must have been loaded, sums over the pixels.
     """
 
@@ -78,7 +79,7 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             return _apply(x, scale, bias, shortcut, mean.value, lax.rsqrt(var.value + self.epsilon), relu)
         axis_name = None if self.is_initializing() else self.axis_name
-        # Nothing flows back to the moments: a norm's gradient, to what it took, is with theirs.
+        # No gradient flows back to the moments: the norm's gradient with respect to its input includes theirs.
         if output is Pending:
             batch_mean, batch_var, rstd = _statistics(lax.stop_gradient(moments), self.epsilon, axis_name)
             y = Pending(x, scale, bias, batch_mean, rstd)
@@ -96,8 +97,8 @@ class BatchNorm(nn.Module):
 
 
 def _apply(x, scale, bias, shortcut, mean, rstd, relu: bool):
-    """Returns x normalised and scaled, with shortcut and ReLU, in x's dtype; it is computed in float32."""
-    # Scale, bias and statistics are combined a channel, which leaves one multiplication and one addition a value.
+    """Returns x normalised and scaled, with shortcut and ReLU, in x's dtype, computed in float32."""
+    # Scale, bias and statistics are combined per channel, which leaves one multiplication and one addition per value.
     factor = scale * rstd
     y = x.astype(jnp.float32) * factor + (bias - mean * factor)
     if shortcut is not None:
@@ -106,12 +107,12 @@ def _apply(x, scale, bias, shortcut, mean, rstd, relu: bool):
 
 
 def _means(*values):
-    """Returns each value's mean over all but the channels, float32 [len(values), channels]."""
+    """Returns each value's mean over all axes but the channels, float32 [len(values), channels]."""
     return jnp.stack([jnp.mean(value, axis=range(value.ndim - 1)) for value in values])
 
 
 def _statistics(moments, epsilon: float, axis_name: str | None):
-    """Returns the mean, the (biased) variance and 1 / its root, over all devices; moments: of this device."""
+    """Returns mean, (biased) variance and rsqrt(variance + epsilon) over all devices; moments: those of this device."""
     mean, mean_of_squares = lax.pmean(moments, axis_name) if axis_name else moments
     # The difference of two rounded numbers may fall below zero.
     var = jnp.maximum(mean_of_squares - mean * mean, 0)
@@ -119,14 +120,14 @@ def _statistics(moments, epsilon: float, axis_name: str | None):
 
 
 def gradients(dy, x, scale, mean, rstd, own, axis_name: str | None):
-    """Returns the gradients to x, to scale and to bias, of which the last two are this device's share.
+    """Returns the gradients with respect to x, scale and bias, of which the last two are this device's share.
 
-    dy: the gradient to what was normalised and scaled, before a ReLU. own: this device's means of dy and of dy times
-    the normalised x.
+    dy: the gradient with respect to the normalised and scaled x, before a ReLU. own: this device's means of dy and of
+    dy times the normalised x.
     """
     wide, normalized = dy.astype(jnp.float32), (x.astype(jnp.float32) - mean) * rstd
     # The parameters' gradients are summed over this device alone, since the step adds up the devices' gradients. The
-    # input's gradient goes through the statistics, which are those of all devices.
+    # input's gradient passes through the statistics, which are those of all devices.
     bias_mean, scale_mean = lax.pmean(own, axis_name) if axis_name else own
     dx = scale * rstd * (wide - bias_mean - normalized * scale_mean)
     dbias, dscale = own * (x.size // x.shape[-1])
@@ -134,8 +135,8 @@ def gradients(dy, x, scale, mean, rstd, own, axis_name: str | None):
 
 
 def with_normalized(means, rstd):
-    """Returns `gradients`' own of the native code's means, of dy and of dy * (x - mean)."""
-    # One factor rstd for all pixels of a channel.
+    """Returns the argument `own` of `gradients`, from the native code's means of dy and of dy * (x - mean)."""
+    # All pixels of a channel share the factor rstd, so it can be applied to the means.
     return means * jnp.stack([jnp.ones_like(rstd), rstd])
 
 
@@ -183,7 +184,7 @@ def _activate(x, moments, scale, bias, shortcut, epsilon, axis_name):
 def _activate_forward(x, moments, scale, bias, shortcut, epsilon, axis_name):
     mean, var, rstd = _statistics(moments, epsilon, axis_name)
     y = _apply(x, scale, bias, shortcut, mean, rstd, relu=True)
-    # The zeros are read by nobody; they are where the reader's gradient puts the two means.
+    # The zeros are never read; a reader returns the two means as the gradient with respect to them.
     return (y, jnp.zeros_like(moments), mean, var), (x, scale, mean, rstd, shortcut is not None)
 
 
@@ -199,7 +200,7 @@ _activate.defvjp(_activate_forward, _activate_backward)
 
 @jax.custom_vjp
 def as_array(activation: Activation):
-    """Returns the value, for a reader that isn't a convolution."""
+    """Returns the value of an Activation, for a reader that isn't a convolution."""
     return activation.value
 
 

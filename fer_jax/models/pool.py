@@ -1,4 +1,4 @@
-"""The max pooling of a ResNet's stem, with a gradient of its own. Pure."""
+"""The max pooling of a ResNet's stem, with a custom gradient. Pure."""
 
 import functools
 
@@ -13,7 +13,7 @@ def max_pool(x, *, native: bool = False):
     """Returns the 3x3 max pooling of x with stride 2 and padding 1, at half the height and width, rounded up.
 
     x: [batch, height, width, channels], not negative, since the padding is zero. Where the values of a window tie, the
-    first one takes the gradient. native: whether by the native code, which must have been loaded.
+    first one takes the gradient. native: whether to use the native code, which must have been loaded.
     """
     if native:
         return native_pool.max_pool(x)
@@ -21,7 +21,7 @@ def max_pool(x, *, native: bool = False):
     return _max_of_three(_max_of_three(x, 1), 2)
 
 
-# XLA:CPU is slow at reduce-window and at its gradient; these are slices and sums of slices.
+# XLA:CPU is slow at reduce-window and at its gradient, so these are made of slices and sums of slices.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _max_of_three(x, axis: int):
     """Returns the maximum of pixels 2i-1, 2i and 2i+1 along `axis`, for each i."""

@@ -39,7 +39,7 @@ def _conv(features: int, kernel: int, stride: int = 1, *, name: str | None = Non
         (kernel, kernel),
         strides=(stride, stride),
         padding=kernel // 2,
-        # Batch norm subtracts a bias again. Its gradient would be round-off, which Adam scales up to full steps.
+        # The batch norm would cancel a bias. Its gradient would be round-off, which Adam scales up to full steps.
         use_bias=False,
         kernel_init=he_normal_fan_out,
         name=name,
@@ -48,32 +48,32 @@ def _conv(features: int, kernel: int, stride: int = 1, *, name: str | None = Non
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales each channel by a factor in [0, 1], made of all channels' means (Hu et al. 2018, ratio 16).
+    """Scales each channel by a factor in [0, 1], computed from all channels' means (Hu et al. 2018, ratio 16).
 
-    https://arxiv.org/abs/1709.01507. Maps [batch, height, width, channels] to the same.
+    https://arxiv.org/abs/1709.01507. Maps [batch, height, width, channels] to the same shape.
     """
 
     @nn.compact
     def __call__(self, x):
         channels = x.shape[-1]
         means = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        # A sixteenth of few channels would be no layer at all.
+        # With few channels, a sixteenth of them would leave no layer at all.
         hidden = nn.relu(nn.Dense(max(8, channels // 16), dtype=jnp.float32, name="squeeze")(means))
         factors = nn.sigmoid(nn.Dense(channels, dtype=jnp.float32, name="excite")(hidden))
         return x * factors[:, None, None, :].astype(x.dtype)
 
 
 def _drop(keys, x, rate: float, shape: tuple[int, ...]):
-    """Returns x, [batch, ...], with parts set to zero at `rate`, and what is left scaled by 1 / (1 - rate).
+    """Returns x, [batch, ...], with parts set to zero at `rate`, and the remaining values scaled by 1 / (1 - rate).
 
-    keys: a key for each example. shape: of an example's parts, which x's own broadcasts to.
+    keys: a key for each example. shape: the shape of an example's mask, which broadcasts to that of x.
     """
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 def _fold_in(keys, number: int):
-    # A block's draws are its own.
+    # Each block has its own draws.
     return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
@@ -82,12 +82,12 @@ class Block(nn.Module):
 
     Attributes:
       bottleneck: whether the convolutions are 1x1, 3x3 and 1x1, the last with four times the width, or 3x3 and 3x3.
-      stride: of the first 3x3 convolution. That is "v1.5"; the paper has it in the first 1x1 convolution, which then
-        drops three of four pixels unseen.
-      layer: makes a ConvNorm.
+      stride: stride of the first 3x3 convolution. This is "v1.5"; in the paper the first 1x1 convolution has the
+        stride and ignores three of four pixels.
+      layer: function that makes a ConvNorm.
       zero_init: whether the last scale starts at zero, so that the block starts as its shortcut.
-      squeeze_excitation: whether the block's own branch ends in it.
-      drop_rate: probability that an image takes the shortcut alone (stochastic depth, Huang et al. 2016,
+      squeeze_excitation: whether the residual branch ends in a SqueezeExcitation.
+      drop_rate: probability that an image takes only the shortcut (stochastic depth, Huang et al. 2016,
         https://arxiv.org/abs/1603.09382).
     """
 
@@ -105,9 +105,9 @@ class Block(nn.Module):
         layers = [(self.width, 1, 1)] * self.bottleneck + [(self.width, 3, self.stride)]
         y, shortcut = x, None
         for number, layer in enumerate(layers):
-            # No other reads what is between two layers, so it need not be written.
+            # Only the next layer reads this layer's result, so it need not be written.
             y, taken = self.layer(self, *layer, (f"Conv_{number}", f"BatchNorm_{number}"))(y, output=Pending)
-            # From the first layer, which adds the shortcut's gradient to its own.
+            # Read from the first layer, which adds the shortcut's gradient to its own.
             shortcut = taken if number == 0 else shortcut
         if shortcut.shape[-1] != features or self.stride > 1:  # a projection only where the identity doesn't fit
             names = "shortcut_conv", "shortcut_norm"
@@ -117,7 +117,7 @@ class Block(nn.Module):
         last = self.layer(self, features, 1 if self.bottleneck else 3, 1, names, scale_init=last_scale)
         if not self.squeeze_excitation and not self.drop_rate:
             return last(y, shortcut=shortcut, output=Activation)[0]
-        # The shortcut is added after these, so the norm can't add it on the way.
+        # The shortcut is added after the operations below, so the norm can't add it.
         y, _ = last(y, relu=False)
         if self.squeeze_excitation:
             y = SqueezeExcitation(name="squeeze_excitation")(y)
@@ -129,7 +129,7 @@ class Block(nn.Module):
 def _layer(
     parent: nn.Module, features: int, window: int, stride: int, names, *, norm: Callable, scale_init=None, **kwargs
 ):
-    """Returns a ConvNorm whose variables are the parent's, under `names`."""
+    """Returns a ConvNorm whose variables belong to the parent, under `names`."""
     if scale_init is not None:
         norm = functools.partial(norm, scale_init=scale_init)
     layer = ConvNorm(features, window, stride, names=names, norm=norm, **kwargs)
@@ -149,15 +149,15 @@ class ResNet(nn.Module):
         times the resolution, which suits images of 48 pixels.
       zero_init: whether the last scale of each block starts at zero (Goyal et al. 2017,
         https://arxiv.org/abs/1706.02677).
-      dtype: of the computation. Parameters, batch statistics and logits are float32.
+      dtype: dtype of the computation. Parameters, batch statistics and logits are float32.
       axis_name: the mapped axis over which batch statistics are averaged, or None.
-      remat: whether the backward pass computes each block again, a third more work, instead of keeping the block's
-        activations. That lowers a process's peak memory only where those activations make the peak: on CPU with batch
+      remat: whether the backward pass recomputes each block, which is a third more work, instead of keeping the block's
+        activations. This lowers a process's peak memory only if those activations cause the peak: on CPU with batch
         64 they don't (docs/performance.md).
-      conv_fn: how a convolution is computed (see `models.conv`).
-      batch_norm_momentum: the share of the running statistics that a step keeps; PyTorch's is 1 less this.
-      squeeze_excitation: whether each block has it.
-      stochastic_depth: `drop_rate` of the last block; that of the others grows from 0 by equal steps.
+      conv_fn: function that computes a convolution (see `models.conv`).
+      batch_norm_momentum: the share of the running statistics that a step keeps; PyTorch's momentum is 1 minus this.
+      squeeze_excitation: whether each block has a SqueezeExcitation.
+      stochastic_depth: `drop_rate` of the last block; that of the other blocks grows from 0 in equal steps.
       dropout: the rate at which the head's inputs are dropped in training.
     """
 
@@ -180,16 +180,16 @@ class ResNet(nn.Module):
 
     @property
     def is_random(self) -> bool:
-        """Whether training draws from `keys`."""
+        """Whether training needs `keys` for random draws."""
         return bool(self.stochastic_depth or self.dropout)
 
     @nn.compact
     def __call__(self, images, *, train: bool, keys=None):
-        """Returns the logits; keys: a key for each image, for what is drawn in training, which None leaves out."""
+        """Returns the logits; keys: a key for each image for the random draws of training, or None for no draws."""
         conv = functools.partial(_conv, dtype=self.dtype, conv_general_dilated=self.conv_fn)
         is_native = self.conv_fn is native_conv_general_dilated
         if is_native:
-            # The kernels reach the native convolution in float32.
+            # The native convolution takes the kernels in float32.
             conv = functools.partial(conv, promote_dtype=keep_kernel)
         norm = functools.partial(
             BatchNorm,
@@ -202,7 +202,7 @@ class ResNet(nn.Module):
         )
         layer = functools.partial(_layer, conv=conv, norm=norm, fused=is_native and train)
         stem = layer(self, self.width, self.stem_kernel, self.stem_stride, ("stem_conv", "stem_norm"))
-        # Whoever evaluates may hand in the same arguments.
+        # Evaluation may pass keys too, but draws nothing.
         keys = keys if train else None
         x = images.astype(self.dtype)
         if self.stem_pool:
@@ -227,7 +227,7 @@ class ResNet(nn.Module):
                 )(x, _fold_in(keys, number))
                 number += 1
             self.sow("intermediates", f"stage{stage}", array_of(x))
-        # In float32: a mean over many bfloat16 values would lose their last bits.
+        # The mean is in float32: in bfloat16 a mean over many values would lose their last bits.
         x = jnp.mean(array_of(x), axis=(1, 2), dtype=jnp.float32)
         if self.dropout and keys is not None:
             x = _drop(_fold_in(keys, number), x, self.dropout, x.shape[1:])
@@ -263,10 +263,10 @@ def make(model_config: Mapping[str, Any], *, num_classes: int, axis_name: str | 
 def prepare(model: ResNet, variables: Mapping) -> Mapping:
     """Returns a trained network's variables in the form that is fastest for many calls of `apply` with `train=False`.
 
-    Natively batch norms are folded into the kernels (`models.fold`), and the logits differ in the last bits. Elsewhere
-    kernels are cast to the model's dtype, and the logits are the same.
+    With the native convolution, batch norms are folded into the kernels (`models.fold`), and the logits differ in the
+    last bits. Otherwise kernels are cast to the model's dtype, and the logits are the same.
     """
     if model.conv_fn is native_conv_general_dilated and model.stem_kernel <= native.MAX_SIZE:
         return fold(variables, model.dtype, BATCH_NORM_EPSILON)
-    # Only the kernels of convolutions have four axes. The head's, with two, is computed in float32.
+    # Only the kernels of convolutions have four axes. The head's kernel has two and stays in float32.
     return jax.tree.map(lambda x: x.astype(model.dtype) if x.ndim == 4 else x, variables)

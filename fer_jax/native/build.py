@@ -1,4 +1,4 @@
-"""Compiles the C++ of this package for this machine, once for all runs of a user, and makes it known to XLA."""
+"""Compiles the C++ code of this package for this machine, once for all runs of a user, and registers it with XLA."""
 
 import concurrent.futures
 import contextlib
@@ -23,8 +23,8 @@ _SOURCES = tuple(_FOLDER / f"{name}.cc" for name in ("conv", "conv_kernel_gradie
 _FILES = (_FOLDER / "common.h", _FOLDER / "conv.h", *_SOURCES)
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-w")
-# What the library is compiled for: the first of these that the processor has all of, by the compiler's names. Not
-# -march=native: one cache may serve machines of several kinds, and the library's name is made of what it is for.
+# The library is compiled for the first of these sets that the processor has in full, in the compiler's names.
+# -march=native isn't used: machines of several kinds may share a cache, and the library's name depends on the flags.
 INSTRUCTIONS = (
     ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512bf16"),
     ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"),
@@ -41,7 +41,7 @@ _HANDLERS = (
     "fer_jax_max_pool",
     "fer_jax_max_pool_gradient",
 )
-# By products over patches, of three stages at 40 pixels; docs/performance.md has the measurement.
+# With products over patches, for a network of three stages at 40 pixels; docs/performance.md has the measurement.
 _COST = "up to 1.7 times"
 
 
@@ -50,10 +50,10 @@ class Unavailable(Exception):
 
 
 def choose(conv: str, *, dtype: str, backend: str) -> tuple[str, str]:
-    """Returns what a `config.model.conv` stands for here, 'native', 'matmul' or 'lax', and why if it isn't the fastest.
+    """Returns 'native', 'matmul' or 'lax' for a `config.model.conv`, and a reason if it isn't the fastest.
 
-    dtype: of the computation. Compiles the native convolution where it is chosen and not there yet. Raises UserError
-    where `conv` is 'native' and it can't be used.
+    dtype: dtype of the computation. Compiles the native convolution if it is chosen and not compiled yet. Raises
+    UserError if `conv` is 'native' and it can't be used.
     """
     if conv not in ("auto", "native"):
         return conv, ""
@@ -69,21 +69,21 @@ def choose(conv: str, *, dtype: str, backend: str) -> tuple[str, str]:
             reason = str(error)
     if conv == "native":
         raise UserError(f"config.model.conv is native, which can't be used: {reason}; auto takes what can")
-    # What can't be had on this device isn't missed.
+    # There is no cost to report if the native convolution doesn't support this backend or dtype.
     is_slower = backend == "cpu" and dtype in dtypes()
     cost = f"no native convolution ({reason}): a step takes {_COST} as long" if is_slower else ""
     return ("matmul" if backend == "cpu" else "lax"), cost
 
 
 def instructions() -> tuple[str, ...]:
-    """Returns the instruction sets that the library is compiled for on this processor, () where there can be none."""
+    """Returns the instruction sets for which the library is compiled on this processor, or () if it can't be."""
     flags = machine.processor_flags()
     has_all = (names for names in INSTRUCTIONS if flags.issuperset(map(name_in_linux, names)))
     return next(has_all, ())
 
 
 def name_in_linux(name: str) -> str:
-    """Returns what /proc/cpuinfo calls what the compiler calls `name`."""
+    """Returns the /proc/cpuinfo name of an instruction set that the compiler calls `name`."""
     return {"avx512bf16": "avx512_bf16"}.get(name, name)
 
 
@@ -104,7 +104,7 @@ def load() -> None:
 
 @functools.cache
 def _load_once() -> str | None:
-    # A failure is remembered too: a compiler that fails takes as long at every try.
+    # Failures are cached too, since a failing compiler takes as long at every attempt.
     try:
         if not instructions():
             raise Unavailable("this processor has no AVX2")
@@ -112,7 +112,7 @@ def _load_once() -> str | None:
     except Unavailable as error:
         return str(error)
     except OSError as error:
-        # A cache from which nothing may be executed, or one shared with a system that has another C library.
+        # The cache may forbid execution, or may be shared with a system that has another C library.
         return f"the compiled library can't be loaded: {error}"
     for name in (f"{handler}_{dtype}" for handler in _HANDLERS for dtype in dtypes()):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
@@ -120,7 +120,7 @@ def _load_once() -> str | None:
 
 
 def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
-    """Returns the library for these sources, compiler and flags in the cache, compiled if it isn't there or is damaged.
+    """Returns the cached library for these sources, compiler and flags, and compiles it if it is missing or damaged.
 
     cache: a folder; fer_jax/native in the user's cache if None. Raises Unavailable.
     """
@@ -128,26 +128,26 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
         cache = machine.user_cache("native") if cache is None else cache
     except OSError as error:
         raise Unavailable(str(error)) from None
-    # Another compiler may round otherwise, and another JAX have other headers.
+    # Another compiler may round differently, and another JAX may have different headers.
     version = _run([*find_compiler(), "--version"])
     parts = [*(path.read_text() for path in _FILES), version, *_flags(), jax.__version__]
     if any(flag.endswith("=native") for flag in _flags()):
-        # It means another processor on each.
+        # The flag means a different processor on each machine.
         parts += sorted(machine.processor_flags())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     library, digest = cache / f"native-{key}.so", cache / f"native-{key}.sha256"
     try:
-        # Before the lock, for which the cache must be writable.
+        # This is checked before locking, which needs a writable cache.
         if _is_sound(library, digest):
             return library
         cache.mkdir(parents=True, exist_ok=True)
         with _only_one(cache):
             if not _is_sound(library, digest):
-                # Moved into place when it is whole: a process that is killed leaves no half library.
+                # The library is moved into place once complete, so that a killed process leaves no partial one.
                 with tempfile.TemporaryDirectory(dir=cache) as folder:
                     made = pathlib.Path(folder) / library.name
                     compile_sources(_SOURCES, made, "-shared", "-fPIC")
-                    # The digest first: a library without its own is made again.
+                    # The digest is written first: a library that doesn't match it is compiled again.
                     digest.write_text(_digest(made))
                     made.replace(library)
     except OSError as error:
@@ -156,20 +156,20 @@ def compiled(cache: pathlib.Path | None = None) -> pathlib.Path:
 
 
 def compile_sources(sources: Iterable[pathlib.Path], made: str | os.PathLike, *extra: str) -> None:
-    """Compiles sources for this processor, as the library is, with more flags; raises Unavailable."""
+    """Compiles sources to `made` for this processor, with the library's flags and `extra`; raises Unavailable."""
     command = [*find_compiler(), *_flags(), *extra]
     headers = (f"-I{jax.ffi.include_dir()}", f"-I{_FOLDER}")
-    # All at once: somebody waits for it.
+    # All files are compiled at once, since the user waits for the result.
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor() as executor:
         objects = {source: os.path.join(folder, f"{source.stem}.o") for source in sources}
         commands = ([*command, *headers, "-c", os.fspath(source), "-o", to] for source, to in objects.items())
-        for _ in executor.map(_run, commands):  # raises what failed
+        for _ in executor.map(_run, commands):  # raises the first failure
             pass
         _run([*command, *objects.values(), "-o", os.fspath(made)])
 
 
 def find_compiler() -> list[str]:
-    """Returns the command of the compiler, $CXX or the first of those that are usual; raises Unavailable."""
+    """Returns the command of the compiler, $CXX or the first of _COMPILERS that is installed; raises Unavailable."""
     if command := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(command[0]) is None:
             raise Unavailable(f"no C++ compiler: $CXX is {command[0]}, which is not there")
@@ -185,7 +185,7 @@ def _flags() -> list[str]:
 
 
 def _is_sound(library: pathlib.Path, digest: pathlib.Path) -> bool:
-    # To load a damaged library is to run whatever it holds.
+    # Loading a damaged library would execute whatever it contains.
     return library.exists() and digest.exists() and digest.read_bytes() == _digest(library).encode()
 
 
@@ -195,8 +195,8 @@ def _digest(path: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _only_one(cache: pathlib.Path) -> Iterator[None]:
-    """A context in which no other process of this user compiles."""
-    import fcntl  # there is none on Windows, where nothing of this is used
+    """Enters a context in which no other process of this user compiles."""
+    import fcntl  # missing on Windows, where the native code isn't used
 
     with open(cache / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

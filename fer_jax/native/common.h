@@ -1,4 +1,4 @@
-// What the native code stands on: vectors, the words that they are made of, memory, and XLA's threads.
+// The basis of the native code: vectors, the words that they consist of, memory, and XLA's threads.
 
 #ifndef FER_JAX_NATIVE_COMMON_H_
 #define FER_JAX_NATIVE_COMMON_H_
@@ -19,11 +19,11 @@
 
 #include "xla/ffi/api/ffi.h"
 
-namespace {  // each file is compiled by itself, and the library shows its handlers alone
+namespace {  // each file is compiled separately, and the library exports only its handlers
 
 namespace ffi = xla::ffi;
 
-// --- Vectors and words. The compiler knows +, - and their like of vectors.
+// --- Vectors and words. The compiler supports operators such as + and - on vectors.
 
 #ifdef __AVX512F__
 using Vector = __m512;
@@ -59,9 +59,9 @@ struct Float32 {
   static Vector MultiplyAdd(Vector a, Vector b, Vector sum) { return FusedMultiplyAdd(a, b, sum); }
   static Vector LoadElements(const Element* from) { return Load(from); }
   static void Store(Element* to, Vector v) { StoreFloats(to, v); }
-  static Vector Round(Vector v) { return v; }  // to elements
+  static Vector Round(Vector v) { return v; }  // to an element's precision
   static float Word(float a, float) { return a; }
-  // kLanes words of a's values and b's.
+  // Stores kLanes words that are made of a's values and b's.
   static void StoreWords(float* to, const Element* a, const Element*) { StoreFloats(to, Load(a)); }
 };
 
@@ -96,7 +96,7 @@ struct BFloat16 {
 };
 #endif
 
-// Returns where `size` elements are: `from` if `count` of them, which are there, are as many, else `end`, to which they are
+// Returns a pointer to `size` elements: `from` if its `count` elements are enough, otherwise `end`, to which they are
 // copied, followed by zeros.
 template <typename Element>
 const Element* Whole(const Element* from, int64_t count, int64_t size, Element* end) {
@@ -106,7 +106,7 @@ const Element* Whole(const Element* from, int64_t count, int64_t size, Element* 
   return end;
 }
 
-// Loads or stores `width` elements as float32, at most kLanes; what is missing is zero.
+// Loads or stores `width` elements, at most kLanes, as float32; missing elements are zero.
 template <typename T>
 Vector LoadSome(const typename T::Element* from, int64_t width) {
   typename T::Element end[kLanes];
@@ -123,13 +123,13 @@ void StoreSome(typename T::Element* to, Vector values, int64_t width) {
 
 int64_t Blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
-// Memory for a call, or a thread's part of one: aligned to vectors, not initialised.
+// Memory for a call, or for a thread's part of a call, aligned to vectors and not initialised.
 template <typename Element>
 struct Scratch {
   explicit Scratch(size_t size)
       : data(static_cast<Element*>(std::aligned_alloc(64, (size * sizeof(Element) + 63) / 64 * 64))) {
     if (data || !size) return;
-    // An exception would leave threads behind that still work for the one that it ends.
+    // An exception would end this call while other threads are still working for it.
     std::fprintf(stderr, "fer_jax: there is no memory for %zu MB of a convolution\n", size * sizeof(Element) >> 20);
     std::abort();
   }
@@ -142,9 +142,9 @@ struct Scratch {
 
 // Calls work(0) ... work(count - 1), each once, on this thread and those of XLA's pool; returns when all have returned.
 //
-// This thread is one of the pool's. If it waited for tasks that it only scheduled, and all others did the same, nothing
-// would ever run. So it takes part itself until nothing is left, and waits for calls only that have begun elsewhere. A
-// helper that comes late finds nothing to do; it shares the counters, which outlive this function.
+// This thread belongs to the pool. If it only waited for tasks that it scheduled, and all other threads did the same,
+// nothing would ever run. So it makes calls itself until none is left, and waits only for calls that have begun on
+// other threads. A helper that starts late finds nothing to do; it shares the counters, which outlive this function.
 void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> work) {
   struct Shared {
     std::function<void(int64_t)> work;

@@ -1,78 +1,79 @@
-// Convolutions of small images on CPU, called by XLA: forward and the gradient of the input (dx). That of the kernel (dW)
-// is in conv_kernel_gradient.cc.
+// Convolutions of small images on CPU, called by XLA: forward and the gradient of the input (dx). The gradient of the
+// kernel (dW) is in conv_kernel_gradient.cc.
 //
-// Images are NHWC and kernels HWIO with a square window, float32 or bfloat16; dW is always float32. For processors with
-// AVX2 and FMA, with AVX-512, and for bfloat16 with AVX512-BF16: build.py compiles for the one that is there.
+// Images are NHWC and kernels HWIO with a square window, float32 or bfloat16; dW is always float32. Processors with
+// AVX2 and FMA or with AVX-512 are supported, and bfloat16 with AVX512-BF16: build.py compiles for the one in use.
 //
-// All three passes are made of blocks that live in the vector registers: rows x columns of sums, where the columns are
-// output channels. In forward and dx with AVX-512, 6 rows x 64 columns are 24 of the 32 registers; four more hold 64
-// columns of one operand and one a value of the other, broadcast. With AVX2, 6 rows x 16 columns are 12 of the 16. So few
-// loads feed many multiply-adds, which keeps the multipliers busy.
+// All three passes compute blocks that are kept in the vector registers: rows x columns of sums, where the columns are
+// output channels. In forward and dx with AVX-512, 6 rows x 64 columns take 24 of the 32 registers; four more hold 64
+// columns of one operand, and one holds a broadcast value of the other. With AVX2, 6 rows x 16 columns take 12 of 16.
+// A few loads thus feed many multiply-adds, which keeps the multipliers busy.
 //
-// What is loaded is a word of four bytes: one float32, or two bfloat16 values that the processor multiplies and adds as a
-// pair. The pairs are neighbouring channels in forward and dx, and two images at the same place in dW.
+// The unit of a load is a word of four bytes: one float32, or two bfloat16 values that the processor multiplies and
+// adds as a pair. A pair is two neighbouring channels in forward and dx, and the same place of two images in dW.
 //
-// The batch norm between two convolutions rides along: forward sums its values' moments as it writes them, the next one's
-// copies (forward and dW) normalise what they copy, and its dx sums what the norm's gradient needs as it is written. A
-// trained network's norms are in its kernels, which are packed once, and in biases, which its forward adds (Activate).
+// The batch norm between two convolutions is fused with them: forward sums the moments of its values as it writes them,
+// the next convolution normalises its input as it copies it (forward and dW), and its dx makes the sums for the norm's
+// gradient as it is written. A trained network's norms are folded into its kernels, which are packed once, and into
+// biases, which its forward adds (Activate).
 //
-// The results have the same bits on any number of threads: an output of forward and dx is summed by one thread in a fixed
-// order; a dW is summed either so, or in parts that belong to fixed slices of the batch and are added in their order, as a
-// norm's sums are.
+// The results have the same bits on any number of threads: an output of forward or dx is summed by one thread in a
+// fixed order; dW is summed either likewise, or in parts that belong to fixed slices of the batch and are added in the
+// order of the slices, like a norm's sums.
 
 #include "conv.h"
 
 namespace {
 
 #ifdef __AVX512F__
-constexpr int kVectors = 4;  // of a row of a block
+constexpr int kVectors = 4;  // in a row of a block
 #else
 constexpr int kVectors = 2;
 #endif
-constexpr int kRows = 6;                     // of a block: pixels
-constexpr int kColumns = kLanes * kVectors;  // of a block
-// Pixels of all images of a task that are worked on together: their parts of both operands stay in L1 and L2.
+constexpr int kRows = 6;                     // in a block: pixels
+constexpr int kColumns = kLanes * kVectors;  // in a block
+// Pixels of all images of a task that are processed together, so that their parts of both operands stay in L1 and L2.
 constexpr int64_t kPlaces = 240;
-// Images are split into a multiple of as many tasks, whose sums for a norm are added in their order: so not of the number
-// of threads. More would read the kernel more often, where a task's images are few pixels.
+// The number of tasks is a multiple of this and, since their sums for a norm are added in order, independent of the
+// number of threads. With more tasks, the kernel would be read more often where a task's images have few pixels.
 constexpr int64_t kTasks = 4;
 
-// The columns of the block that begins at `first`, of `out` in all: half of kColumns where those hold what is left.
+// Returns the columns of the block that begins at `first`, of `out` in total: half of kColumns if the rest fits there.
 int64_t ColumnsAt(int64_t first, int64_t out) {
   return kVectors == 4 && out - first <= kColumns / 2 ? kColumns / 2 : kColumns;
 }
 
-// All columns, with those that pad the last block.
+// Returns the number of all columns, including those that pad the last block.
 int64_t PaddedColumns(int64_t out) {
   int64_t last = (out - 1) / kColumns * kColumns;
   return last + ColumnsAt(last, out);
 }
 
-// Which taps of a window reach the pixels (oh * step + a, ow * step + b) of the output, and from where.
+// The taps of a window that reach the output's pixels (oh * step + a, ow * step + b), and their offsets in the input.
 struct Phase {
   int64_t a, b;
   std::vector<int64_t> taps, dh, dw;
   float* packed = nullptr;  // words, [block of columns][tap][words of in][columns]
 };
 
-// Copies one tap's kernel, one block of columns of it, to words [words of in][columns], with zeros for what there isn't.
-// turned: whether in and out change places, as in dx.
+// Copies one block of columns of one tap's kernel to words [words of in][columns], padded with zeros.
+// turned: whether in and out are exchanged, as in dx.
 template <typename T>
 void Pack(const typename T::Element* kernel, float* packed, int64_t ci, int64_t co, int64_t first, bool turned) {
   const int64_t in = turned ? co : ci, out = turned ? ci : co, words = Blocks(in, T::kPair);
   const int64_t columns = ColumnsAt(first, out), width = std::min(columns, out - first);
-  if (!turned) {  // a word is of two rows
+  if (!turned) {  // a word consists of two rows
     typename T::Element low[kLanes], high[kLanes];
     for (int64_t i = 0; i < words; i++, packed += columns)
       for (int64_t j = 0; j < columns; j += kLanes) {
         const auto* from = kernel + i * T::kPair * co + first + j;
-        const bool has_high = (i + 1) * T::kPair <= in;  // the last channel of an odd number makes pairs with zeros
+        const bool has_high = (i + 1) * T::kPair <= in;  // the last of an odd number of channels is paired with zeros
         T::StoreWords(packed + j, Whole(from, width - j, kLanes, low),
                       Whole(from + (T::kPair - 1) * co, has_high ? width - j : 0, kLanes, high));
       }
     return;
   }
-  // A word is of neighbours in a row, which becomes a column. In tiles: what is written out of order stays in L1.
+  // A word consists of neighbours in a row, which becomes a column. Tiles keep the scattered writes in L1.
   constexpr int64_t kTile = 4 * kLanes;
   for (int64_t top = 0; top < words; top += kTile)
     for (int64_t j = 0; j < columns; j++) {
@@ -85,7 +86,7 @@ void Pack(const typename T::Element* kernel, float* packed, int64_t ci, int64_t 
     }
 }
 
-// Packs the kernels of all phases; `packed` has room for them.
+// Packs the kernels of all phases to `packed`, which has room for them.
 template <typename T>
 void PackPhases(ffi::ThreadPool& pool, const typename T::Element* w, float* packed, std::vector<Phase>& phases,
                 const Shape& s, bool turned) {
@@ -104,7 +105,7 @@ void PackPhases(ffi::ThreadPool& pool, const typename T::Element* w, float* pack
         tasks.push_back({phase.taps[t], first, packed + (first * taps + t * ColumnsAt(first, out)) * words});
     packed += taps * words * PaddedColumns(out);
   }
-  // Some 30,000 weights a task, so that starting one costs little.
+  // A task has some 30,000 weights, so that the cost of starting it is small.
   int64_t together = std::max<int64_t>(1, 32768 / (in * kColumns));
   ParallelFor(pool, Blocks(tasks.size(), together), [&](int64_t task) {
     int64_t last = std::min<int64_t>(tasks.size(), (task + 1) * together);
@@ -113,15 +114,15 @@ void PackPhases(ffi::ThreadPool& pool, const typename T::Element* w, float* pack
   });
 }
 
-// What the gradient of the norm before a convolution takes beside dx: `raw`, which the norm took, and the ReLU's mask, which
-// is where `active` is positive, or where raw * factor + shift is if that was never written. `others` is added to dx: the
-// gradient of those that take x too.
+// The inputs, besides dx, of the gradient of the norm before a convolution: `raw`, the norm's input, and the ReLU's
+// mask, which is set where `active` is positive or, if that was never written, where raw * factor + shift is. `others`
+// is the gradient from the other readers of x, which is added to dx.
 template <typename Element>
 struct NormGradient {
   const Element *raw = nullptr, *active = nullptr, *others = nullptr;
 };
 
-// What becomes of y as it is written: bias and shortcut, those that there are, are added, and a ReLU if it is wanted.
+// What is applied to y as it is written: the bias and the shortcut, if present, are added, then a ReLU if `relu`.
 template <typename Element>
 struct Activation {
   const float* bias = nullptr;
@@ -129,37 +130,37 @@ struct Activation {
   bool relu = false;
 };
 
-// What else is done as results are written.
+// Additional work that is done as results are written.
 enum Also {
-  kMoments,     // y and y * y are summed over all pixels, of each channel
-  kGradients,   // so are dx, masked, and dx * (raw - mean)
-  kActivation,  // of y, which may be none
+  kMoments,     // y and y * y are summed over all pixels, for each channel
+  kGradients,   // the same sums of the masked dx and of dx * (raw - mean)
+  kActivation,  // an Activation is applied to y; it may be empty
 };
 constexpr bool HasSums(Also also) { return also != kActivation; }
 
-// y[n, oh * step + a, ow * step + b] = sum over the taps of each phase (a, b) of x[n, oh * stride + dh, ow * stride + dw]
-// times the tap's kernel; x is [n, h, w, in], y [n, oh, ow, out], and x is zero outside, for `low` and `high` pixels.
+// y[n, oh * step + a, ow * step + b] = sum over the taps of phase (a, b) of x[n, oh * stride + dh, ow * stride + dw]
+// times the tap's kernel; x is [n, h, w, in], y is [n, oh, ow, out]. x is padded with `low` and `high` pixels of zeros.
 template <typename T>
 struct Correlation {
   const typename T::Element* x;
   typename T::Element* y;
   int64_t n, h, w, in, oh, ow, out, stride, step, low, high;
   std::vector<Phase> phases;
-  Norm norm;  // of x; in dx of what dx is the gradient of
+  Norm norm;  // of x; in dx, of the array whose gradient dx is
   NormGradient<typename T::Element> gradient;
   float* sums;  // [2][out]
   Activation<typename T::Element> activation;
 };
 
-// One block: kRows pixels times `vectors` of output channels, from `column` on, over all taps and channels.
+// Computes a block: kRows pixels times `vectors` vectors of output channels from `column`, over all taps and channels.
 //
-// pixels: where x's are, which the taps are `offsets` from. at: where y's are. count: of pixels that are summed; the others
-// are the last one again. sums: [2][PaddedColumns(out)].
+// pixels: pointers to x's pixels, to which a tap adds its entry of `offsets`. at: indices of y's pixels. count: number
+// of pixels that enter the sums; the others repeat the last one. sums: [2][PaddedColumns(out)].
 template <typename T, int vectors, Also also>
 void Correlate(const Correlation<T>& c, const typename T::Element* const* pixels, const int64_t* offsets, int64_t taps,
                int64_t words, const float* packed, const int64_t* at, int64_t count, int64_t column, float* sums) {
   constexpr int columns = vectors * kLanes;
-  // All loops over rows and vectors are unrolled: else the compiler keeps the block in memory, at a third of the speed.
+  // All loops over rows and vectors are unrolled; else the compiler keeps the block in memory, at a third of the speed.
   Vector block[kRows][vectors];
 #pragma GCC unroll 6
   for (int r = 0; r < kRows; r++)
@@ -181,8 +182,8 @@ void Correlate(const Correlation<T>& c, const typename T::Element* const* pixels
       }
     }
   }
-  // Writes kRows values, every `stride`-th, of the vector of channels from `first` on, of which `left` are there. The 24
-  // registers of the block leave eight for a norm's: two sums, factor, shift and mean.
+  // Writes every `stride`-th of the values, kRows in total, to the channels from `first` on, of which `left` exist. The
+  // 24 registers of the block leave eight for those of a norm: two sums, factor, shift and mean.
   auto write = [&](const Vector* values, int stride, int64_t first, int64_t left) __attribute__((always_inline)) {
     float *own = sums + first, *products = own + PaddedColumns(c.out);
     Vector sum, product, factor, shift, mean;
@@ -198,7 +199,7 @@ void Correlate(const Correlation<T>& c, const typename T::Element* const* pixels
       const int64_t place = at[r] + first;
       Vector value = values[r * stride], other;
       if (also == kGradients && c.gradient.others) value += LoadSome<T>(c.gradient.others + place, left);
-      if (HasSums(also)) value = other = T::Round(value);  // the sums are of what is written
+      if (HasSums(also)) value = other = T::Round(value);  // the sums are those of the written values
       if (also == kGradients) {
         other = LoadSome<T>(c.gradient.raw + place, left);
         Vector active = c.gradient.active ? LoadSome<T>(c.gradient.active + place, left)
@@ -222,7 +223,7 @@ void Correlate(const Correlation<T>& c, const typename T::Element* const* pixels
   if (c.out - column >= columns) {
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) write(&block[0][v], vectors, column + v * kLanes, kLanes);
-  } else {  // from memory, by a loop: what handles parts of vectors has no room for the block in registers
+  } else {  // from memory, in a loop: the code for parts of vectors leaves no registers for the block
     Vector copy[vectors][kRows];
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; r++)
@@ -238,8 +239,8 @@ void Prefetch(const Element* from, int64_t count) {
   for (; line < end; line += 64) _mm_prefetch(line, _MM_HINT_T0);
 }
 
-// Computes a correlation, whose kernels are packed. A task owns some images: it copies them into zeros where the window
-// reaches outside, or where they are normalised, so that the copy is read from L2 by all blocks of columns.
+// Computes a correlation, whose kernels are packed. A task owns some images. It copies them, surrounded by zeros, if
+// the window reaches outside or if they are normalised, so that all blocks of columns read the copy from L2.
 template <typename T, Also also>
 void CorrelateImages(ffi::ThreadPool& pool, const Correlation<T>& c) {
   using Element = typename T::Element;
@@ -247,13 +248,13 @@ void CorrelateImages(ffi::ThreadPool& pool, const Correlation<T>& c) {
   const Norm norm = also == kGradients ? Norm{} : c.norm;
   const bool has_zeros = c.low > 0 || c.high > 0 || depth > c.in, is_copied = has_zeros || norm.factor;
   const int64_t width = c.low + c.w + c.high, image = (c.low + c.h + c.high) * width * depth;
-  // Of images with many channels fewer pixels fit the cache, but 96 are needed to be worth reading the kernel for.
+  // Fewer pixels fit the cache if they have many channels, but fewer than 96 are not worth reading the kernel for.
   const int64_t pixels = c.oh * c.ow > 1 ? kPlaces : std::clamp<int64_t>(24576 / words, 96, kPlaces);
   const int64_t together = std::max<int64_t>(1, pixels * c.step * c.step / (c.oh * c.ow));
   const int64_t blocks = Blocks(c.out, kColumns), threads = pool.num_threads();
   int64_t groups = std::min(c.n, Blocks(Blocks(c.n, together), kTasks) * kTasks), parts = 1, bands = 1;
-  // A trained network may be shown few images. Then a task owns some of the columns too, so that the kernel, which is more
-  // than those images, is read once; or, where the columns are few as well, some of each image's rows.
+  // A trained network may be given few images. Then a task also owns only some of the columns, so that the kernel,
+  // which is larger than those images, is read once; or, if there are few columns too, only some rows of each image.
   if (also == kActivation && c.step == 1 && Blocks(c.n, together) < threads) {
     parts = std::min(blocks, Blocks(threads, Blocks(c.n, together)));
     groups = std::min(c.n, std::max(Blocks(c.n, together), Blocks(threads, parts)));
@@ -268,9 +269,9 @@ void CorrelateImages(ffi::ThreadPool& pool, const Correlation<T>& c) {
     float* own = sums.data + task * 2 * padded_out;
     if (HasSums(also)) std::fill_n(own, 2 * padded_out, 0.0f);
     if (is_copied) {
-      // Into the middle of zeros, row by row: those that the windows of a band reach.
+      // The rows that the windows of a band reach are copied, one by one, into the middle of zeros.
       const int64_t rows = c.low + c.h + c.high;
-      int64_t reach = 0;  // of a window, below its first row
+      int64_t reach = 0;  // rows of a window below its first one
       for (int64_t dh : c.phases[0].dh) reach = std::max(reach, dh + c.low);
       const int64_t top = bands > 1 ? band * c.oh / bands * c.stride : 0;
       const int64_t bottom = bands > 1 ? std::min(rows, ((band + 1) * c.oh / bands - 1) * c.stride + reach + 1) : rows;
@@ -295,7 +296,7 @@ void CorrelateImages(ffi::ThreadPool& pool, const Correlation<T>& c) {
             ColumnsAt(column, c.out) < kColumns ? Correlate<T, (kVectors + 1) / 2, also> : Correlate<T, kVectors, also>;
         const Element* from[kRows];
         int64_t at[kRows];
-        // Pixels are pointers: the last of a row or an image and the next one's first share a block.
+        // Pixels are pointers, so a block may hold the last of a row or an image and the first of the next one.
         int64_t g = 0, i = top, j = 0;
         for (int64_t pixel = 0; pixel < total; pixel += kRows) {
           const int64_t count = std::min<int64_t>(kRows, total - pixel);
@@ -307,11 +308,11 @@ void CorrelateImages(ffi::ThreadPool& pool, const Correlation<T>& c) {
               if (++i == bottom) i = top, ++g;
             }
           }
-          // The last block is filled up with its last pixel, which is computed and written several times.
+          // The last block is padded with its last pixel, which is computed and written several times.
           std::fill(from + count, from + kRows, from[count - 1]);
           std::fill(at + count, at + kRows, at[count - 1]);
-          // The processor doesn't foresee that many streams of memory at once: of the next block's images, and of what
-          // this block's results meet when they are written.
+          // The processor doesn't prefetch so many streams of memory at once: the pixels of the next block, and the
+          // arrays that are combined with this block's results as they are written.
           if (!is_copied && column == 0 && pixel + 2 * kRows <= total && c.stride == 1)
             Prefetch(from[kRows - 1] + depth, kRows * depth);
           for (const Element* read : {c.gradient.raw, c.gradient.active, c.gradient.others})
@@ -323,16 +324,16 @@ void CorrelateImages(ffi::ThreadPool& pool, const Correlation<T>& c) {
     }
   });
   if (!HasSums(also)) return;
-  std::vector<double> totals(2 * padded_out);  // of up to thousands of tasks, which would cost a float its last digits
+  std::vector<double> totals(2 * padded_out);  // in float, the sums of thousands of tasks would lose digits
   for (int64_t task = 0; task < groups; task++)
     for (int64_t i = 0; i < 2 * padded_out; i++) totals[i] += sums.data[task * 2 * padded_out + i];
   for (int64_t i = 0; i < 2; i++) std::copy_n(&totals[i * padded_out], c.out, c.sums + i * c.out);
 }
 
-// The same convolution, whose window sees one pixel, with each pixel as an image.
+// Returns the shape of the same convolution, whose window is one pixel, with each pixel as an image.
 Shape AsPixels(const Shape& s) { return {s.n * s.h * s.w, 1, 1, s.ci, 1, 1, s.co, 1, 1, 0}; }
 
-// All taps of a window reach all pixels of the output.
+// Returns the only phase of forward: all taps of a window reach all pixels of the output.
 std::vector<Phase> ForwardPhases(const Shape& s) {
   Phase phase{0, 0};
   for (int64_t t = 0; t < s.k * s.k; t++) {
@@ -361,7 +362,7 @@ void Forward(ffi::ThreadPool& pool, const typename T::Element* x, const typename
   correlate(pool, {x, y, s.n, s.h, s.w, s.ci, s.oh, s.ow, s.co, s.stride, 1, s.pad, s.pad, phases, norm, {}, sums, {}});
 }
 
-// Forward of a trained network, whose kernels are packed once and have their norm's scale in them.
+// Computes forward for a trained network, whose kernels are packed once and include their norm's scale.
 template <typename T>
 void Activate(ffi::ThreadPool& pool, const typename T::Element* x, float* packed, typename T::Element* y, Shape s,
               const Activation<typename T::Element>& activation) {
@@ -372,15 +373,15 @@ void Activate(ffi::ThreadPool& pool, const typename T::Element* x, float* packed
                                          {}, nullptr, activation});
 }
 
-// dx: dy correlated with the turned kernel. With a stride, pixels of dx fall into stride x stride phases, each reached
-// by taps of its own, so that no zero is multiplied.
+// Computes dx: dy correlated with the rotated kernel. With a stride, the pixels of dx form stride x stride phases. Each
+// is reached by taps of its own, so that no zero is multiplied.
 template <typename T>
 void InputGradient(ffi::ThreadPool& pool, const typename T::Element* dy, const typename T::Element* w,
                    typename T::Element* dx, Shape s, const Norm& norm, const NormGradient<typename T::Element>& gradient,
                    float* sums) {
   if (s.k == 1 && s.stride == 1) s = AsPixels(s);
   std::vector<Phase> phases;
-  int64_t reach = 0;  // how far outside of dy a tap may ask
+  int64_t reach = 0;  // how far outside dy a tap may read
   for (int64_t a = 0; a < std::min(s.stride, s.h); a++)
     for (int64_t b = 0; b < std::min(s.stride, s.w); b++) {
       Phase phase{a, b};
@@ -397,14 +398,14 @@ void InputGradient(ffi::ThreadPool& pool, const typename T::Element* dy, const t
     }
   Scratch<float> packed(s.k * s.k * Blocks(s.co, T::kPair) * PaddedColumns(s.ci));
   PackPhases<T>(pool, w, packed.data, phases, s, true);
-  // A pixel at the end of dx may lie beyond the last window's, by less than a stride.
+  // A pixel at the end of dx may lie beyond those of the last window, by less than a stride.
   const int64_t high = reach + std::max({int64_t{0}, Blocks(s.h, s.stride) - s.oh, Blocks(s.w, s.stride) - s.ow});
   auto correlate = sums ? CorrelateImages<T, kGradients> : CorrelateImages<T, kActivation>;
   correlate(pool, {dy, dx, s.n, s.oh, s.ow, s.co, s.h, s.w, s.ci, 1, s.stride, reach, high, phases,
                    sums ? norm : Norm{}, gradient, sums, {}});
 }
 
-// --- What XLA calls
+// --- The interface to XLA
 
 using Numbers = ffi::Buffer<ffi::F32, 1>;
 
@@ -426,7 +427,7 @@ ffi::Error CallInputGradient(ffi::ThreadPool pool, Images<dtype> dy, Images<dtyp
   return ffi::Error::Success();
 }
 
-// packed: [words of all taps], of which there may be more than are written.
+// packed: [words of all taps]; it may have more words than are written.
 template <typename T, ffi::DataType dtype>
 ffi::Error CallPack(ffi::ThreadPool pool, Images<dtype> w, ffi::Result<Numbers> packed) {
   const auto sizes = w.dimensions();
@@ -441,7 +442,7 @@ template <typename T, ffi::DataType dtype>
 ffi::Error CallActivate(ffi::ThreadPool pool, Images<dtype> x, Numbers packed, Numbers bias,
                         Images<dtype> shortcut, ffi::Result<Images<dtype>> y, int64_t size, int64_t stride, int64_t pad,
                         bool relu) {
-  // What was packed for another network, or another dtype, is shorter.
+  // A kernel that was packed for another network or dtype may be too short.
   const int64_t words = size * size * Blocks(x.dimensions()[3], T::kPair) * PaddedColumns(y->dimensions()[3]);
   if (int64_t(packed.element_count()) < words || int64_t(bias.element_count()) != y->dimensions()[3] ||
       (shortcut.element_count() && shortcut.element_count() != y->element_count()))

@@ -1,4 +1,4 @@
-// What forward, dx and dW of a convolution share: shapes, the norm before it, and how XLA calls them.
+// Code that forward, dx and dW of a convolution share: shapes, the norm before it, and the interface to XLA.
 
 #ifndef FER_JAX_NATIVE_CONV_H_
 #define FER_JAX_NATIVE_CONV_H_
@@ -11,12 +11,12 @@ struct Shape {  // y[n, oh, ow, co] of x[n, h, w, ci] and a window of k x k
   int64_t n, h, w, ci, oh, ow, co, k, stride, pad;
 };
 
-// The batch norm and the ReLU before a convolution, of each channel: it convolves max(0, x * factor + shift).
+// The batch norm and the ReLU before a convolution, for each channel: max(0, x * factor + shift) is convolved.
 struct Norm {
   const float *factor = nullptr, *shift = nullptr, *mean = nullptr;
 };
 
-// Copies pixels of c channels to pixels of `depth`, normalised if there is a norm.
+// Copies pixels of c channels to pixels of `depth` channels, normalised if there is a norm.
 template <typename T>
 void CopyPixels(const typename T::Element* from, typename T::Element* to, int64_t pixels, int64_t c, int64_t depth,
                 const Norm& norm) {
@@ -28,13 +28,13 @@ void CopyPixels(const typename T::Element* from, typename T::Element* to, int64_
     if (!norm.factor) std::memcpy(to, from, c * sizeof(*to));
     for (int64_t j = 0; norm.factor && j < c; j += kLanes) {
       Vector factor = LoadSome<Float32>(norm.factor + j, c - j), shift = LoadSome<Float32>(norm.shift + j, c - j);
-      // Of a NaN and a number the maximum is the second.
+      // If one argument of Max is NaN, the result is the second one: here a NaN is kept.
       StoreSome<T>(to + j, Max(Zero(), FusedMultiplyAdd(LoadSome<T>(from + j, c - j), factor, shift)), c - j);
     }
   }
 }
 
-// --- What XLA calls
+// --- The interface to XLA
 
 template <ffi::DataType dtype>
 using Images = ffi::Buffer<dtype, 4>;
@@ -44,16 +44,16 @@ Shape ShapeOf(ffi::Span<const int64_t> x, ffi::Span<const int64_t> w, ffi::Span<
   return {x[0], x[1], x[2], x[3], y[1], y[2], y[3], w[0], stride, pad};
 }
 
-using Vectors = ffi::Buffer<ffi::F32, 2>;  // [how many, channels]
+using Vectors = ffi::Buffer<ffi::F32, 2>;  // [number of vectors, channels]
 
-// norm: factor, shift and mean; of none of them, no norm.
+// norm: factor, shift and mean, or empty for no norm.
 Norm NormOf(Vectors norm) {
   const float* data = norm.typed_data();
   const int64_t channels = norm.dimensions()[1];
   return norm.element_count() ? Norm{data, data + channels, data + 2 * channels} : Norm{};
 }
 
-// Null where none are wanted.
+// Returns null for an empty buffer: an input that is missing, or a result that is unwanted.
 template <typename Buffer>
 auto DataOf(Buffer& buffer) {
   return buffer.element_count() ? buffer.typed_data() : nullptr;
@@ -61,7 +61,7 @@ auto DataOf(Buffer& buffer) {
 
 }  // namespace
 
-// A handler of `function`; what follows are its arguments, results and attributes.
+// Defines a handler for `function`; the remaining macro arguments bind its arguments, results and attributes.
 #define FER_JAX_BIND(name, function, ...) \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name, (function), ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() __VA_ARGS__)
 

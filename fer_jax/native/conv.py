@@ -1,7 +1,7 @@
-"""The native convolution, and what of the batch norms around it rides along; `build.load` must have been called.
+"""The native convolution and the parts of batch norms that are fused with it; `build.load` must have been called.
 
-`convolve` can be differentiated. The three passes are functions of their own for those that bring a gradient of theirs.
-A norm is float32 [3, channels]: factor, shift and mean. The convolution is then of max(0, x * factor + shift).
+`convolve` can be differentiated. Its three passes are also functions of their own, for callers that define a gradient.
+A norm is float32 [3, channels]: factor, shift and mean. With it, max(0, x * factor + shift) is convolved instead of x.
 """
 
 import functools
@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-MAX_SIZE = 7  # of a window
+MAX_SIZE = 7  # largest height and width of a window
 
 
 def is_covered(x, kernel, strides, padding) -> bool:
-    """Whether `convolve` computes a convolution: a square window of at most 7 x 7, symmetric padding below its size.
+    """Returns whether `convolve` covers a convolution: a square window up to 7 x 7, symmetric padding below its size.
 
-    In float32, or in bfloat16, for which the library must have been loaded. Not where nothing comes out.
+    The dtype is float32, or bfloat16, for which the library must have been loaded. Empty results are not covered.
     """
     (height, width), pad = kernel.shape[:2], padding[0][0]
     return (
@@ -35,13 +35,13 @@ def convolve(x, kernel, stride: int, pad: int):
     """Returns the convolution, [batch, out_height, out_width, out] in x's dtype.
 
     x: float32 or bfloat16 [batch, height, width, in]. kernel: float32 [size, size, in, out], which is rounded to x's
-    dtype; its gradient is float32, not rounded. stride, pad: of rows and columns.
+    dtype; its gradient is float32, not rounded. stride, pad: for both rows and columns.
     """
     return _forward(x, kernel, stride, pad)[0]
 
 
 def forward(x, kernel, stride: int, pad: int, *, norm=None, with_moments: bool = False):
-    """Returns the convolution and the means of its values and their squares, float32 [2, out], [0, out] if not wanted.
+    """Returns the convolution and the means of its values and their squares, float32 [2, out], or [0, out] if unwanted.
 
     kernel: in x's dtype.
     """
@@ -53,49 +53,49 @@ def forward(x, kernel, stride: int, pad: int, *, norm=None, with_moments: bool =
 
 
 def input_gradient(dy, kernel, shape: tuple[int, ...], stride: int, pad: int):
-    """Returns the gradient to x, whose shape is given; kernel: in dy's dtype."""
+    """Returns the gradient with respect to x, which has the given shape; kernel: in dy's dtype."""
     dx = jax.ShapeDtypeStruct(shape, dy.dtype)
     others = [_or_none(None), *[jnp.zeros((0, 0, 0, 0), dy.dtype)] * 3]
     return _call("fer_jax_conv_input_gradient", (dx, _sums_of(dx, False)), dy, kernel, *others, stride, pad)[0]
 
 
 def normalized_input_gradient(dy, kernel, raw, norm, stride: int, pad: int, *, active=None, others=None):
-    """Returns the gradient to what the norm gave, where that is positive, else zero, and two means for the norm's own.
+    """Returns the gradient with respect to the norm's output, and two means for the norm's own gradient.
 
-    They are those of the gradient and of its product with raw - mean, float32 [2, in]: `norm.gradient_means`.
-
-    raw: what the norm took. active: what it gave, if it was written and isn't what the norm alone makes of raw. others:
-    its gradient by others that take it, which is added.
+    The gradient is zero where the output is not positive. The means are those of the gradient and of its product with
+    raw - mean, float32 [2, in], as in `norm.gradient_means`. raw: the norm's input. active: the norm's output, if it
+    was written and isn't made from raw by the norm alone. others: the gradient from the output's other readers, which
+    is added.
     """
     dx, none = jax.ShapeDtypeStruct(raw.shape, dy.dtype), jnp.zeros((0, 0, 0, 0), dy.dtype)
-    # An array that isn't there is an empty one: a handler takes the same arguments at every call.
+    # A missing array is passed as an empty one, since a handler takes the same arguments at every call.
     arrays = [norm, raw, *(none if array is None else array for array in (active, others))]
     dx, sums = _call("fer_jax_conv_input_gradient", (dx, _sums_of(dx, True)), dy, kernel, *arrays, stride, pad)
     return dx, sums / (raw.size // raw.shape[-1])
 
 
 def kernel_gradient(x, dy, shape: tuple[int, ...], stride: int, pad: int, *, norm=None):
-    """Returns the gradient to the kernel, whose shape is given, float32."""
+    """Returns the gradient with respect to the kernel, float32 of the given shape."""
     dkernel = jax.ShapeDtypeStruct(shape, jnp.float32)
     return _call("fer_jax_conv_kernel_gradient", dkernel, x, dy, _or_none(norm), stride, pad)
 
 
 def pack(kernel):
-    """Returns a kernel [size, size, in, out] as `activate` takes it, float32 [some number of words]."""
+    """Returns a kernel [size, size, in, out] in the form that `activate` takes, float32 [number of words]."""
     size, _, channels, out = kernel.shape
-    # A block of columns is of 64 at most, and half-empty words are counted as whole ones.
+    # A block has 64 columns at most, and half-empty words are counted as whole ones.
     words = size * size * -(-channels * kernel.dtype.itemsize // 4) * -(-out // 64) * 64
     packed = jax.ShapeDtypeStruct((words,), jnp.float32)
     return jax.ffi.ffi_call(f"fer_jax_conv_pack_{kernel.dtype}", packed)(kernel)
 
 
 def activate(x, packed, bias, shortcut, *, size: int, stride: int, relu: bool):
-    """Returns a trained network's convolution, with its bias, its shortcut, if any, and its ReLU, in x's dtype.
+    """Returns a trained network's convolution with its bias, its shortcut, if any, and a ReLU if `relu`, in x's dtype.
 
     It can't be differentiated.
 
-    x: [batch, height, width, in]. packed: what `pack` made of a kernel of x's dtype. size: of its window; x is padded
-    by half of it. bias: float32 [out]. shortcut: of the result's shape and dtype, or None.
+    x: [batch, height, width, in]. packed: the result of `pack` for a kernel of x's dtype. size: size of the window; x
+    is padded by half of it. bias: float32 [out]. shortcut: has the result's shape and dtype, or is None.
     """
     pad = size // 2
     places = [(length + 2 * pad - size) // stride + 1 for length in x.shape[1:3]]
@@ -106,14 +106,14 @@ def activate(x, packed, bias, shortcut, *, size: int, stride: int, relu: bool):
 
 
 def _forward(x, kernel, stride, pad):
-    # Rounded by XLA: rounded in the native code it would be copied first, since the step updates it in place.
+    # XLA rounds the kernel: for rounding in the native code it would copy it first, since the step updates it in place.
     rounded = kernel.astype(x.dtype)
     return forward(x, rounded, stride, pad)[0], (x, rounded)
 
 
 def _backward(stride, pad, residuals, dy):
     x, kernel = residuals
-    # Where nobody asks for dx, as in a network's first convolution, XLA leaves the call out.
+    # If dx is unused, as in a network's first convolution, XLA leaves the call out.
     return input_gradient(dy, kernel, x.shape, stride, pad), kernel_gradient(x, dy, kernel.shape, stride, pad)
 
 
@@ -130,5 +130,5 @@ def _sums_of(array, are_wanted: bool):
 
 def _call(name: str, result, a, *others):
     *others, stride, pad = others
-    # Attributes have the type that the handler expects: int64.
+    # The handlers expect attributes of the type int64.
     return jax.ffi.ffi_call(f"{name}_{a.dtype}", result)(a, *others, stride=np.int64(stride), pad=np.int64(pad))

@@ -1,30 +1,29 @@
-// The gradient of a convolution's kernel (dW), called by XLA; see conv.cc for what it shares with forward and dx.
+// The gradient of a convolution's kernel (dW), called by XLA; conv.cc describes the design that all three passes share.
 
 #include "conv.h"
 
 namespace {
 
 #ifdef __AVX512F__
-constexpr int kGroup = 8;  // rows of a block: weights of as many input channels, which 8 divides most of the time
+constexpr int kGroup = 8;  // rows of a block: weights of 8 input channels, since 8 usually divides their number
 #else
 constexpr int kGroup = 6;
 #endif
-constexpr int kColumns = kLanes * 2;  // of a block
-// Places (pixels of all images of a group) that are worked on together: their parts of both operands stay in L1.
+constexpr int kColumns = kLanes * 2;  // in a block
+// Places (pixels of all images of a group) that are processed together: their parts of both operands stay in L1.
 constexpr int64_t kPlaces = 120;
-// Slices of the batch that have sums of their own. Fixed, so that the order of addition is.
+// Slices of the batch that have sums of their own. Their number is fixed, so that the order of addition is fixed too.
 constexpr int64_t kSlices = 16;
 
-// The weights are rows x columns: columns are output channels, and a block's rows are kGroup input channels at one tap,
-// or, of images with fewer channels, a tap's channels and the next one's.
+// The weights are rows x columns: columns are output channels, and a block's rows are kGroup input channels at one tap
+// or, for images with fewer channels, a tap's channels followed by the next tap's.
 //
-// An image (or two, as pairs of their values) is copied into the middle of zeros, as [group of channels][place][channels
-// of the group]: what a block reads of it is then one run of memory, whatever the tap, and stays in L1. (In NHWC its
-// channels would be every so many hundred bytes, which fall into few sets of the cache.) Groups are padded with channels
-// of zeros.
+// An image (or two, as pairs of their values) is copied into zeros, as [group of channels][place][channels of the
+// group]. A block then reads one contiguous part of memory, for any tap, which stays in L1. (In NHWC its channels would
+// be several hundred bytes apart and map to few sets of the cache.) Groups are padded with channels of zeros.
 struct Rows {
   explicit Rows(const Shape& s) : shape(s) {
-    // A window of one pixel doesn't see what a stride passes over: only the others are copied.
+    // A window of one pixel never reads the pixels that a stride skips, so only the others are copied.
     picked = s.k == 1 && s.pad == 0 ? s.stride : 1;
     step = s.stride / picked;
     height = picked > 1 ? s.oh : s.h;
@@ -40,12 +39,12 @@ struct Rows {
       int64_t channel = group * together + i;
       weights.push_back(channel < s.ci ? tap * s.ci + channel : -1);
     }
-    // The last block is filled up with rows that are computed for nothing.
+    // The last block is padded with rows whose results are discarded.
     offsets.resize(count, offsets[0]);
     weights.resize(count, -1);
   }
   int64_t ImageSize() const { return groups * places * together; }
-  // Copies an image, or the pairs of it and its partner where words are pairs.
+  // Copies an image or, where words are pairs, the pairs of it and its partner.
   template <typename T>
   void CopyImage(const std::pair<const typename T::Element*, const typename T::Element*>& unit, float* to) const {
     std::fill(to, to + ImageSize(), 0.0f);
@@ -63,18 +62,18 @@ struct Rows {
       }
   }
   Shape shape;
-  int64_t picked, step;      // strides between the pixels that are copied, and between the places of those
-  int64_t height;            // rows that are copied
+  int64_t picked, step;      // stride of the pixels that are copied, and the stride that is left between their places
+  int64_t height;            // number of rows that are copied
   int64_t width, places;     // of a copied image, with its margins
   int64_t together, groups;  // channels of a group, and how many groups there are
-  int64_t count;             // of rows, a multiple of kGroup
-  std::vector<int64_t> offsets;  // of each row, into a copied image
-  std::vector<int64_t> weights;  // the row of dw, [k, k, ci][co], that it is; -1 of one that pads
+  int64_t count;             // number of rows, a multiple of kGroup
+  std::vector<int64_t> offsets;  // for each row, its offset in a copied image
+  std::vector<int64_t> weights;  // for each row, its row of dw, [k, k, ci][co], or -1 for padding
 };
 
-// One block: adds to sums[kGroup][kColumns] the products of images, at `offsets` from each place, and dy,
-// [place][kColumns]; of their rows of places from `top` to `bottom` - 1. are_neighbours: whether the offsets are
-// the first one's and those that follow it.
+// Computes one block: adds to sums[kGroup][kColumns] the products of images, at `offsets` from each place, and dy,
+// [place][kColumns], for the rows of places from `top` to `bottom` - 1. are_neighbours: whether the offsets are
+// consecutive.
 template <typename T, bool are_neighbours>
 void AddProducts(const Rows& all, const int64_t* offsets, float* sums, const float* image, const float* dy,
                  int64_t images, int64_t top, int64_t bottom) {
@@ -111,8 +110,8 @@ template <typename T>
 void AddImages(const Rows& all, int64_t first, int64_t last, float* sums, const float* image, const float* dy,
                int64_t images) {
   auto add = all.together == kGroup ? AddProducts<T, true> : AddProducts<T, false>;
-  // What is read again for each block of rows, dy and a group's part of the image, should stay in L1: a large image is
-  // taken band by band.
+  // dy and a group's part of the image are read again for each block of rows and should stay in L1, so a large image is
+  // processed band by band.
   const int64_t oh = all.shape.oh, ow = all.shape.ow;
   const int64_t band = images == 1 ? std::max<int64_t>(1, kPlaces / ow) : oh;
   for (int64_t top = 0; top < oh; top += band)
@@ -128,7 +127,7 @@ void CopyGradient(const std::pair<const typename T::Element*, const typename T::
   const int64_t width = std::min<int64_t>(kColumns, co - first);
   for (int64_t place = 0; place < places; place++, to += kColumns) {
     const auto *a = unit.first + place * co + first, *b = unit.second + place * co + first;
-    if (width == kColumns) {  // which is known as it is compiled
+    if (width == kColumns) {  // a constant, known at compile time
       for (int64_t j = 0; j < kColumns; j++) to[j] = T::Word(a[j], b[j]);
     } else {
       for (int64_t j = 0; j < width; j++) to[j] = T::Word(a[j], b[j]);
@@ -144,7 +143,7 @@ void KernelGradient(ffi::ThreadPool& pool, const typename T::Element* x, const t
   bool is_turned = false;  // whether columns are input channels, and rows output channels
   if (s.k == 1 && s.stride == 1) {
     s = {s.n, 1, s.h * s.w, s.ci, 1, s.oh * s.ow, s.co, 1, 1, 0};
-    // Columns are copied by whole vectors, rows in groups: of what is used once, the wider one should be columns.
+    // Columns are copied by whole vectors, rows in groups, so the operand with more channels should be the columns.
     if (s.ci > s.co) {
       is_turned = true;
       std::swap(x, dy);
@@ -155,12 +154,12 @@ void KernelGradient(ffi::ThreadPool& pool, const typename T::Element* x, const t
   const int64_t places = s.oh * s.ow, blocks = Blocks(s.co, kColumns), image = rows.ImageSize();
   const int64_t padded = blocks * kColumns, units = Blocks(s.n, T::kPair);  // images, or pairs of them
   const int64_t together = std::max<int64_t>(1, kPlaces / places);
-  // The last image of an odd number makes a pair with zeros.
+  // The last of an odd number of images is paired with zeros.
   const int64_t pixels = s.h * s.w, largest = std::max(pixels * s.ci, places * s.co);
   const bool has_zeros = units * T::kPair > s.n;
   const Scratch<Element> zeros(has_zeros ? largest : 0);
   if (has_zeros) std::fill_n(zeros.data, largest, Element{0});
-  // A unit of x or dy, an image and its partner, normalised into `scratch` if there is a norm.
+  // Returns a unit of x or dy, an image and its partner, normalised into `scratch` if there is a norm.
   const int64_t scratch_size = norm.factor ? T::kPair * largest : 0;
   auto read = [&](const Element* all, int64_t unit, int64_t pixels, int64_t c, const Norm& norm, Element* scratch) {
     const int64_t size = pixels * c, other = unit * T::kPair + T::kPair - 1;
@@ -188,7 +187,7 @@ void KernelGradient(ffi::ThreadPool& pool, const typename T::Element* x, const t
     }
   };
 
-  // Few places and many weights: a thread owns weights and sums over all images, which are copied beforehand.
+  // With few places and many weights, a thread owns weights and sums over all images, which are copied beforehand.
   if (units * places <= 12000 && rows.count * s.co >= 30000) {
     Scratch<float> copied(units * image), gradient(padded * units * places);
     ParallelFor(pool, units, [&](int64_t unit) {
@@ -212,7 +211,7 @@ void KernelGradient(ffi::ThreadPool& pool, const typename T::Element* x, const t
     return;
   }
 
-  // Many places: a thread owns a slice of the batch and sums over it, and the slices' sums are added in order.
+  // With many places, a thread owns a slice of the batch and sums over it, and the slices' sums are added in order.
   const int64_t slices = std::min(kSlices, units), size = padded * rows.count, block = places * kColumns;
   Scratch<float> sums(slices * size);
   ParallelFor(pool, slices, [&](int64_t slice) {

@@ -1,20 +1,20 @@
-// The sums over all pixels that batch normalisation needs, of each channel, called by XLA.
+// The sums over all pixels, for each channel, that batch normalisation needs; called by XLA.
 //
-// XLA:CPU writes each value that it sums to memory in float32 first; here bfloat16 is read once and nothing is written.
-// The results have the same bits on any number of threads: slices of the pixels have sums of their own, which are added
-// in their order.
+// XLA:CPU first writes each value that it sums to memory in float32; here bfloat16 is read once and nothing is written.
+// The results have the same bits on any number of threads: each slice of the pixels has its own sums, which are added
+// in the order of the slices.
 
 #include "common.h"
 
 namespace {
 
-constexpr int64_t kSlices = 64;  // fixed, so that the order of addition is
+constexpr int64_t kSlices = 64;  // fixed, so that the order of addition is fixed too
 constexpr int64_t kRows = 16;    // pixels that are summed in registers before the sums go back to memory
 
-// Adds up two values of each pixel and channel: sums[0][channel] and sums[1][channel].
+// Sums two values over all pixels, for each channel, to sums[0][channel] and sums[1][channel].
 //
-// operands: arrays [rows, channels]. add(values, channel, first, second) adds to kLanes sums of both kinds what follows
-// from the operands' values, as vectors, at the channels from `channel`.
+// operands: arrays [rows, channels]. add(values, channel, first, second) computes the two values from vectors of the
+// operands' values at the kLanes channels from `channel` on, and adds them to the sums `first` and `second`.
 template <typename T, int count, typename Add>
 void SumChannels(ffi::ThreadPool& pool, const typename T::Element* const (&operands)[count], int64_t rows,
                  int64_t channels, float* sums, Add add) {
@@ -60,7 +60,7 @@ ffi::Error CallMoments(ffi::ThreadPool pool, Array<dtype> x, ffi::Result<Vectors
   return ffi::Error::Success();
 }
 
-// The sums of dy and of dy * (x - mean); with relu of those dy alone whose y is positive.
+// The sums of dy and of dy * (x - mean); with relu, dy counts only where y is positive.
 template <typename T, ffi::DataType dtype>
 ffi::Error CallGradientSums(ffi::ThreadPool pool, Array<dtype> dy, Array<dtype> x, Array<dtype> y, OneVector mean,
                             ffi::Result<Vectors> sums, int64_t relu) {

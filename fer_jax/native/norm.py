@@ -6,7 +6,7 @@ import numpy as np
 
 
 def moments(x):
-    """Returns the means of x and of its squares over all but the channels, float32 [2, channels].
+    """Returns the means of x and of its squares over all axes but the channels, float32 [2, channels].
 
     x: float32 or bfloat16 [..., channels].
     """
@@ -15,10 +15,10 @@ def moments(x):
 
 
 def gradient_means(dy, x, mean, y=None):
-    """Returns the means of dy and of dy * (x - mean) over all but the channels, float32 [2, channels].
+    """Returns the means of dy and of dy * (x - mean) over all axes but the channels, float32 [2, channels].
 
-    dy, x, y: float32 or bfloat16 [..., channels]. y: where it is not positive dy counts as zero; None: everywhere as it
-    is. mean: float32 [channels].
+    dy, x, y: float32 or bfloat16 [..., channels]. y: dy counts as zero where y is not positive; None leaves dy
+    as it is. mean: float32 [channels].
     """
     relu = np.int64(y is not None)
     dy, x, y = map(_as_rows, (dy, x, dy if y is None else y))

@@ -1,6 +1,6 @@
 // The max pooling of a ResNet's stem, 3 x 3 with stride 2 and a margin of zeros, and its gradient; called by XLA.
 //
-// XLA:CPU makes each of the nine shifted images; here every value is read where it lies. Images are NHWC and not negative.
+// XLA:CPU creates each of the nine shifted images; here all values are read in place. Images are NHWC and not negative.
 
 #include "common.h"
 
@@ -18,7 +18,7 @@ void VisitWindow(const Pool& p, int64_t oh, int64_t ow, Visit visit) {
       visit(row, column, row >= 0 && row < p.h && column >= 0 && column < p.w);
 }
 
-// The maximum of a column of a window's pixels, of kLanes channels, and zero, or NaN where one of them is.
+// The maximum of zero and a column of a window's pixels, for kLanes channels; `nan` is NaN where one of the pixels is.
 struct Largest {
   Vector value = Zero(), nan = Zero();
 };
@@ -29,7 +29,7 @@ void Forward(ffi::ThreadPool& pool, const typename T::Element* x, typename T::El
     const int64_t n = task / p.oh, oh = task % p.oh, row = p.w * p.c;
     const int64_t top = std::max<int64_t>(2 * oh - 1, 0), bottom = std::min(2 * oh + 1, p.h - 1);
     for (int64_t c = 0; c < p.c; c += kLanes) {
-      // From zero, which the margin is too. The maximum of a NaN and a number is either, so NaNs are kept apart.
+      // The maximum starts at zero, like the margin. That of a NaN and a number may be either: NaNs are kept apart.
       auto column = [&](int64_t w) {
         Largest largest;
         for (int64_t h = top; h <= bottom && w < p.w; h++) {
@@ -50,13 +50,13 @@ void Forward(ffi::ThreadPool& pool, const typename T::Element* x, typename T::El
   });
 }
 
-// A window's gradient goes to the first of its largest pixels, column by column.
+// A window's gradient goes to the first of its largest pixels, in column-by-column order.
 template <typename T>
 void Gradient(ffi::ThreadPool& pool, const typename T::Element* x, const typename T::Element* y,
               const typename T::Element* dy, typename T::Element* dx, const Pool& p) {
   const int64_t padded = Blocks(p.c, kLanes) * kLanes;
   ParallelFor(pool, p.n, [&](int64_t n) {
-    // Pixels are in up to four windows: their sums are rounded once.
+    // A pixel is in up to four windows, whose gradients are summed in float32 and rounded once.
     Scratch<float> sums(p.h * p.w * padded);
     std::fill(sums.data, sums.data + p.h * p.w * padded, 0.0f);
     for (int64_t oh = 0; oh < p.oh; oh++)
@@ -66,7 +66,7 @@ void Gradient(ffi::ThreadPool& pool, const typename T::Element* x, const typenam
           Vector largest = LoadSome<T>(y + place, p.c - c), left = LoadSome<T>(dy + place, p.c - c);
           VisitWindow(p, oh, ow, [&](int64_t row, int64_t column, bool is_inside) {
             if (!is_inside) {
-              left = WherePositive(largest, left);  // a zero of the margin takes what is due to a zero
+              left = WherePositive(largest, left);  // if the maximum is zero, the margin takes the gradient
               return;
             }
             Vector value = LoadSome<T>(x + ((n * p.h + row) * p.w + column) * p.c + c, p.c - c);

@@ -1,11 +1,11 @@
-"""Max pooling as a function that can be differentiated; `build.load` must have been called."""
+"""Differentiable max pooling; `build.load` must have been called."""
 
 import jax
 
 
 @jax.custom_vjp
 def max_pool(x):
-    """Returns what `models.pool.max_pool` does; x: float32 or bfloat16 [batch, height, width, channels]."""
+    """Returns the same as `models.pool.max_pool`; x: float32 or bfloat16 [batch, height, width, channels]."""
     batch, height, width, channels = x.shape
     y = jax.ShapeDtypeStruct((batch, (height + 1) // 2, (width + 1) // 2, channels), x.dtype)
     return jax.ffi.ffi_call(f"fer_jax_max_pool_{x.dtype}", y)(x)

@@ -1,4 +1,4 @@
-"""Calls a function operation by operation, where compiling all of it would take longer than it runs. Pure."""
+"""Runs a function operation by operation, for functions that would take longer to compile than to run. Pure."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from jax.extend import core
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A function of no arguments, traced: its program, and the shapes and dtypes of what it returns."""
+    """A traced function without arguments: its jaxpr, and the shapes and dtypes of its results."""
 
     closed_jaxpr: core.ClosedJaxpr
     shapes: Any
 
     def __call__(self) -> Any:
-        """Returns what the function returns, as numpy arrays, without compiling it as a whole.
+        """Returns the function's results as numpy arrays, without compiling the function as a whole.
 
-        Operations that its results don't need are left out. Each of the others is a program of its own, which equal
-        ones share; those within a function that is jitted remain one.
+        Operations that the results don't depend on are skipped. Each of the others runs as its own program, which equal
+        operations share; the operations within a jitted function stay together in one program.
         """
         values = dict(zip(self.closed_jaxpr.jaxpr.constvars, self.closed_jaxpr.consts, strict=True))
 
@@ -37,7 +37,7 @@ class Traced:
         results, seen = [], set()
         for atom in self.closed_jaxpr.jaxpr.outvars:
             result = np.asarray(read(atom))
-            # Memory of its own, which may be donated, for what is returned twice, or is one value throughout.
+            # A value that is returned twice, or a broadcast scalar, is copied to its own memory, so it may be donated.
             is_shared = 0 in result.strides or (isinstance(atom, core.Var) and atom in seen)
             results.append(result.copy() if is_shared else result)
             seen |= {atom} if isinstance(atom, core.Var) else set()
@@ -60,10 +60,10 @@ def _needed(jaxpr) -> list:
 
 
 def _on_host(equation, arguments: list) -> list | None:
-    """Returns the results of what numpy does without compiling a program for each shape, or None."""
+    """Returns an operation's results, computed by numpy, which compiles no program for each shape; None if it can't."""
     name, params = equation.primitive.name, equation.params
     if jax.dtypes.issubdtype(equation.outvars[0].aval.dtype, jax.dtypes.extended):
-        return None  # keys
+        return None  # numpy has no PRNG keys
     if name == "broadcast_in_dim" and not np.ndim(arguments[0]):
         return [np.broadcast_to(arguments[0], params["shape"])]
     if name == "reshape" and params["dimensions"] is None:

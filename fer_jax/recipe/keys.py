@@ -1,4 +1,4 @@
-"""The keys of a step's random draws: a function of seed, step and the example's position. Pure."""
+"""PRNG keys for a step's random draws, made from the seed, the step and an example's position. Pure."""
 
 import enum
 
@@ -8,13 +8,13 @@ from jax import lax
 
 
 class Stream(enum.IntEnum):
-    """What a key is for. The numbers are part of what makes a run repeat: they never change."""
+    """The purpose of a key. The numbers must never change, since a run can only be repeated with the same ones."""
 
     WEIGHTS = 0
     AUGMENTATION = 1
     NETWORK = 2  # dropout and stochastic depth
     MIXING = 3
-    FIRST_FLIP = 4  # the direction in which an image that flips every other epoch begins
+    FIRST_FLIP = 4  # whether an image that is flipped every other epoch begins flipped
 
 
 def step_key(seed: int, stream: Stream, step):
@@ -23,7 +23,7 @@ def step_key(seed: int, stream: Stream, step):
 
 
 def positions(num_examples: int, axis_name: str):
-    """Returns the positions in the global batch of a device's examples, int32 [num_examples]."""
+    """Returns the positions of a device's examples in the global batch, int32 [num_examples]."""
     # A device's part of the batch is contiguous (parallel.shard_batch).
     return lax.axis_index(axis_name) * num_examples + jnp.arange(num_examples)
 
@@ -31,7 +31,7 @@ def positions(num_examples: int, axis_name: str):
 def example_keys(seed: int, stream: Stream, step, num_examples: int, axis_name: str):
     """Returns a key for each of a device's examples.
 
-    The key is made of the example's position in the global batch, so that an example is treated alike on any number of
+    A key depends on the example's position in the global batch, so that an example gets the same draws on any number of
     devices.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(step_key(seed, stream, step), positions(num_examples, axis_name))
