@@ -213,7 +213,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
                     metric=config.early_stopping.metric,
                     folder=workdir.report,
                 )
-        # Closed before an exception is raised: with one, closing would not wait for what is still being written.
+        # Closed before an exception is raised: after one, several processes don't wait for the last save to be written.
         saving.close()
         if interrupted:
             raise interrupted

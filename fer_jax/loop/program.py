@@ -70,7 +70,7 @@ class Program:
     """The compiled training program of a run.
 
     Attributes: steps_per_epoch; flops, the FLOPs of training on one image (forward and backward). Raises UserError
-    if the batch size is not a multiple of the number of devices, or if `split` has fewer images than one batch.
+    if the batch size is not a multiple of the devices times the microbatches, or if `split` has fewer images than it.
     """
 
     def __init__(
