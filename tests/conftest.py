@@ -1,17 +1,17 @@
-"""What every test runs on: eight CPU devices, whatever the machine has, and little time spent compiling."""
+"""Settings of every test: eight CPU devices, whatever the machine has, and little time spent compiling."""
 
 import os
 import tempfile
 
-# Before JAX and TensorFlow are imported, which read them once; child processes inherit them.
+# These are set before JAX and TensorFlow are imported, which read them once. Child processes inherit them.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
-# Tests compile many small programs and run each a few times. Switched on again where an optimisation is tested.
+# Tests compile many small programs and run each a few times. Tests of an optimisation switch optimisations on again.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
-# The loop's tests, in several processes, compile the same steps again and again.
+# The tests of the loop compile the same steps many times, in several processes, so they share a cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
@@ -26,14 +26,14 @@ hypothesis.settings.load_profile("suite")
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def native_dtype(request):
-    """Each dtype of the native code, which is loaded."""
-    from tests.support import native  # only where it is asked for: it imports JAX
+    """Loads the native code and returns one of its dtypes; a test runs with each."""
+    from tests.support import native  # imported only when needed, because it imports JAX
 
     native.load(request.param)
     return request.param
 
 
 def pytest_collection_modifyitems(items):
-    # The longest first, so that no worker is left alone with one of them at the end.
+    # The longest tests run first, so that no worker is left alone with one of them at the end.
     long = ("test_version_0_1.py", "test_kills.py", "test_scaling.py", "end_to_end", "scripts", "recipe")
     items.sort(key=lambda item: next((i for i, name in enumerate(long) if name in str(item.path)), len(long)))

@@ -1,4 +1,4 @@
-"""The option table, and configs made from it: checked, completed, compared, stored."""
+"""The option table, and configs that are made from it, checked, completed, compared and stored."""
 
 import json
 import math
@@ -35,7 +35,7 @@ CONFIG = ROOT / "configs" / "resnet50.py"
 # The config.json of a run of version 0.1.
 STORED = epath.Path(__file__).parent / "fixtures" / "config_0.1.json"
 
-# No value of another type is meant; a float may be written as an int.
+# Values of another type are refused, except that a float may be written as an int.
 OF_OTHER_TYPES = {
     int: ("1", 1.5, True),
     float: ("0.1", True, math.nan),
@@ -43,7 +43,7 @@ OF_OTHER_TYPES = {
     str: (1, True, ("auto",)),
 }
 
-# Bounds that matter, said again: everything else about values is derived from the table.
+# Important bounds are repeated here; all other values that are tested are derived from the table.
 WRONG_VALUES = [
     ("seed", -1),
     ("seed", 2**31),
@@ -125,7 +125,7 @@ def baseline() -> config_dict.ConfigDict:
 
 
 def section_of(values: dict, key: str) -> tuple[dict, str]:
-    """Returns the section that `key` belongs to, made if need be, and the key's own name in it."""
+    """Returns the section that `key` belongs to, created if it is missing, and the key's name in it."""
     *sections, name = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -133,7 +133,7 @@ def section_of(values: dict, key: str) -> tuple[dict, str]:
 
 
 def changed(key: str, value) -> config_dict.ConfigDict:
-    """Returns the baseline with one value replaced, whatever its type, as a config file of one's own may have it."""
+    """Returns the baseline with one value replaced, possibly by one of a wrong type, as in a user's config file."""
     values = baseline().to_dict()
     section, name = section_of(values, key)
     section[name] = value
@@ -141,7 +141,7 @@ def changed(key: str, value) -> config_dict.ConfigDict:
 
 
 def other_value(key: str):
-    """Returns a right value of `key` that is not the baseline's."""
+    """Returns a valid value of `key` that differs from the baseline's."""
     return next(value for value in OPTIONS[key].check.right if value != dict(flatten(baseline()))[key])
 
 
@@ -153,7 +153,7 @@ def test_every_default_and_every_example_of_a_right_value_is_accepted(key):
     option = OPTIONS[key]
     assert option.accepts(option.default)
     assert option.accepts(None) == option.optional
-    assert len(set(option.check.right)) > (option.type is not str)  # there is a choice
+    assert len(set(option.check.right)) > (option.type is not str)  # at least two, or one string
     assert all(map(option.accepts, option.check.right))
 
 
@@ -490,7 +490,7 @@ def test_saving_again_replaces(tmp_path):
 
 def test_a_config_of_version_0_1_is_today_s_baseline():
     stored = json.loads(STORED.read_text())
-    assert "label_smoothing" in stored["optimizer"]  # it is the old one
+    assert "label_smoothing" in stored["optimizer"]  # the file is in the old format
     loaded = load(STORED)
     assert dict(flatten(loaded)).keys() == OPTIONS.keys()
     check(loaded)
@@ -504,7 +504,7 @@ def test_values_of_version_0_1_keep_their_meaning():
     loaded = from_stored(stored, source="runs/old/config.json")
     assert differences(loaded, baseline()) == {
         "model.dtype": ("bfloat16", "auto"),
-        "dataset.split_seed": (3, 0),  # the hold-out was drawn with the run's seed
+        "dataset.split_seed": (3, 0),  # version 0.1 drew the hold-out with the run's seed
         "loss.label_smoothing": (0.1, 0.0),
         "seed": (3, 0),
         "train.grad_accum_steps": (4, 1),

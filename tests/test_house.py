@@ -1,4 +1,4 @@
-"""The house: imports run downwards, importing is quick, modules are short and say what they do."""
+"""Rules for the code: imports run downwards, importing is quick, and modules are short and documented."""
 
 import ast
 import io
@@ -13,7 +13,7 @@ import fer_jax
 
 ROOT = pathlib.Path(fer_jax.__file__).parent
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
-# From above to below; a module imports from its own floor and from those below.
+# The floors from top to bottom: a module imports only from its own floor and those below.
 FLOORS = [
     {"main", "__main__"},
     {"train", "explain"},
@@ -41,7 +41,7 @@ def floor_of(room: str) -> int:
 
 
 def imported_rooms(path: pathlib.Path) -> set[str]:
-    """Returns the rooms of fer_jax that a file imports, anywhere in it."""
+    """Returns the rooms (top-level modules and packages) of fer_jax that are imported anywhere in a file."""
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "fer_jax":

@@ -14,7 +14,7 @@ def optimized():
 
 @pytest.mark.usefixtures("optimized")
 def test_vmapped_matvec_and_reduction_over_many_rows_is_right():
-    """JAX 0.10.2 gives a wrong sum on CPU from 32,769 rows on: https://github.com/jax-ml/jax/issues/39103."""
+    """JAX 0.10.2 computes a wrong sum on CPU for 32,769 rows or more: https://github.com/jax-ml/jax/issues/39103."""
     rows = np.zeros((32_769, 3), np.float32)
     rows[:, 0] = np.arange(len(rows))
     matrix = np.eye(3, dtype=np.float32)

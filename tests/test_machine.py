@@ -1,4 +1,4 @@
-"""What is known of this machine without asking a library."""
+"""Facts about this machine that are read without a library."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from fer_jax import machine
     ],
 )
 def test_a_processor_s_flags_are_those_alone(line, expected, tmp_path):
-    # The clock is another one at each look, and what is kept by the flags would not be found again.
+    # The clock speed differs at each read. If it were a flag, what is cached by the flags would not be found again.
     cpu = f"processor\t: 0\nmodel name\t: A CPU with avx2\ncpu MHz\t\t: 2599.998\n{line}\n"
     (tmp_path / "cpuinfo").write_text(cpu + "\n" + cpu)
     assert machine.processor_flags(tmp_path / "cpuinfo") == expected

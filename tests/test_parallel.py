@@ -1,4 +1,4 @@
-"""A step mapped over devices of one and of two real processes."""
+"""A step mapped over the devices of one real process and of two."""
 
 import json
 import textwrap
@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import processes as workers
 
-# Takes compiled and plain steps in turn, as the training program and the evaluator do.
+# The script alternates between compiled steps, as in the training program, and plain steps, as in the evaluator.
 TRAIN = textwrap.dedent("""
     import json
     from fer_jax import parallel
@@ -56,6 +56,6 @@ def test_one_and_two_processes_compute_the_same_parameters_with_either_mapper():
     assert alone["pmap"] == alone["shard_map"]
     assert all(found == both[0]["shard_map"] for process in both for found in process.values())
     for our_weights, our_total in both[0].values():
-        # gloo adds in another order than one process does.
+        # gloo adds in a different order than a single process.
         assert our_weights == pytest.approx(weights, rel=1e-5)
         assert our_total == pytest.approx(total, rel=1e-5)

@@ -1,4 +1,4 @@
-"""README and docs/ against what they speak of."""
+"""README and docs/ agree with the files, options and flags that they describe."""
 
 import pathlib
 import re
@@ -52,14 +52,14 @@ def test_every_flag_of_the_command_that_a_page_types_is_one(page):
 
 def test_each_ingredient_of_a_recipe_is_in_an_experiment_or_was_measured():
     sections = ("augment", "dataset.ferplus", "ema", "loss", "mix", "model", "optimizer", "preprocessing")
-    # How a network is computed or started is no ingredient, and clipping is what a run that diverges is advised.
+    # How a network is computed or initialised is no ingredient, and clipping is only advised for a run that diverges.
     others = {"model.conv", "model.dtype", "model.init", "model.remat", "model.sync_batch_norm", "optimizer.clip_norm"}
     ingredients = {key for key in OPTIONS if key.startswith(sections)} - others
     used = {
         key
         for path in (ROOT / "configs").glob("*.py")
         for key, value in flatten(runpy.run_path(str(path))["get_config"]())
-        if value not in (None, 0, "none")  # which are off
+        if value not in (None, 0, "none")  # these values mean off
     }
     measured = set(re.findall(r"--config\.([\w.]+)=", (ROOT / "docs" / "results.md").read_text()))
     assert ingredients - used - measured == set()

@@ -1,4 +1,4 @@
-"""Nothing that is loaded can run code."""
+"""No file that is loaded can run code."""
 
 import ast
 import pathlib

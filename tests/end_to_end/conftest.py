@@ -1,4 +1,4 @@
-"""A data set and a network small enough to train within a test."""
+"""A dataset and a network that are small enough to train in a test."""
 
 import json
 import pathlib
@@ -22,7 +22,10 @@ def csv_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_config(csv_file):
-    """Returns a config of the smallest network, two epochs of five steps, with `overrides` {'section.key': value}."""
+    """Returns a function (**overrides) -> config of the smallest network for two epochs of five steps.
+
+    overrides: {'section.key': value}.
+    """
 
     def make(**overrides):
         config = resnet50.get_config()
@@ -40,7 +43,7 @@ def make_config(csv_file):
 
 
 class DisturbedAt(StopRequest):
-    """A StopRequest that calls `disturb`, by default a real SIGTERM, at its `number`th question whether to stop."""
+    """A StopRequest whose `number`th call of `should_stop` calls `disturb`, which by default raises a real SIGTERM."""
 
     def __init__(self, number: int, disturb: Callable[[], None] = lambda: signal.raise_signal(signal.SIGTERM)):
         super().__init__()
@@ -55,12 +58,15 @@ class DisturbedAt(StopRequest):
 
 @pytest.fixture(scope="session")
 def run():
-    """Trains in this process: (config, workdir[, number of the question at which SIGTERM comes]) -> exit status."""
+    """Returns a function (config, workdir[, stop_at]) -> exit status, which trains in this process.
+
+    stop_at: the call of `should_stop` in which SIGTERM is raised, counted from 1.
+    """
 
     def run(config, workdir: pathlib.Path, stop_at: int = 0) -> int:
         try:
             train.train(config, Workdir(workdir), DisturbedAt(stop_at))
-        except (Stopped, Diverged) as error:  # as system/exits.py does, which would end this process after others
+        except (Stopped, Diverged) as error:  # as in system/exits.py, which would end this process after other errors
             print(error)
             return error.exit_status
         return 0
@@ -69,14 +75,14 @@ def run():
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict]:
-    """The events of a run, without what depends on the clock."""
+    """Returns the events of a run without the values that depend on the clock."""
     events = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in event.items() if not key.endswith("_per_second")} for event in events]
 
 
 @pytest.fixture(scope="session")
 def finished(make_config, run, tmp_path_factory):
-    """The workdir of a run that nothing disturbed."""
+    """Returns the workdir of a complete run that was never interrupted."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     assert run(make_config(), workdir) == 0
     return workdir

@@ -1,4 +1,4 @@
-"""The audit as a command."""
+"""The audit, run as a command."""
 
 import json
 

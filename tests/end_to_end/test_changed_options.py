@@ -1,4 +1,4 @@
-"""Runs that go on with other values of options that don't change results."""
+"""Runs that are continued with other values of options that don't affect results."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A run whose program comes from the cache ends with the bits of one that compiled it."""
+"""A run whose program comes from the compilation cache ends with the same bits as a run that compiled it."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from tests.support.checkpoints import read_arrays
 
 
 def train(csv_file, workdir, cache) -> str:
-    """Trains in a process of its own, and returns what it said."""
+    """Trains in a separate process and returns its standard output."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {"XDG_CACHE_HOME": str(cache), "XLA_FLAGS": "", "GLIBC_TUNABLES": ""}
     arguments = list(map(str, command(csv_file, workdir, num_epochs=1)))

@@ -1,4 +1,4 @@
-"""Each experiment of configs/: it can be read, and a small network of its kind trains by it."""
+"""The experiments of configs/ are valid, and small networks train with their recipes."""
 
 import json
 import pathlib
@@ -37,7 +37,7 @@ def test_a_recipe_trains_a_small_network(name, csv_file, run, tmp_path):
     config = read(next(path for path in CONFIGS if path.stem == name))
     small = {"model.depth": 10, "model.width": 2, "model.dtype": "float32", "model.conv": "lax", "batch_size": 8}
     data = {"dataset.path": str(csv_file), "dataset.cache_dir": str(csv_file.parent / "prepared")}
-    # 50 steps, of which the last five are not mixed.
+    # These are 50 steps, of which the last five are without mixing.
     short = {"num_epochs": 10, "optimizer.warmup_epochs": 0.5, "mix.off_epochs": 1 if config.mix.off_epochs else 0}
     config.update_from_flattened_dict(small | data | short)
     assert run(config, tmp_path / "run") == 0
@@ -61,7 +61,7 @@ def test_the_recipe_for_a_gpu_is_of_the_size_that_it_says_and_lowers_for_one():
     sharding = NamedSharding(mesh, PartitionSpec())
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(create))
     assert num_parameters(state.params) == pytest.approx(47.9e6, rel=0.02)
-    # The whole split is on the device, and a call's batches are eight times so many indices.
+    # The whole split is on the device, so the batches of a call of eight steps are 8 x 256 indices.
     assert (config.dataset.loader, config.train.steps_per_call, config.batch_size) == ("device", 8, 256)
     data = {"image": np.zeros((1000, 48, 48, 1), np.uint8), "label": np.zeros(1000, np.int32)}
     batches = parallel.shard_batch({"index": np.zeros((8, 256), np.int32)}, mesh, "shard_map", batch_axis=1)

@@ -1,4 +1,4 @@
-"""Restoring checkpoints and evaluating them."""
+"""Checkpoints are restored and evaluated."""
 
 import json
 import pathlib
@@ -46,7 +46,7 @@ KEYS = {
 def run_evaluation(
     workdir, *, config=None, data=None, split="validation", checkpoint="best", strict=False, pattern=""
 ) -> dict:
-    """Evaluates; returns the one report on a split in the workdir whose name ends in `pattern`."""
+    """Evaluates, and returns the only report on the split in the workdir whose name ends in `pattern`."""
     asked = {"data": data and str(data), "split": split, "checkpoint": checkpoint, "strict": strict}
     evaluate.evaluate(config, Workdir(workdir), **asked, stop=StopRequest())
     (path,) = (workdir / "report").glob(f"evaluation_{split}{pattern}.json")
@@ -55,7 +55,7 @@ def run_evaluation(
 
 @pytest.fixture
 def workdir(finished, tmp_path):
-    """A copy of the finished run, without its reports."""
+    """Returns the workdir of a copy of the finished run, without its reports."""
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("report"))
     return tmp_path / "run"
 
@@ -101,7 +101,7 @@ def test_other_data_may_be_evaluated(workdir, make_config, csv_file, tmp_path):
         evaluation = run_evaluation(workdir, **asked, pattern="_other.csv_????????")
         assert evaluation["dataset"] == "other.csv"
         assert evaluation["num_examples"] < 21
-    # The run's own report is still there, and its own.
+    # The run's own report is still there and unchanged.
     assert json.loads((workdir / "report" / "evaluation_validation.json").read_text()) == own
 
 
@@ -116,7 +116,7 @@ def test_strict_without_anything_to_hold_against_is_an_error(workdir, csv_file, 
 
 
 def test_the_configs_cache_is_the_one_that_is_used(workdir, make_config, tmp_path):
-    # A run's own may be full, or not there any more.
+    # The cache of the run's own config may be on a full disk, or may no longer exist.
     run_evaluation(workdir, config=make_config(**{"dataset.cache_dir": str(tmp_path / "other"), "dataset.path": None}))
     assert list((tmp_path / "other").iterdir())
 
@@ -166,14 +166,14 @@ def test_evaluation_takes_the_data_of_the_run_wherever_it_is_asked_for(
     own = run_evaluation(tmp_path / "run", split="test")
     assert own["dataset"] == "fer2013.csv"
 
-    # Where there is no file, and where there is another one in the usual place.
+    # The run is evaluated in a folder without data, and in one that has other data in the default place.
     monkeypatch.chdir(elsewhere)
     assert run_evaluation(tmp_path / "run", split="test") == own
     rows = csv_file.read_text().splitlines(keepends=True)
     (elsewhere / "data" / "fer2013.csv").write_text("".join(rows[:-1]))
     assert run_evaluation(tmp_path / "run", split="test") == own
 
-    # Where the data are no longer what they were, or not there, nothing else is taken for them.
+    # If the run's data have changed or are missing, no other data are used in their place.
     trained_on.write_text("".join(rows[:-1]))
     with pytest.raises(UserError, match=r"was trained on fer2013\.csv .*what is found now at .*say by --data"):
         run_evaluation(tmp_path / "run", split="test")
@@ -181,7 +181,7 @@ def test_evaluation_takes_the_data_of_the_run_wherever_it_is_asked_for(
     with pytest.raises(UserError, match=r"data/fer2013\.csv: there is no such file.*say by --data where it is now"):
         run_evaluation(tmp_path / "run", split="test")
 
-    # Moved, they are still the run's.
+    # Data that have been moved are still recognised as the run's own.
     shutil.copy(csv_file, moved)
     capsys.readouterr()
     assert run_evaluation(tmp_path / "run", data=moved, split="test") == own | {"dataset": "moved.csv"}
@@ -196,7 +196,7 @@ def test_a_run_on_the_embedded_set_is_evaluated_on_it_though_there_are_files(csv
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["dataset"]["source"] = "auto"
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    # Version 0.1 did not say where its data were.
+    # Version 0.1 did not store the path of its data.
     with pytest.raises(UserError, match=r"was trained on embedded faces .*; what is found now at .*data/fer2013\.csv"):
         run_evaluation(tmp_path / "run")
     change_metadata(tmp_path / "run", dataset_path=None)
@@ -209,7 +209,7 @@ def test_any_other_difference_of_the_config_is_an_error(workdir, make_config):
 
 
 def change_metadata(workdir, **changes) -> None:
-    """Changes what the best checkpoint stores beside its weights, as if another machine had written it."""
+    """Changes the metadata of the best checkpoint, as if another machine had written it."""
     with Checkpoints(Workdir(workdir)) as checkpoints:
         step = checkpoints.best_step
     path = workdir / "checkpoints" / str(step) / "record" / "metadata"

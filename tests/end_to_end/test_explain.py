@@ -1,4 +1,4 @@
-"""--explain: the errors that a network was the most certain of, drawn beside its report."""
+"""--explain: the errors of which a network was most certain, drawn beside its report."""
 
 import numpy as np
 import pytest

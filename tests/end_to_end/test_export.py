@@ -1,4 +1,4 @@
-"""Weights files: exported from a run, evaluated without it."""
+"""Weights files are exported from a run and evaluated without it."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ from tests.support.networks import random_network
 
 
 def run_export(workdir: pathlib.Path, out, **asked) -> dict:
-    """Exports; returns the metadata of the file."""
+    """Exports the run and returns the metadata of the file."""
     asked = {"dtype": "float32", "checkpoint": "best", "data": None, "licence": None} | asked
     export.export(Workdir(workdir), out=out and str(out), **asked, stop=StopRequest())
     return metadata_of(out)
@@ -57,7 +57,7 @@ def test_an_export_stores_and_prints_what_the_written_network_reaches(workdir, c
     path = tmp_path / "net.safetensors"
     metadata = run_export(workdir, path, dtype=dtype, licence="MIT")
     out = capsys.readouterr().out
-    # Where the data are is not in the file, so they are named.
+    # The file does not store the path of the data, so the evaluation needs it.
     for split in ("validation", "test"):
         own, stored = report_of(workdir, split), metadata["accuracies"][split]
         assert (stored["dataset"], stored["dataset_fingerprint"]) == ("fer2013.csv", own["dataset_fingerprint"])
@@ -120,7 +120,7 @@ def test_an_onnx_file_is_run_on_validation_images_and_on_random_ones_where_there
     images = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 1), dtype=np.uint8)
     (found,) = onnxruntime.InferenceSession(path).run(["probabilities"], {"images": images})
     np.testing.assert_allclose(found, trained.probabilities(images), atol=1e-5)
-    # From a weights file, which doesn't say where the data are.
+    # A weights file doesn't store the path of the data, so the export from it uses random images.
     trained.save(tmp_path / "net.safetensors")
     source = f"--weights={tmp_path / 'net.safetensors'}"
     status, out, err = run_main("export", source, "--format=onnx", "--dtype=float16", f"--out={tmp_path / 'half.onnx'}")
@@ -146,7 +146,7 @@ def test_other_formats_are_run_where_what_reads_them_is_installed(workdir, tmp_p
     assert ("JAX promises to read this file for six months" in out) == (name == "stablehlo")
     assert path.is_dir() == (name in ("torch", "transformers"))
     assert sorted(other.name for other in tmp_path.iterdir()) == [path.name, "run"]
-    # Nothing is written over.
+    # An existing file is not overwritten.
     status, _, err = run_main("export", f"--workdir={workdir}", f"--format={name}", f"--out={path}")
     assert status == 2
     assert "which is there already; remove it or choose another name" in err
@@ -165,7 +165,7 @@ def test_a_format_of_one_picture_says_so_where_the_network_is_shown_ten(tmp_path
 
 def test_what_answers_otherwise_than_the_network_is_not_kept(tmp_path):
     trained = random_network(seed=1)
-    # Kernels of two classes that differ by less than float16 tells apart, and large enough for that to show.
+    # The kernels of two classes differ by less than float16 resolves, and are large enough for that to change answers.
     kernel = trained.variables["params"]["head"]["kernel"]
     kernel[...] = 1e4 * kernel[:, :1] * [1, 1.0003, -1]
     trained.save(tmp_path / "sharp.safetensors")
@@ -209,11 +209,11 @@ def test_a_file_is_evaluated_without_a_workdir_and_its_report_is_no_run_s(workdi
     assert f"accuracy           {own['accuracy']:.2%}" in out
     assert "not known how it was selected; in net.safetensors" in out
     assert sorted(tmp_path.rglob("*")) == before
-    # In the workdir of the run, the run's own report stays what it was.
+    # An evaluation of the file in the run's workdir leaves the run's own report unchanged.
     run_evaluation(path, workdir, data=csv_file)
     assert report_of(workdir, "test") == own
     assert report_of(workdir, "test_net")["weights_file"] == "net.safetensors"
-    # Without --data the usual places are looked at, and hold other faces or none.
+    # Without --data the default places are searched, which hold other faces or none.
     with pytest.raises(
         UserError, match=r"the network in .*net\.safetensors was trained on fer2013\.csv .*say by --data"
     ):

@@ -1,4 +1,4 @@
-"""Networks that were trained with FER+'s votes, after data and votes have moved."""
+"""Networks that were trained with FER+'s votes are evaluated after the data and votes have been moved."""
 
 import json
 import pathlib
@@ -20,7 +20,7 @@ USES = {"soft": {"dataset.ferplus_task": "soft"}, "share": {"dataset.ferplus_tar
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """Lets FER-2013 have the 78 images of `write_faces`."""
+    """Patches the expected sizes of FER-2013's splits to those of the 78 images of `write_faces`."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ferplus, "ROWS", {"train": 40, "validation": 21, "test": 17})
         yield
@@ -28,7 +28,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def trained(make_config, run, csv_file, tmp_path_factory) -> pathlib.Path:
-    """A folder with a run, and its network's file, of each of USES, and the data in moved/, which were elsewhere."""
+    """Returns a folder with a run and its weights file for each of USES, and their data, moved from home/ to moved/."""
     folder = tmp_path_factory.mktemp("ferplus")
     (folder / "home").mkdir()
     csv = shutil.copy(csv_file, folder / "home")
@@ -42,7 +42,7 @@ def trained(make_config, run, csv_file, tmp_path_factory) -> pathlib.Path:
 
 
 def evaluate_run(workdir, *, config=None, data=None, strict=False) -> list[str]:
-    """Evaluates on the test split without the reports that were there; returns the names of those that are then."""
+    """Deletes the existing reports, evaluates on the test split and returns the names of the new reports."""
     shutil.rmtree(workdir / "report", ignore_errors=True)
     asked = {"split": "test", "checkpoint": "best", "strict": strict, "stop": StopRequest()}
     evaluate.evaluate(config, Workdir(workdir), data=data and str(data), **asked)
@@ -61,7 +61,7 @@ def workdir(request, trained, tmp_path):
 
 def test_data_that_moved_with_their_votes_are_the_run_s_own(workdir, trained, tmp_path, capsys):
     own = json.loads((workdir / "report" / "evaluation_test.json").read_text())
-    # The folder of both files names them too.
+    # The path of the data may also be the folder of both files.
     data = trained / "moved" / ("fer2013.csv" if workdir.name == "soft" else "")
     assert evaluate_run(workdir, data=data, strict=True) == ["evaluation_test.json"]
     assert "is the one logged in training" in capsys.readouterr().out
@@ -76,7 +76,7 @@ def test_data_that_moved_with_their_votes_are_the_run_s_own(workdir, trained, tm
 
 
 def test_votes_that_are_gone_are_said_and_can_be_named(trained, tmp_path, make_config, csv_file, monkeypatch, capsys):
-    # Where a file's votes, of which it has the name alone, are looked for.
+    # A weights file stores only the file name of its votes, which is relative to the current folder.
     monkeypatch.chdir(tmp_path)
     votes = trained / "moved" / "fer2013new.csv"
     gone = rf"fer2013new\.csv: FER\+'s votes, .* nor are they beside the data, {csv_file.parent}/fer2013new\.csv; put"
@@ -88,7 +88,7 @@ def test_votes_that_are_gone_are_said_and_can_be_named(trained, tmp_path, make_c
         with pytest.raises(UserError, match=gone) as error:
             evaluation()
         assert "\n" not in str(error.value)
-    # With a share of them in the targets all that is evaluated is known without.
+    # If the votes are only a share of the targets, evaluation does not need them.
     share = shutil.copytree(trained / "share", tmp_path / "share")
     (name,) = evaluate_run(share, data=csv_file)
     assert name.startswith("evaluation_test_fer2013.csv_")
@@ -114,7 +114,7 @@ def test_data_of_the_seven_classes_that_can_t_be_joined_are_one_clear_line(train
         with pytest.raises(UserError, match=message) as error:
             evaluate_run(soft, **asked)
         assert "\n" not in str(error.value)
-    # Its own classes need no votes.
+    # A folder with the network's own classes needs no votes.
     (tmp_path / "faces" / "test" / "happy").rename(tmp_path / "faces" / "test" / "happiness")
     (name,) = evaluate_run(soft, data=tmp_path / "faces")
     assert name.startswith("evaluation_test_faces_")

@@ -33,7 +33,7 @@ def weights_file(finished, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    """Faces of three classes, told apart by where they are light, as those of the tiny run."""
+    """Returns a folder of faces of three classes, which differ in the position of a bright band, as in the tiny run."""
     path = tmp_path_factory.mktemp("data") / "faces"
     generator = np.random.default_rng(0)
     for split, count in (("train", 8), ("valid", 4), ("test", 4)):
@@ -58,13 +58,13 @@ def make_tuning(make_config, folder):
 
 
 def first_arrays(config, workdir, run) -> dict[str, np.ndarray]:
-    """Returns the state before the first step, by its names in a checkpoint."""
+    """Returns the arrays of the state before the first step, keyed by their names in a checkpoint."""
     assert run(config, workdir, stop_at=1) == 143
     return {key: np.asarray(value) for key, value in read_arrays(workdir).items()}
 
 
 def in_file(key: str) -> str:
-    """Returns what an array of a checkpoint's weights is called in a weights file."""
+    """Returns the name in a weights file of an array of a checkpoint's weights."""
     return ".".join(part.strip("'\"") for part in key.removeprefix("weights[").removesuffix("]").split("]["))
 
 
@@ -81,7 +81,7 @@ def test_other_classes_take_all_but_the_head_and_the_head_is_the_one_that_a_fres
     for name, value in taken.items():
         np.testing.assert_array_equal(value, stored[name], err_msg=name)
     others = tuned.keys() - {key for key in tuned if in_file(key) in taken}
-    assert len(others) > len(taken)  # with the optimizer's
+    assert len(others) > len(taken)  # they include the optimizer state
     for key in others:
         np.testing.assert_array_equal(tuned[key], fresh[key], err_msg=key)
     assert tuned["weights['params']['head']['kernel']"].shape[-1] == 3
@@ -94,7 +94,7 @@ def test_the_same_classes_take_the_head_too_and_the_first_epoch_is_better_than_a
     assert run(make_config(**values, **{"model.init": str(weights_file)}), tmp_path / "tuned") == 0
     assert f"Starts from {weights_file}: all layers.\n" in capsys.readouterr().out
     assert run(make_config(**values), tmp_path / "fresh") == 0
-    # At such a rate the network stays what it was, but for what follows from the batch statistics.
+    # At this learning rate the network hardly changes, except for its batch statistics.
     losses = {name: read_metrics(tmp_path / name)[-1]["loss"] for name in ("tuned", "fresh")}
     assert losses["tuned"] < losses["fresh"]
     stored = safetensors.numpy.load_file(weights_file)["params.head.kernel"]
@@ -117,7 +117,7 @@ def test_a_run_that_goes_on_needs_the_file_no_longer_and_ends_as_if_it_had_not_b
     ours, theirs = read_arrays(tmp_path / "run"), read_arrays(tmp_path / "undisturbed")
     for key in theirs:
         np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
-    # Another file is another run.
+    # A run that starts from another file is a different run.
     with pytest.raises(UserError, match=r"config\.model\.init is .*weights.* here and .*net\.safetensors' there"):
         run(make_tuning(weights_file, num_epochs=1), tmp_path / "run")
 
@@ -160,7 +160,7 @@ def test_a_file_that_is_not_of_this_network_is_one_line_before_anything_is_compi
         run(make_tuning(weights_file, **options), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert "Compiled" not in capsys.readouterr().out
-    # The command can be mended in the same workdir.
+    # The corrected command can use the same workdir.
     assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -207,7 +207,7 @@ def test_processes_read_the_same_file_or_all_leave(are_equal, finished, weights_
 
 @pytest.fixture
 def write_torch(tmp_path):
-    """Writes a network of this shape under torchvision's names; returns the file and the network."""
+    """Returns a function that writes a network under torchvision's names and returns the file and the network."""
 
     def write(channels=1, **options) -> tuple[pathlib.Path, TrainedModel]:
         trained = random_network(Preprocessing((48, 48, channels)), width=2, **options)
@@ -242,7 +242,7 @@ def test_our_own_export_for_torch_gives_the_same_classes_all_layers(write_torch,
     for key, value in traverse_util.flatten_dict(trained.variables, sep=".").items():
         (taken,) = (array for name, array in tuned.items() if name.startswith("weights") and in_file(name) == key)
         np.testing.assert_array_equal(taken, value, err_msg=key)
-    # As many classes, but others.
+    # The network has the same number of classes, but different ones.
     shutil.rmtree(init.parent)
     init, _ = write_torch(class_names=NAMES[::-1])
     first_arrays(make_tuning(init), tmp_path / "reversed", run)

@@ -1,4 +1,4 @@
-"""The command itself, in processes of its own."""
+"""The command itself, run in separate processes."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def test_what_is_said_to_be_saved_is_on_the_disk(csv_file, tmp_path):
 def test_a_signal_before_there_is_anything_to_save_ends_the_process_at_once(number, csv_file, tmp_path):
     process = start(command(csv_file, tmp_path))
     for line in process.stdout:
-        if line.startswith("Workdir:"):  # what comes next is compiling
+        if line.startswith("Workdir:"):  # the program is compiled next
             break
     process.send_signal(number)
     process.communicate(timeout=60)
@@ -104,7 +104,7 @@ def test_a_signal_before_there_is_anything_to_save_ends_the_process_at_once(numb
 def test_a_run_without_a_reader_goes_on_and_is_saved_like_any_other(csv_file, tmp_path):
     process = start(command(csv_file, tmp_path, num_epochs=5000, **{"early_stopping.patience": 5000}))
     _wait_for(tmp_path / "metrics.jsonl", process)
-    # As Ctrl-C ends the `tee` of a pipe; of these runs every epoch is a line.
+    # Ctrl-C also ends the `tee` of a pipe. These runs print a line for every epoch.
     process.stdout.close()
     _wait_for_epoch(3, tmp_path, process)
     process.send_signal(signal.SIGINT)
@@ -135,7 +135,7 @@ def test_a_second_signal_does_not_wait_for_the_save_and_loses_nothing_saved_befo
 
 
 def limited(arguments, kilobytes):
-    """The command with no file allowed to grow beyond a size, which fails as on a full disk."""
+    """Returns the command with a limit on the size of each file, at which writing fails as on a full disk."""
     return ["bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "bash", *map(str, arguments)]
 
 
@@ -146,15 +146,15 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written_is_one_line_and_status
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     before = _contents(tmp_path / "checkpoints")
-    status, out, err = run(limited(arguments, 26))  # a checkpoint has a file of 30 kB
+    status, out, err = run(limited(arguments, 26))  # a checkpoint contains a file of 30 kB
     assert status == 4, err
     assert "Going on from the checkpoint of step" in out
-    # Orbax's threads print what they met at the same time, half a line maybe.
+    # Orbax's threads print their errors at the same time, possibly in the middle of a line.
     lines = [line for line in err.splitlines() if "fer_jax: " in line]
     assert len(lines) == 1, err
     assert "a checkpoint can't be written" in lines[0]
     assert "File too large" in lines[0]
-    # Where a stopped epoch's last step is saved again, its first checkpoint waits in replaced/.
+    # If the last step of a stopped epoch is being saved again, its previous checkpoint is still in replaced/.
     after = _contents(tmp_path / "checkpoints") | _contents(tmp_path / "replaced")
     assert {path: after.get(path) for path in before} == before
 
@@ -167,7 +167,7 @@ def test_a_run_reports_and_a_disk_that_is_full_when_figures_are_written_loses_no
     status, out, err = run(command(csv_file, tmp_path))
     assert status == 0, err
     assert "Data set: fer2013.csv (40 train, 21 validation, 17 test;" in out
-    assert "\r" not in err  # no progress bar where there is no terminal
+    assert "\r" not in err  # without a terminal there is no progress bar
     status, out, err = run(main("--mode=evaluate", f"--workdir={tmp_path}", "--split=test"))
     assert status == 0, err
     assert "is the one logged in training" in out
@@ -189,7 +189,7 @@ def test_a_workdir_that_can_not_be_written_is_one_line_and_status_4(csv_file):
 
 def test_a_file_system_that_stalls_at_the_end_is_left_after_the_limit(csv_file, tmp_path):
     (tmp_path / "report").mkdir()
-    os.mkfifo(tmp_path / "report" / "history.csv")  # nobody reads it, so writing to it waits for ever
+    os.mkfifo(tmp_path / "report" / "history.csv")  # nobody reads it, so writing to it blocks forever
     status, out, err = run(command(csv_file, tmp_path, num_epochs=1, **{"checkpoint.storage_timeout": 15}))
     assert status == 4, err
     assert "epoch  1/1" in out
@@ -208,7 +208,7 @@ def _wait_for(path, process):
 
 
 def _wait_for_epoch(epoch, workdir, process):
-    """Waits until so many epochs more than now are evaluated."""
+    """Waits until `epoch` more epochs have been evaluated."""
 
     def evaluated() -> int:
         return (workdir / "metrics.jsonl").read_text().count('"kind": "validation"')
@@ -223,7 +223,7 @@ def _wait_for_epoch(epoch, workdir, process):
 
 
 def read_only(arguments, folder):
-    """The command to which a folder is on a read-only file system; only root can make it so."""
+    """Returns the command with a read-only mount of the folder, which only root can make."""
     mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
     return ["unshare", "--mount", "bash", "-c", mount, folder, *arguments]
 

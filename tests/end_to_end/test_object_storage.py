@@ -1,7 +1,7 @@
 """A workdir in object storage: a bucket served over HTTP on loopback, as Google Cloud Storage would serve it.
 
-TensorStore, which reads and writes the arrays of checkpoints, talks HTTP to it; all else goes through etils.epath and
-fsspec, whose file system for gs:// is replaced by that bucket's.
+TensorStore, which reads and writes the arrays of checkpoints, accesses it over HTTP. Everything else goes through
+etils.epath and fsspec, whose file system for gs:// is replaced by the one in memory that the server uses.
 """
 
 import http.server
@@ -36,7 +36,10 @@ class Buckets(MemoryFileSystem):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """What TensorStore asks of https://cloud.google.com/storage/docs/json_api/v1: read, write, list, delete."""
+    """Serves the calls of https://cloud.google.com/storage/docs/json_api/v1 that TensorStore uses.
+
+    These are read, write, list and delete.
+    """
 
     protocol_version = "HTTP/1.1"
     files = Buckets()
@@ -84,11 +87,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
-    """The path of an empty bucket."""
+    """Yields the path of an empty bucket."""
     fsspec.register_implementation("gcs", Buckets, clobber=True)
-    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # else TensorFlow's own client is asked
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # otherwise TensorFlow's own client is used
     monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda _: False)
-    write_to = metric_writers.SummaryWriter  # TensorFlow's client too
+    write_to = metric_writers.SummaryWriter  # it would use TensorFlow's client, too
     monkeypatch.setattr(metric_writers, "SummaryWriter", lambda _: write_to(str(tmp_path / "tensorboard")))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -121,7 +124,7 @@ def test_a_step_is_saved_again_in_a_bucket_which_cannot_rename(bucket):
     with Checkpoints(workdir) as checkpoints:
         assert checkpoints.metadata(5) == {"seed": 2}
         assert_identical(checkpoints.restore(5, make_state()), make_state(5, seed=2))
-    # A process is killed before the next one is committed, which has its final name already.
+    # As if a process was killed before the new checkpoint was committed, which already has its final name in a bucket.
     files = Buckets()
     files.copy("/faces/runs/again/checkpoints/5/", "/faces/runs/again/replaced/5/", recursive=True)
     files.rm_file("/faces/runs/again/checkpoints/5/commit_success.txt")

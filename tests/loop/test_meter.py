@@ -1,4 +1,4 @@
-"""When the metrics of steps are fetched, which events come of them, and which steps are traced."""
+"""When the metrics of steps are fetched, which events are made from them, and which steps are traced."""
 
 import contextlib
 import pathlib
@@ -19,7 +19,7 @@ FLOPS = 5 * 10**9
 
 
 def make_sums(*steps: int) -> dict:
-    """The sums of a call's steps as they come from the device, different at each."""
+    """Returns the metric sums of a call's steps as the device returns them, different for each step."""
     return {
         "loss": jnp.array([step * 1.5 for step in steps], jnp.float32),
         "correct": jnp.array([step % BATCH for step in steps], jnp.int32),
@@ -29,7 +29,7 @@ def make_sums(*steps: int) -> dict:
 
 
 class Clock:
-    """Stands where it is put."""
+    """A clock that changes only when a test sets it."""
 
     def __init__(self):
         self.now = 1000.0
@@ -246,7 +246,7 @@ def test_the_clock_runs_again_when_every_pause_has_ended(follow, clock):
     meter.pause()  # a trace begins
     clock.now += 500
     meter.push(2, make_sums(2))
-    meter.pause()  # a checkpoint is saved while it lasts
+    meter.pause()  # a checkpoint is saved during the trace
     clock.now += 500
     meter.resume()
     meter.push(3, make_sums(3))
@@ -277,7 +277,7 @@ def test_traced_steps_are_written_and_count_in_no_speed(follow, tmp_path, clock)
     take_steps(profiler, meter, clock, 0, 10)
     assert not traces_in(tmp_path)
     take_steps(profiler, meter, clock, 10, 12)
-    meter.pause()  # a checkpoint within the traced steps
+    meter.pause()  # a checkpoint is saved during the traced steps
     meter.resume()
     take_steps(profiler, meter, clock, 12, 20)
     assert len(traces_in(tmp_path)) == 1

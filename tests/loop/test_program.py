@@ -1,4 +1,4 @@
-"""What the steps are for GPUs, TPUs and eight devices, read off the lowered and the compiled program."""
+"""Properties of the steps for GPUs, TPUs and eight devices, read from their lowered and compiled programs."""
 
 import functools
 import math
@@ -99,7 +99,7 @@ def compiled(*args, **kwargs):
 
 
 def all_reduces(program) -> list[list[tuple[str, int]]]:
-    """For each all-reduce of a compiled program the (dtype, number of values) of what it sums."""
+    """Returns, for each all-reduce of a compiled program, the (dtype, number of values) of the arrays that it sums."""
     results = re.findall(r"= (.*?) all-reduce(?:-start)?\(", program.as_text())
     return [
         [(dtype, math.prod(map(int, filter(None, shape.split(","))))) for dtype, shape in shapes]
@@ -137,7 +137,7 @@ def assert_is_fit_for_accelerators(program: str, kind: str):
     num_kernels = sum(leaf.ndim == 4 for leaf in jax.tree.leaves(first_state().params))
     forward = [line for line in convolutions if "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line]
     assert len(forward) == num_kernels
-    # Backward the gradients of kernels and of inputs, but for the images.
+    # The backward pass has the gradients of all kernels and of all inputs except the images.
     assert len(convolutions) == (3 * num_kernels - 1 if kind == "train" else num_kernels)
     for line in convolutions:
         assert re.search(r": \(tensor<\S+xbf16>, tensor<\S+xbf16>\) -> tensor<\S+xbf16>", line), line
@@ -151,7 +151,7 @@ def assert_is_fit_for_accelerators(program: str, kind: str):
 @LOADERS
 def test_gradients_travel_together_and_nothing_else_does(mapper, loader):
     messages = all_reduces(compiled("train", mapper, loader, sync=False))
-    # All gradients, the batch statistics that devices agree on, the loss; apart from these two counts of images.
+    # One all-reduce has all gradients, the averaged batch statistics and the loss, the other has two counts of images.
     assert len(messages) == 2
     assert size_in_bytes(messages) == nbytes(first_state().params) + nbytes(first_state().batch_stats) + 4 + 2 * 4
 
@@ -161,7 +161,7 @@ def test_synchronised_batch_norm_adds_its_sums_and_nothing_else():
     sync = all_reduces(compiled("train", sync=True))
     channels = nbytes(first_state().batch_stats) // 4 // 2
     num_norms = len(jax.tree.leaves(first_state().batch_stats)) // 2
-    # Mean and mean square forward, their gradients backward, instead of the running statistics at the end.
+    # Means and mean squares forward and their gradients backward replace the running statistics at the end.
     assert size_in_bytes(sync) - size_in_bytes(plain) == 4 * 4 * channels - nbytes(first_state().batch_stats)
     assert len(sync) - len(plain) <= 2 * num_norms
 
@@ -174,7 +174,7 @@ def test_gradients_may_travel_as_bfloat16():
 
 
 def _all_reduce_types(program: str) -> str:
-    # An all_reduce's type stands behind the region that says what it does.
+    # The type of an all_reduce follows the region that defines its reduction.
     return "\n".join(re.findall(r"stablehlo\.all_reduce.*?\}\) : \(.*?\) (-> .*?)$", program, re.DOTALL | re.MULTILINE))
 
 
@@ -193,7 +193,7 @@ def test_a_device_takes_its_part_of_the_batch_and_no_more(mapper, loader):
     program = compiled("train", mapper, loader, sync=False)
     _, data, _ = arguments("train", mapper, loader)
     batch = host_batch(loader, stacked=True)
-    # What comes with its images needs no index.
+    # A batch that contains its images needs no index.
     part = sum(value.nbytes for key, value in batch.items() if loader == "device" or key != "index") // 8
     assert program.memory_analysis().argument_size_in_bytes == nbytes(first_state()) + nbytes(data) + part
 
@@ -205,7 +205,7 @@ def test_what_goes_to_the_devices_for_a_step_is_the_bytes_of_the_batch(mapper, l
     placed = parallel.shard_batch(batch, parallel.make_mesh(), mapper, batch_axis=1)
     sent = sum(shard.data.nbytes for leaf in jax.tree.leaves(placed) for shard in leaf.addressable_shards)
     assert sent == nbytes(batch)
-    # The state and the data stay where they are: with everything placed a call moves nothing.
+    # The state and the data stay on the devices: once all arguments are there, a call transfers nothing.
     program = compiled("train", mapper, loader, sync=False)
     train_state, data, _ = arguments("train", mapper, loader)
     own_state = jax.tree.map(jnp.copy, train_state)

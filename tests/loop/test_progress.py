@@ -8,7 +8,7 @@ from fer_jax.loop.progress import Progress
 
 
 def run_epochs(accuracies, *, patience=3, min_delta=0.0) -> tuple[Progress, list[bool]]:
-    """Ends an epoch for each accuracy until it is over; returns which were the best so far."""
+    """Ends an epoch for each accuracy until patience runs out; returns the progress and which were the best so far."""
     progress, is_best = Progress(), []
     for accuracy in accuracies:
         is_best.append(progress.end_epoch({"loss": 1.0, "score": accuracy}, min_delta=min_delta))
@@ -58,10 +58,10 @@ def test_best_is_strictly_greater_whatever_min_delta_is():
 
 
 def test_the_patience_counts_from_the_last_accuracy_that_was_better_by_more_than_min_delta():
-    # Binary fractions, so that a difference of exactly min_delta is exact.
+    # These are binary fractions, so that a difference of min_delta is computed exactly.
     progress, is_best = run_epochs([0.5, 0.5625, 0.625, 0.75, 0.75], min_delta=0.125, patience=5)
     assert is_best == [True, True, True, True, False]
-    assert progress.epochs_without_improvement == 1  # since 0.75, the first that is over 0.5 + 0.125
+    assert progress.epochs_without_improvement == 1  # since 0.75, the first above 0.5 + 0.125
     progress, _ = run_epochs([0.5, 0.5625, 0.625, 0.6875], min_delta=0.25, patience=3)
     assert progress.is_complete(100, patience=3)
     assert progress.best_epoch == 4
@@ -83,7 +83,7 @@ def test_continuing_from_a_stored_progress_stops_at_the_same_epoch():
     whole, _ = run_epochs(accuracies)
     for cut in range(1, 5):
         progress, _ = run_epochs(accuracies[:cut])
-        # Earlier versions stored one key more.
+        # Earlier versions stored one more key.
         progress = Progress.from_stored(dataclasses.asdict(progress) | {"should_stop": False})
         for accuracy in accuracies[cut:]:
             if progress.is_complete(100, patience=3):

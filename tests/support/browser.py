@@ -1,4 +1,4 @@
-"""Debian's chromium, by its driver and selenium (pip install -e '.[browser]'); tests that need them skip without."""
+"""Runs Debian's chromium by its driver and selenium (pip install -e '.[browser]'); tests skip if they are missing."""
 
 import pathlib
 import re
@@ -10,19 +10,19 @@ import pytest
 from PIL import Image
 
 PHOTOGRAPH = pathlib.Path(__file__).parents[1] / "fixtures" / "astronaut.jpg"
-# Not grey, of which the parts would be searched too.
+# This is not grey, because faces are also searched for in parts of a grey picture.
 WALL = (200, 120, 60)
 
 
 def require() -> None:
-    """Skips the module where there is no browser."""
+    """Skips the module if there is no browser."""
     pytest.importorskip("selenium", reason="selenium is not installed: pip install -e '.[browser]'")
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("chromium or chromedriver is not installed", allow_module_level=True)
 
 
 def start(camera_file: pathlib.Path):
-    """Returns a browser whose webcam is a film of YUV4MPEG2."""
+    """Returns a browser whose webcam plays `camera_file`, a YUV4MPEG2 video."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -42,7 +42,7 @@ def start(camera_file: pathlib.Path):
 
 
 def write_camera(path: pathlib.Path) -> pathlib.Path:
-    """Writes a film of the photograph."""
+    """Writes a YUV4MPEG2 video of the photograph."""
     whole = Image.new("RGB", (320, 240), WALL)
     with Image.open(PHOTOGRAPH) as photograph:
         whole.paste(photograph, (60, 20))
@@ -63,7 +63,7 @@ def write_couple(path: pathlib.Path) -> pathlib.Path:
 
 
 def wait_for_status(page, pattern: str) -> str:
-    """Returns what the page says, once it says something like `pattern`."""
+    """Waits until the status on the page matches the regular expression `pattern`, and returns the status."""
     deadline = time.monotonic() + 60
     while not re.search(pattern, text := page.find_element("id", "status").text):
         assert time.monotonic() < deadline, text

@@ -7,7 +7,7 @@ import orbax.checkpoint as ocp
 
 
 def read_arrays(workdir: pathlib.Path) -> dict[str, jax.Array]:
-    """Returns every array of the latest checkpoint of a run, by path, on whatever devices it was made."""
+    """Returns {path: array} of a run's latest checkpoint, on one device, whatever devices it was made on."""
     steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     arrays = {}

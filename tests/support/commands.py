@@ -1,6 +1,6 @@
-"""Commands and scripts in processes of their own, as `subprocess` would start them, but in a tenth of the time.
+"""Runs commands and scripts in separate processes, as `subprocess` does, but in a tenth of the time to start them.
 
-Each is forked from a server that has imported what all of them import (see `tiny_run`).
+Each process is forked from a server that has imported the modules that all of them need (see `tiny_run`).
 """
 
 import concurrent.futures
@@ -13,15 +13,15 @@ from tests.support import tiny_run
 
 
 def _run(*args) -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite under nohup ignores it, and so would its children
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the suite ignores it, and children inherit that
     tiny_run.run_script(*args)
 
 
 class Forked:
-    """What `python -c script` with these options is, with as much of `subprocess.Popen` as tests use.
+    """A process that does what `python -c script` with these options does, with the part of Popen that tests use.
 
-    JAX is imported, and not initialised: JAX_PLATFORMS and its other options are the suite's, XLA_FLAGS and those of
-    distributed runs are the environment's.
+    JAX is imported but not initialised: JAX_PLATFORMS and JAX's other options are those of the test suite, whereas
+    XLA_FLAGS and the options of distributed runs are taken from `environment`.
     """
 
     def __init__(self, script: str, options: list[str], environment: dict[str, str]):
@@ -62,7 +62,7 @@ class Forked:
 
 
 def start(arguments: list, **environment: str) -> subprocess.Popen | Forked:
-    """Starts a command line; one that is `main(...)` in the quicker way."""
+    """Starts a command line; one that begins as `main()` does is forked, which is quicker."""
     environment = os.environ | {"XLA_FLAGS": "", "GLIBC_TUNABLES": ""} | environment
     arguments = list(map(str, arguments))
     if arguments[:3] == main():
@@ -85,5 +85,5 @@ def run_script(script: str, *arguments, **environment: str) -> tuple[int, str, s
 
 
 def main(*options: str) -> list[str]:
-    """The command line of the command."""
+    """Returns the command line of fer_jax with these options."""
     return [sys.executable, "-m", "fer_jax.main", *options]

@@ -1,4 +1,4 @@
-"""The native code, where it can be had."""
+"""The native code, on machines on which it is available."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from fer_jax.native import build
 
 
 def load(dtype: str = "float32") -> None:
-    """Loads the native code, or skips the test and says why."""
+    """Loads the native code, or skips the test and gives the reason."""
     try:
         build.load()
     except build.Unavailable as error:

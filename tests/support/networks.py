@@ -1,4 +1,4 @@
-"""Networks that were never trained, whose every value is drawn: a part that is left out or swapped shows."""
+"""Untrained networks whose values are all random, so that an array that is left out or swapped changes the result."""
 
 import zlib
 
@@ -10,7 +10,7 @@ from fer_jax.config import make_config
 from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.inference.trained_model import TrainedModel, make_model
 
-# What networks may have that an exporter can get wrong, and what they may be shown.
+# Preprocessing and options of networks that an exporter can get wrong.
 CASES = [
     (Preprocessing((13, 14, 1)), {}),
     (Preprocessing((12, 13, 3), standardize=True), {"depth": 50, "width": 2, "squeeze_excitation": True}),
@@ -24,7 +24,7 @@ CASES = [
 def random_network(
     preprocessing: Preprocessing | None = None, *, class_names=("sad", "happy", "bored"), seed: int = 0, **options
 ) -> TrainedModel:
-    """Returns a network of `config.model`'s options, by default the smallest, on images of 13x13."""
+    """Returns a network with these options of `config.model`, by default the smallest, for images of 13x13."""
     preprocessing = preprocessing or Preprocessing((13, 13, 1))
     options = {"depth": 10, "width": 4, "dtype": "float32", "conv": "lax"} | options
     config = make_config(**{f"model.{key}": value for key, value in options.items()})
@@ -43,7 +43,7 @@ def random_network(
 
 
 def _draw(path: tuple[str, ...], shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Returns values of the size that training gives them, for each path others."""
+    """Returns random values of the magnitude that training gives them, different for each path."""
     draw = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])
     if path[-1] == "kernel":
         return draw.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype(np.float32)
@@ -53,7 +53,7 @@ def _draw(path: tuple[str, ...], shape: tuple[int, ...], seed: int) -> np.ndarra
 
 
 def random_images(number: int, preprocessing: Preprocessing, seed: int = 0) -> np.ndarray:
-    """Returns uint8 images, of which one is of one grey value."""
+    """Returns random images, uint8 [number, height, width, channels], of which the last has a single grey value."""
     images = np.random.default_rng(seed).integers(0, 256, (number, *preprocessing.image_shape), dtype=np.uint8)
     images[-1] = 77
     return images

@@ -1,4 +1,4 @@
-"""Starts a Python script in several real processes that JAX joins on the loopback interface."""
+"""Starts a Python script in several real processes, which JAX connects on the loopback interface."""
 
 import os
 import socket
@@ -14,14 +14,14 @@ processes.join_processes({})
 
 
 def free_port() -> int:
-    """Returns a port of the loopback interface that nobody listens on."""
+    """Returns a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
 
 
 def start(script: str, number: int, *, devices: int = 1) -> list[Forked]:
-    """Starts `script`, after a head that joins its processes, in `number` processes of `devices` CPU devices each."""
+    """Starts `script`, after code that connects the processes, in `number` processes of `devices` CPU devices each."""
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
@@ -50,5 +50,5 @@ def run(script: str, number: int, *, devices: int = 1) -> list[tuple[int, str, s
 
 
 def said(err: str) -> list[str]:
-    """The lines of the command itself; gloo and JAX write lines of their own."""
+    """Returns the lines of the command itself; gloo and JAX write lines of their own."""
     return [line for line in err.splitlines() if line.startswith("fer_jax: ")]

@@ -1,4 +1,4 @@
-"""The smallest run there is, and the command that makes it, forked from a server that has its imports."""
+"""The smallest run, and a server that has imported its modules, from which its commands are forked."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-# The smallest network, with the convolution that compiles soonest.
+# The smallest network, with the convolution that compiles fastest.
 TINY = {"model.depth": 10, "model.width": 2, "model.dtype": "float32", "model.conv": "lax"}
 
 
@@ -38,12 +38,12 @@ def write_votes(path: pathlib.Path) -> pathlib.Path:
 
 
 def run_command(arguments: list[str], out, err, environment: dict[str, str]) -> None:
-    """In a process of its own: what `python -m fer_jax.main` does; out, err: what has a file number."""
+    """Does what `python -m fer_jax.main` does; called in a process of its own. out, err: objects with a fileno."""
     run_script("from fer_jax import main; main.run()", arguments, out, err, environment)
 
 
 def run_script(script: str, arguments: list[str], out, err, environment: dict[str, str]) -> None:
-    """In a process of its own: what `python -c script` does, but for what JAX reads when it is imported."""
+    """Does what `python -c script` does, but for what JAX reads when it is imported; called in a process of its own."""
     for number, file in ((1, out), (2, err)):
         os.dup2(file.fileno(), number)
     os.environ.clear()
@@ -54,12 +54,12 @@ def run_script(script: str, arguments: list[str], out, err, environment: dict[st
     try:
         exec(script, {"__name__": "__main__"})
     finally:
-        # Such a process ends without what was registered for its exit; as there, none leaves before the others.
+        # A forked process ends without its atexit functions, among them JAX's, which waits for the other processes.
         if jax.distributed.is_initialized():
             jax.distributed.shutdown()
 
 
-# A server that has loaded everything forks the processes, which saves most of each one's start.
+# Processes are forked from a server that has imported everything, which saves most of their start-up time.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [

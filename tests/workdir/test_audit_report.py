@@ -1,4 +1,4 @@
-"""What an audit says and writes."""
+"""The table that an audit prints, and the files that it writes."""
 
 import json
 
@@ -13,7 +13,7 @@ from fer_jax.workdir.audit_report import table, write
 
 
 def findings_of(class_names=CLASS_NAMES, non_faces=True):
-    """Sixty images of noise, in train; test has two of them again, one with another label, and a constant one."""
+    """Returns the audit of 60 images of noise in train, and in test two of them, one relabelled, and a constant one."""
     images = np.random.default_rng(0).integers(0, 256, (63, 48, 48, 1), dtype=np.uint8)
     labels = (np.arange(63) % len(class_names)).astype(np.int32)
     images[60], images[61], images[62] = images[0], images[1], 200

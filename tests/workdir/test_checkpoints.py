@@ -1,4 +1,4 @@
-"""Saving and restoring, on a state of a few leaves: what is kept, and that it comes back bit for bit."""
+"""A state of a few leaves is saved and restored: which checkpoints are kept, and that they are restored bit for bit."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.01, weight
 
 
 def make_state(step: int = 0, *, size: int = 5, seed: int = 0) -> TrainState:
-    """Returns a state as training has it, on every device, with leaves that `update` changes."""
+    """Returns a state like that of training, replicated on every device, with leaves that `update` changes."""
     keys = jax.random.split(jax.random.key(seed), 4)
     params = {"head": {"kernel": jax.random.normal(keys[0], (size, 7)), "bias": jax.random.normal(keys[1], (7,))}}
     batch_stats = {"norm": {"mean": jax.random.normal(keys[2], (size,)), "var": jax.random.uniform(keys[3], (size,))}}
@@ -33,7 +33,7 @@ def make_state(step: int = 0, *, size: int = 5, seed: int = 0) -> TrainState:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def update(state: TrainState) -> TrainState:
-    """Changes every leaf, in the memory of the one before."""
+    """Changes every leaf, in the memory of the previous state, which is donated."""
     updates, opt_state = OPTIMIZER.update(jax.tree.map(jnp.sin, state.params), state.opt_state, state.params)
     return TrainState(
         step=state.step + 1,
@@ -56,12 +56,12 @@ def assert_identical(ours, theirs):
 
 
 def kept(directory) -> list[int]:
-    """Returns the steps whose folders are in a workdir's checkpoints once all saving is done."""
+    """Returns the steps whose folders are in a workdir's checkpoints; all saves must have ended."""
     return sorted(int(path.name) for path in (directory / "checkpoints").iterdir())
 
 
 def save_all(directory, saves: dict[int, bool]) -> None:
-    """Saves a state of each step, in order; {step: whether it is the best so far}."""
+    """Saves a state for each step, in order. saves: {step: whether it is the best so far}."""
     with Checkpoints(Workdir(directory)) as checkpoints:
         for step, is_best in saves.items():
             checkpoints.save(make_state(step, seed=step), {"number": step}, is_best=is_best)
@@ -75,7 +75,7 @@ def save_all(directory, saves: dict[int, bool]) -> None:
         ({1: True, 2: True, 3: False, 4: False, 5: False}, [2, 4, 5], 2),
         ({1: True, 2: False, 3: False, 4: True}, [3, 4], 4),
         ({1: True, 2: False, 3: True, 4: False}, [3, 4], 3),
-        # Within an epoch nothing is known of the accuracy: steps 9 and 11 are no end of an epoch.
+        # Steps 9 and 11 are within an epoch, where the accuracy is unknown.
         ({9: False, 10: True, 11: False}, [10, 11], 10),
     ],
 )
@@ -164,7 +164,7 @@ def test_a_restored_state_is_the_saved_one_on_every_device(tmp_path):
         assert len(leaf.addressable_shards) == 8
         for shard in leaf.addressable_shards:
             np.testing.assert_array_equal(shard.data, like)
-    # Training goes on from it as from the one that was saved.
+    # Training continues from it as from the state that was saved.
     assert_identical(update(restored), update(state))
 
 
@@ -180,7 +180,7 @@ def test_what_is_saved_is_the_state_of_the_moment_though_training_goes_on_in_its
             checkpoints.save(state, {}, is_best=step == 1)
             for _ in range(3):
                 state = update(state)
-            assert kernel.is_deleted()  # its memory was indeed given away
+            assert kernel.is_deleted()  # its memory was indeed donated
     with Checkpoints(Workdir(tmp_path)) as checkpoints:
         assert sorted(saved) == [1, 5]
         for step, expected in saved.items():
@@ -212,7 +212,7 @@ def test_what_is_stored_beside_the_weights_comes_back_as_it_was(tmp_path):
     assert json.dumps(metadata) == before
 
 
-# What happens to a file: the whole of it is gone, cut in half, has a bit turned, or is that of another checkpoint.
+# Ways to damage a file: it is missing, is cut in half, has a flipped bit, or comes from another checkpoint.
 def _flip(path, _):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
@@ -229,16 +229,16 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def two_checkpoints(tmp_path_factory):
-    """The workdir of the checkpoints of steps 1 and 2."""
+    """Returns a workdir with checkpoints of steps 1 and 2."""
     folder = tmp_path_factory.mktemp("two")
     save_all(folder, {1: True, 2: False})
     return folder
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore, collected later
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from TensorStore objects, freed later
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_damaged_checkpoint_is_never_taken_for_whole(fault, two_checkpoints, tmp_path):
-    """In each of its files in turn: what comes back is what was saved, or Damaged."""
+    """Damages each of its files in turn: restoring returns the state that was saved, or raises Damaged."""
     files = [path for path in sorted((two_checkpoints / "checkpoints" / "2").rglob("*")) if path.is_file()]
     assert len(files) > 8
     detected = 0
@@ -246,7 +246,7 @@ def test_a_damaged_checkpoint_is_never_taken_for_whole(fault, two_checkpoints, t
         folder = tmp_path / str(number)
         shutil.copytree(two_checkpoints, folder)
         broken = folder / path.relative_to(two_checkpoints)
-        # The same file of the other checkpoint, or, where names are random, another of its kind.
+        # The file of the same name in the other checkpoint, or, if names are random, one of the same folder.
         place = path.parent.relative_to(two_checkpoints / "checkpoints" / "2")
         others = sorted(other for other in (two_checkpoints / "checkpoints" / "1" / place).iterdir() if other.is_file())
         FAULTS[fault](broken, next((other for other in others if other.name == path.name), others[0]))
@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_never_taken_for_whole(fault, two_checkpoints, t
                 assert_identical(checkpoints.restore(2, make_state()), make_state(2, seed=2))
             except Damaged:
                 detected += 1
-    assert detected >= 3  # the record, the weights and the training state at least
+    assert detected >= 3  # at least the record, the weights and the training state
 
 
 def test_a_damaged_checkpoint_makes_way_for_its_like_and_is_kept(two_checkpoints, tmp_path):
@@ -306,7 +306,7 @@ def damage_weights(workdir, step: int) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore, collected later
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from TensorStore objects, freed later
 def test_the_best_of_what_is_left_is_kept_when_the_best_is_set_aside(tmp_path):
     save_all(tmp_path, {5: True, 10: True})
     damage_weights(tmp_path, 10)
@@ -323,7 +323,7 @@ def test_the_best_of_what_is_left_is_kept_when_the_best_is_set_aside(tmp_path):
 
 
 def test_a_checkpoint_that_can_not_be_read_now_is_not_taken_for_damaged(tmp_path):
-    """With no file descriptor left, in a process of its own."""
+    """Reads a checkpoint without a free file descriptor, in a separate process."""
     save_all(tmp_path, {1: True})
     script = """
 import os, resource, sys
@@ -388,7 +388,7 @@ def test_a_step_that_is_damaged_twice_is_set_aside_twice(tmp_path):
             assert checkpoints.steps == []
 
 
-# What a process leaves that is killed while it saves step 5 again, by what it did last: the folders' names.
+# {last action of a process that is killed while it saves step 5 again: the folders in (checkpoints, replaced)}.
 KILLED_AFTER = {
     "moving the old one": (["4"], ["5"]),
     "beginning the new one": (["4", "5.orbax-checkpoint-tmp"], ["5"]),
@@ -419,7 +419,7 @@ def test_a_crash_while_a_step_is_saved_again_leaves_one_whole_checkpoint(moment,
     assert kept(workdir) == [4, 5]
 
 
-# Ends at once, as if killed, before Orbax begins to write the new checkpoint or after it has committed it.
+# This script exits at once, as if killed, before Orbax begins to write the new checkpoint or after it committed it.
 KILLED_WHILE_SAVING = """
 import os, sys
 from orbax.checkpoint import CheckpointManager
@@ -497,7 +497,7 @@ def test_a_folder_that_may_not_be_read_is_not_damaged(two_checkpoints, monkeypat
 
 
 def snapshot(folder) -> dict:
-    """Returns what shows a write to a folder: the names in it, and when each was changed last."""
+    """Returns {path: modification time} of a folder and all paths in it, which shows whether anything was written."""
     return {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
 
 
@@ -505,7 +505,7 @@ def test_a_reader_changes_nothing(two_checkpoints, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(two_checkpoints, workdir)
     (workdir / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir()
-    shutil.copytree(workdir / "checkpoints" / "1", workdir / "replaced" / "4")  # a save that is going on elsewhere
+    shutil.copytree(workdir / "checkpoints" / "1", workdir / "replaced" / "4")  # another process is saving it
     before = snapshot(workdir)
     with Checkpoints(Workdir(workdir), read_only=True) as checkpoints:
         assert checkpoints.steps == [2, 1]
@@ -536,7 +536,7 @@ def test_an_average_of_the_weights_is_kept_beside_them(tmp_path):
         assert_identical(checkpoints.restore(1, state), expected)
         assert_identical(checkpoints.restore_weights(1, state.variables), expected.variables)
         assert_identical(checkpoints.restore_weights(1, state.variables, is_ema=True), expected.ema)
-        # A run that wants an average can't go on from a checkpoint without one.
+    # A run with averaged weights can't go on from a checkpoint without them.
     save_all(tmp_path, {2: False})
     with Checkpoints(Workdir(tmp_path), read_only=True) as checkpoints, pytest.raises(Damaged):
         checkpoints.restore(2, state)

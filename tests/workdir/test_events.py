@@ -1,4 +1,4 @@
-"""metrics.jsonl, TensorBoard and the terminal, as they are left on disk and on a screen."""
+"""The events of a run in metrics.jsonl, in TensorBoard and on the terminal."""
 
 import contextlib
 import fcntl
@@ -27,7 +27,7 @@ from fer_jax.workdir.paths import Workdir
 SPEED = {"images_per_second": 100.0, "tflops_per_second": 0.1}
 ROOT = pathlib.Path(__file__).parents[2]
 COMMON = {"dataset": "tiny.csv", "dataset_fingerprint": "0123456789abcdef"}
-# Two epochs of five steps, a training event at each second step and at the epoch's end.
+# Two epochs of five steps, with a training event at every second step and at the epoch's end.
 EVENTS = [
     {"step": 2, "epoch": 1, "kind": "train", "loss": 1.5, "accuracy": 0.25, "learning_rate": 1e-3},
     {"step": 4, "epoch": 1, "kind": "train", "loss": 1 / 3, "accuracy": 0.5, "learning_rate": 1e-3},
@@ -49,7 +49,7 @@ def opened(workdir, *, step=0, epochs=0, is_primary=True):
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory):
-    """A workdir in which all of EVENTS have been written."""
+    """Returns a workdir in which all of EVENTS have been written."""
     workdir = tmp_path_factory.mktemp("run")
     with opened(workdir) as writer:
         for event in EVENTS:
@@ -76,7 +76,7 @@ def test_an_event_is_in_the_file_as_soon_as_it_is_written(tmp_path):
         (0, 0, []),
         (3, 0, [0]),
         (5, 1, [0, 1, 2, 3]),
-        # Saved while the first epoch was being evaluated, which is done anew.
+        # This checkpoint was saved while the first epoch was being evaluated; the evaluation is repeated.
         (5, 0, [0, 1, 2]),
         (7, 1, [0, 1, 2, 3, 4]),
         (10, 1, [0, 1, 2, 3, 4, 5, 6]),
@@ -99,7 +99,7 @@ def test_a_file_cut_off_anywhere_keeps_its_whole_lines(written, tmp_path_factory
     whole = (written / "metrics.jsonl").read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
     (workdir / "metrics.jsonl").write_bytes(whole[:cut])
-    # A line without its newline is cut off too, unless nothing but that is missing.
+    # A line that is cut off is dropped, unless nothing but its newline is missing.
     number = sum(1 for line in whole[: cut + 1].splitlines(keepends=True) if line.endswith(b"\n"))
     assert read_events(Workdir(workdir)) == [event | COMMON for event in EVENTS[:number]]
 
@@ -146,7 +146,7 @@ def test_tensorboard_has_the_scalars(written):
             assert [value for _, value in found] == pytest.approx([value for _, value in expected])
 
 
-# Three of an epoch's six steps were done before; the pauses let the bar be drawn at each step.
+# Three of the epoch's six steps were done before. The pauses allow the bar to be drawn at each step.
 SCRIPT = textwrap.dedent("""
     import time
     from fer_jax.system.terminal import Terminal
@@ -167,13 +167,13 @@ SCRIPT = textwrap.dedent("""
 
 @pytest.fixture(scope="session")
 def screen() -> str:
-    """All that a child process running SCRIPT sends to its terminal of 100 columns."""
+    """Returns everything that a child process running SCRIPT sends to its terminal of 100 columns."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     child = subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=follower, stdout=follower, stderr=follower, cwd=ROOT)
     os.close(follower)
     sent = b""
-    # Reading from a terminal that nobody holds any more is an error.
+    # Reading from a terminal that no process holds open any more is an error.
     with contextlib.suppress(OSError):
         while part := os.read(leader, 65536):
             sent += part
@@ -197,7 +197,7 @@ def test_lines_are_said_above_the_bar_which_is_gone_in_the_end(screen):
     rows = []
     for row in screen.replace("\r\n", "\n").split("\n"):
         shown = ""
-        for part in row.split("\r"):  # what is written after a carriage return covers what was there
+        for part in row.split("\r"):  # text after a carriage return overwrites the earlier text
             shown = part + shown[len(part) :]
         rows.append(shown.rstrip())
     assert [row for row in rows if row] == ["before the epoch", "within the epoch", "after the epoch"]

@@ -1,4 +1,4 @@
-"""Which exceptions are the storage's fault, by those that the libraries raise."""
+"""Exceptions of the libraries are told apart: storage failures, refused access, failures that may pass, and others."""
 
 import errno
 
@@ -66,7 +66,7 @@ def test_errors_of_storage(error):
         TypeError("Object of type set is not JSON serializable"),
         ValueError("Dict key mismatch; expected keys: ['params']; dict: {}"),
         KeyError("No space left"),
-        # Out of memory of a device, and a lost process: neither is the disk's fault.
+        # A device that is out of memory and a lost process are not failures of the storage.
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes"),
         jax.errors.JaxRuntimeError("UNAVAILABLE: connection to the coordination service"),
     ],

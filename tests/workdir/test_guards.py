@@ -1,4 +1,4 @@
-"""The lock of a workdir, between this process and others, and the limit to waiting for a file system."""
+"""The lock of a workdir against other processes, and the time limit for a file system to answer."""
 
 import errno
 import fcntl
@@ -73,7 +73,7 @@ def test_a_body_that_waits_too_long_ends_the_process_with_the_path_and_status_4(
     assert result.returncode == 4
     assert f"fer_jax: {tmp_path}: the file system hasn't answered in 0.5 s" in result.stderr
     assert time.monotonic() - started < 50
-    # It ends where nobody reads why, too.
+    # The process also ends if nobody reads its standard error.
     process = subprocess.Popen([sys.executable, "-c", program, tmp_path], stderr=subprocess.PIPE)
     process.stderr.close()
     assert process.wait(50) == 4

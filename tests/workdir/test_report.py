@@ -1,4 +1,4 @@
-"""What is left for a person: history, pictures, evaluation files, the table."""
+"""The report of a run: history, pictures, evaluation files and the table."""
 
 import json
 import pathlib
@@ -185,7 +185,7 @@ def test_the_picture_of_a_confusion_matrix_is_dark_where_the_share_is_high(tmp_p
     blue = assert_is_a_picture(tmp_path / "confusion_matrix_validation.png").astype(int)
     dark = (blue[..., 2] - blue[..., 0] > 60) & (blue[..., 2] < 140)
     rows, columns = np.nonzero(dark)
-    # One cell of 7 x 7: within it, all that is dark, at the sixth row and third column of the matrix.
+    # All dark pixels are within one cell of 7 x 7, in the sixth row and third column of the matrix.
     assert dark.sum() > 1000
     assert np.ptp(rows) < dark.shape[0] / 7
     assert np.ptp(columns) < dark.shape[1] / 7
@@ -244,7 +244,7 @@ def test_the_curves_mark_the_first_epoch_of_the_greatest_accuracy(accuracies, be
     events = [common | {"step": i, "epoch": i, "accuracy": a} for i, a in enumerate(accuracies, 1)]
     write_history(events, dataset, tmp_path)
     pixels = assert_is_a_picture(tmp_path / "curves.png")
-    right = pixels[:, pixels.shape[1] // 2 :]  # the losses: no legend, whose colors are the same
+    right = pixels[:, pixels.shape[1] // 2 :]  # the losses, which have no legend in the same colors
     curve = np.nonzero(is_color(right, (31, 119, 180)).any(axis=0))[0]
     mark = np.nonzero(is_color(right, (255, 127, 14)).any(axis=0))[0]
     # The curve goes from the first epoch to the last, with markers of the same size at both.
@@ -284,7 +284,7 @@ def test_a_report_is_one_of_its_step_and_views(evaluation, tmp_path):
     assert is_reported(views=["ten_crops"])
     assert not is_reported(step=4481)
     assert not is_reported(views=["whole", "whole_mirrored"])
-    # Version 0.1 had no views.
+    # Reports of version 0.1 have no views.
     report.write_evaluation(evaluation, tmp_path)
     assert is_reported()
     assert not is_reported(views=["whole"])
