@@ -1,4 +1,4 @@
-"""Writes small data sets in the layouts that FER-2013 comes in."""
+"""Small datasets in the layouts that FER-2013 comes in."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""The audit: every pair that is alike is found, whatever the tiles, and counted as what it is."""
+"""The audit: every pair of similar images is found, whatever the tile size, and counted correctly."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from fer_jax.data.load import load_published
 
 
 def patterns(number: int, seed: int = 0, size: int = 48) -> np.ndarray:
-    """Images that are as smooth as faces, and unlike one another: uint8 [number, size, size, 1]."""
+    """Returns images as smooth as faces and unlike one another: uint8 [number, size, size, 1]."""
     coarse = np.random.default_rng(seed).integers(30, 220, (number, 4, 4))
     places = np.arange(size) * 4 // size
     return coarse[:, places][:, :, places][..., None].astype(np.uint8)
@@ -68,7 +68,7 @@ def test_brightness_and_contrast_do_not_matter_and_constant_images_are_in_no_pai
     images = patterns(4)
     images[1] = images[0] // 2 + 50
     images[2], images[3] = 90, 91
-    images[3, 0, 0] = 92  # nearly constant: what it looks like is one pixel
+    images[3, 0, 0] = 92  # nearly constant: its only structure is one pixel
     assert pairs_of(images).keys() == {(0, 1)}
     assert pairs_of(np.full((5, 48, 48, 1), 255, np.uint8)) == {}
     assert pairs_of(patterns(1)) == {}
@@ -111,13 +111,13 @@ def test_equal_images_are_grouped_by_content(contents):
 
 
 def make_dataset() -> Dataset:
-    """Eleven images: what they are is in the comments."""
+    """Returns a dataset of eleven images, which the comments describe."""
     a, b, c, d, e, f = patterns(6)
     near_b, near_c = noisy(b[None], 5)[0], noisy(c[None], 5)[0, :, ::-1]
     flat = np.full_like(a, 7)
     parts = {
         "train": ([a, a, b, flat, c, d], [0, 1, 2, 3, 4, 5]),  # a twice, with two labels
-        "validation": ([b, near_b, e], [2, 2, 6]),  # b again, and nearly
+        "validation": ([b, near_b, e], [2, 2, 6]),  # b again, and a near duplicate of it
         "test": ([near_c, f], [0, 6]),  # c mirrored, with another label
     }
     splits, row = {}, 0
@@ -141,7 +141,7 @@ def test_the_figures_of_a_small_set_are_those_that_can_be_counted_by_hand():
         {"split": "train", "row": 1, "label": "disgust"},
     ]
     assert (near["pairs"], near["mirrored_pairs"], near["groups"], near["is_complete"]) == (2, 1, 2, True)
-    # Of b it is the first that is compared, and it is in train and in validation.
+    # Only the first of the two equal images b is compared, but b counts as an image of both train and validation.
     assert (near["pairs_across_splits"], near["pairs_with_different_labels"]) == (2, 1)
     mirrored = next(pair for pair in near["list"] if pair["mirrored"])
     assert [(image["split"], image["row"]) for image in mirrored["images"]] == [("train", 4), ("test", 9)]
@@ -175,5 +175,5 @@ def test_the_real_file_has_what_is_known_of_it():
     also = summary["also_in_train"]
     assert (also["validation"]["equal"], also["test"]["equal"]) == (280, 288)
     assert len(summary["constant"]) == 12
-    # Correlations that are 0.92 but for rounding may be on either side.
+    # Correlations that equal 0.92 up to rounding may fall on either side of the bound.
     assert summary["near"]["pairs"] == pytest.approx(1649, abs=2)

@@ -33,7 +33,7 @@ def test_an_absent_split_is_named_together_with_those_that_are_there():
 
 
 def test_fingerprint_keeps_its_value_between_versions():
-    """Checkpoints and reports hold fingerprints: another way to compute them is a breaking change."""
+    """Checkpoints and reports hold fingerprints, so computing them differently is a breaking change."""
     images = (np.arange(2 * 48 * 48) % 251).astype(np.uint8).reshape(2, 48, 48, 1)
     split = Split(images, np.array([3, 6], np.int32), np.array([0, 1]))
     assert Dataset("faces", {"train": split}).fingerprint == "ad7a45364bcf9e9d"
@@ -88,7 +88,7 @@ def test_fingerprint_tells_apart_every_change_to_images_labels_and_splits():
 
 def test_fingerprint_has_no_part_in_name_rows_memory_layout_and_order_of_the_splits():
     train, validation = make_split(4), make_split(2, seed=1)
-    # Every second element of arrays twice as large: the same values, not contiguous.
+    # Every second element of arrays twice as large: the same values, but not contiguous.
     spread = Split(
         np.repeat(train.images, 2, axis=0)[::2], np.repeat(train.labels, 2)[::2].astype(np.int64), train.rows + 7
     )

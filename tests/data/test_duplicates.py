@@ -1,4 +1,4 @@
-"""Images that are there twice: found by their pixels, marked in every split but train."""
+"""Images that occur twice: found by their pixels, and marked in every split except train."""
 
 import dataclasses
 import os
@@ -26,7 +26,7 @@ def load(path, cache_dir, **options):
 
 @given(st.lists(st.integers(0, 5), max_size=12), st.lists(st.integers(0, 5), max_size=12))
 def test_exactly_the_images_that_are_in_train_are_marked(train, test):
-    # Six images that differ in one pixel each, in all places of an image.
+    # Six images that differ in one pixel each, from the first pixel of an image to the last.
     different = np.full((6, 8, 8, 1), 7, np.uint8)
     different.reshape(6, 64)[np.arange(6), [0, 1, 7, 8, 62, 63]] = 8
     dataset = Dataset("faces", {"train": split_of(different[train]), "test": split_of(different[test])})
@@ -68,7 +68,7 @@ def test_files_that_tell_their_splits_are_marked(tmp_path, csv_bytes, random_ima
 
 
 def test_a_validation_split_that_is_drawn_is_held_against_what_is_left_of_train(tmp_path, csv_bytes, random_images):
-    # Image 0 is there twenty times, so that it is in both; every other once.
+    # Image 0 occurs twenty times, so that both splits have it; every other image occurs once.
     images = np.concatenate([np.repeat(random_images(1), 20, axis=0), random_images(20, seed=1)])
     (tmp_path / "train.csv").write_bytes(csv_bytes(images, [0] * 20 + [1] * 20, [""] * 40, header="emotion,pixels"))
     dataset, published = load(tmp_path / "train.csv", tmp_path / "cache")

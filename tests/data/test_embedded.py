@@ -35,7 +35,7 @@ def test_rows_count_on_from_split_to_split(faces):
 def test_classes_are_balanced_and_shuffled(faces, name):
     labels = faces.split(name).labels
     assert np.bincount(labels).tolist() == [len(labels) // len(CLASS_NAMES)] * len(CLASS_NAMES)
-    assert 0.05 < np.mean(labels[1:] == labels[:-1]) < 0.25  # 1 in 7 by chance; sorted 1, cycled 0
+    assert 0.05 < np.mean(labels[1:] == labels[:-1]) < 0.25  # 1/7 if shuffled, 1 if sorted, 0 if cycled
 
 
 def test_sizes_are_honoured_and_an_empty_split_is_absent():
@@ -105,7 +105,7 @@ def test_other_classes_and_sizes_are_drawn_as_the_default_ones_are():
     assert small.class_names == names
     assert (small.image_shape, small.splits["train"].images.shape) == ((32, 32, 1), (20, 32, 32, 1))
     assert np.bincount(small.splits["train"].labels).tolist() == [10, 10]
-    # The same faces, but for their noise: three pixels each way of one are one of the other.
+    # The faces are the same except for their noise: 3 x 3 pixels of the large image make one of the small image.
     ours, theirs = (dataset.splits["train"].images.astype(float) for dataset in (small, large))
     shrunk = theirs.reshape(20, 32, 3, 32, 3).mean((2, 4))[..., None]
     assert np.abs(ours - shrunk).mean() < 6

@@ -1,4 +1,4 @@
-"""FER+: its file, its rules, its join with the images by row."""
+"""FER+: its file, its rules, and its join with the images by row."""
 
 import itertools
 import os
@@ -25,17 +25,17 @@ COLUMN = [4, 5, 6, 1, 3, 2, 0]
 
 @pytest.fixture
 def small(monkeypatch):
-    """Lets FER-2013 have 32 images."""
+    """Reduces FER-2013 to 32 images."""
     monkeypatch.setattr(ferplus, "ROWS", ROWS)
 
 
 def votes(**counts) -> np.ndarray:
-    """One row of votes, int64 [1, 10]."""
+    """Returns one row of votes, int64 [1, 10]."""
     return np.array([[counts.get(name, 0) for name in VOTED]])
 
 
 def votes_like(labels) -> np.ndarray:
-    """Seven votes for each label and three for contempt."""
+    """Returns a row for each label, with seven votes for it and three for contempt: int64 [N, 10]."""
     found = np.zeros((len(labels), 10), int)
     found[np.arange(len(labels)), np.array(COLUMN)[labels]] = 7
     found[:, 7] = 3
@@ -56,7 +56,7 @@ def write(path, lines):
 
 
 def dataset_of(labels, **options) -> Dataset:
-    """Faces of 8 x 8 pixels with these labels, in the official order."""
+    """Returns a dataset of 8 x 8 pixel faces with these labels, in the official order."""
     labels = np.array(labels, np.int32)
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8, 1), np.uint8)
     ends = np.cumsum([0, *ROWS.values()])
@@ -80,7 +80,7 @@ LABELS = np.arange(32) % 7
     [
         ({"fear": 6, "surprise": 4}, "fear"),
         ({"fear": 5, "surprise": 5}, None),
-        # Single votes are dropped first: 5 of 8, not of 10.
+        # Single votes are dropped first: anger has 5 of 8 votes, not 5 of 10.
         ({"anger": 5, "sadness": 3, "neutral": 1, "fear": 1}, "anger"),
         ({"anger": 4, "sadness": 2, "neutral": 2, "unknown": 2}, None),
         ({"contempt": 6, "neutral": 4}, "contempt"),
@@ -99,18 +99,18 @@ def test_the_majority_is_over_half_of_the_votes_that_are_not_single(counts, labe
     ("counts", "target"),
     [
         ({"fear": 10}, {"fear": 1}),
-        # Three quarters are reached with the first: the second is not taken.
+        # The first column reaches three quarters of the votes, so the second is not taken.
         ({"fear": 8, "surprise": 2}, {"fear": 1}),
         ({"fear": 6, "surprise": 4}, {"fear": 0.6, "surprise": 0.4}),
         ({"neutral": 4, "anger": 3, "sadness": 2, "fear": 1}, {"neutral": 4 / 7, "anger": 3 / 7}),
         ({"neutral": 4, "anger": 2, "sadness": 2, "fear": 2}, None),  # four columns
         ({"neutral": 4, "anger": 3, "sadness": 3}, {"neutral": 0.4, "anger": 0.3, "sadness": 0.3}),
-        # Unknown ends it, and counts only where it comes first.
+        # Unknown ends the selection, and counts only if it comes first.
         ({"neutral": 6, "unknown": 4}, {"neutral": 1}),
         ({"neutral": 5, "unknown": 5}, None),
         ({"unknown": 6, "neutral": 4}, None),
         ({"neutral": 4, "unknown": 3, "anger": 3}, {"neutral": 4 / 7, "anger": 3 / 7}),
-        ({"neutral": 4, "unknown": 4, "anger": 2}, None),  # four of ten
+        ({"neutral": 4, "unknown": 4, "anger": 2}, None),  # four of ten votes are too few
         ({"NF": 9, "neutral": 1}, None),
         (dict.fromkeys(VOTED, 1), None),
         ({}, None),
@@ -132,7 +132,7 @@ def test_soft_targets_are_distributions_whose_favourite_is_the_majority_where_th
     clear = labels >= 0
     assert targets[clear].argmax(axis=1).tolist() == labels[clear].tolist()
     assert np.all(sums[clear] > 0)
-    # Each row on its own, and no single vote counts.
+    # Rows don't depend on one another, and single votes don't count.
     np.testing.assert_array_equal(ferplus.soft_targets(counts[::-1]), targets[::-1])
     np.testing.assert_array_equal(ferplus.soft_targets(counts * (counts > 1)), targets)
 
@@ -157,7 +157,7 @@ def test_a_file_is_read_in_its_order_and_by_the_names_of_its_columns(small, tmp_
     read = ferplus.read(write(tmp_path / "a.csv", lines))
     np.testing.assert_array_equal(read.votes, counts)
     assert read.defects == ()
-    # Excel's byte-order mark and line ends, and the columns the other way round.
+    # Excel's byte-order mark and line ends, and the columns in reverse order.
     turned = [",".join(reversed(line.split(","))) for line in lines]
     (tmp_path / "b.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*turned, "", ""]).encode())
     np.testing.assert_array_equal(ferplus.read(tmp_path / "b.csv").votes, counts)
@@ -246,7 +246,7 @@ def test_targets_are_the_label_and_the_votes_by_their_weight(small):
     targets = joined.splits["train"].targets
     assert targets.dtype == np.float32
     np.testing.assert_allclose(targets[0], [0.75 + 0.25 * 3 / 8, 0, 0, 0, 0, 0, 0.25 * 5 / 8], atol=1e-7)
-    # No face, and nobody who sees one of the seven: the label alone.
+    # An image that is no face, or has no vote for any of the seven classes, keeps its label.
     assert targets[1:].tolist() == np.eye(7)[LABELS[1:20]].tolist()
     assert "2 train images that are no faces, or without a vote for any of the seven, keep their label" in said
     assert joined.class_names == CLASS_NAMES
@@ -258,7 +258,7 @@ def test_targets_are_the_label_and_the_votes_by_their_weight(small):
 
 def test_majority_and_soft_have_the_eight_classes_and_leave_out_what_is_not_clear(small):
     counts = votes_like(LABELS)
-    counts[0] = votes(neutral=5, anger=3, contempt=2)  # soft only
+    counts[0] = votes(neutral=5, anger=3, contempt=2)  # kept by the task soft only
     counts[1] = votes(NF=10)
     counts[20] = votes(neutral=5, anger=3, contempt=2)
     dataset = dataset_of(LABELS)
@@ -290,7 +290,7 @@ def test_each_use_has_a_fingerprint_of_its_own_and_none_has_the_old_one(small):
     counts[3] = votes(neutral=6, anger=4)
     prints = [ferplus.join(dataset, labels, **use)[0].fingerprint for use in uses]
     prints += [ferplus.join(dataset, FerPlus("new.csv", counts), **use)[0].fingerprint for use in uses]
-    # A weight of 1 with votes that are all for the label makes targets of the labels: still targets.
+    # At a weight of 1, votes that are all for the label make the labels the targets, which still count as targets.
     assert len({dataset.fingerprint, *prints}) >= 8
 
 
@@ -302,10 +302,10 @@ def test_rows_in_another_order_are_found_out_by_what_the_votes_say(small):
         "new.csv: its favourites are the labels of faces.csv in 0.0% of the images; rightly joined, in 64 %: "
         "the rows of the one are not in the order of the other"
     )
-    # 14 of 31 are above the bound, 13 below it.
+    # 14 of 31 rows in the right order are above the bound, 13 are below it.
     for right in (13, 14):
         mixed = np.concatenate([votes_like(LABELS)[:right], votes_like(np.roll(LABELS, 1))[right:]])
-        mixed[31] = votes(contempt=9)  # no favourite among the seven: it doesn't count
+        mixed[31] = votes(contempt=9)  # a row without a favourite among the seven classes doesn't count
         if right == 13:
             with pytest.raises(UserError, match=r"in 41\.9% of the images"):
                 ferplus.join(dataset_of(LABELS), FerPlus("new.csv", mixed))
@@ -319,7 +319,7 @@ def test_files_that_are_not_in_the_official_order_are_refused(small):
     fewer = Dataset("faces.csv", {name: dataset.splits[name] for name in ("train", "validation")})
     with pytest.raises(UserError, match=f"^{start}26 images in place of 32"):
         ferplus.join(fewer, labels)
-    # As a folder has them, which are sorted by name: the test images first.
+    # The order of a folder, whose files are sorted by name: the test images come first.
     turned = {name: split.take(slice(None)) for name, split in dataset.splits.items()}
     for name, first in (("test", 0), ("train", 6), ("validation", 26)):
         turned[name].rows[:] = np.arange(first, first + len(turned[name]))
@@ -333,9 +333,9 @@ def test_files_that_are_not_in_the_official_order_are_refused(small):
 
 
 def load(tmp_path, capsys, usages=USAGES, labels=LABELS, counts=None, header="emotion,pixels,Usage", **options):
-    """Returns the dataset of a csv and an FER+ file in `tmp_path`, and what was said on the terminal.
+    """Returns the dataset of a csv and an FER+ file in `tmp_path`, and what was printed.
 
-    Images 0 and 1 are also images 20 and 21, where there are so many.
+    Images 20 and 21, if there are that many, equal images 0 and 1.
     """
     images = np.random.default_rng(1).integers(0, 256, (len(labels), 8, 8, 1), np.uint8)
     images[20:22] = images[: len(images[20:22])]
@@ -361,7 +361,7 @@ def test_the_options_reach_the_dataset_and_all_is_said_in_one_line(small, tmp_pa
         "100.0%; task soft keeps 18 of 20 train, 6 of 6 validation, 6 of 6 test images; the votes on the others are "
         "for no face or not clear."
     ]
-    # The copy of image 0, which is left out, is none any more.
+    # Image 0 is left out, so its copy no longer counts as a copy.
     assert soft.splits["validation"].is_copy.tolist() == [False, True, False, False, False, False]
     mixed, _ = load(tmp_path, capsys, counts=counts, ferplus_target_weight=0.5)
     assert mixed.splits["train"].arrays()["target"].shape == (20, 7)

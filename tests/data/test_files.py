@@ -26,21 +26,21 @@ SPLIT_OF_USAGE = {"Training": "train", "PublicTest": "validation", "PrivateTest"
 
 
 def settings(**others) -> hypothesis.settings:
-    """Allows fixtures: a test's folder outlives one example of hypothesis, the next one writes over its files."""
+    """Returns settings that allow fixtures: the examples of a test share its folder, and each overwrites the files."""
     allowed = [hypothesis.HealthCheck.function_scoped_fixture]
     return hypothesis.settings(deadline=None, suppress_health_check=allowed, **others)
 
 
 @pytest.fixture
 def four_rows(csv_bytes, random_images) -> list[bytes]:
-    """The lines of a sound csv, each with its line end: a header and rows 2 to 5."""
+    """Returns the lines of a valid csv, each with its line end: a header and rows 2 to 5."""
     rows = csv_bytes(random_images(4), [0, 6, 3, 2], ["Training", "PublicTest", "Training", "PrivateTest"])
     return rows.splitlines(keepends=True)
 
 
 @pytest.fixture
 def sound_csv(tmp_path, four_rows) -> pathlib.Path:
-    """A file of `four_rows`: unlike these it is fit to be printed when a test fails."""
+    """Writes `four_rows` to a file and returns its path, which is short enough to print when a test fails."""
     path = tmp_path / "sound.csv"
     path.write_bytes(b"".join(four_rows))
     return path
@@ -51,7 +51,7 @@ def pixels(number: int) -> bytes:
 
 
 def assert_valid(dataset: Dataset) -> None:
-    """Asserts what every data set of files.read promises."""
+    """Asserts what `files.read` promises of every dataset."""
     assert {"train", "validation"} <= set(dataset.splits) <= {"train", "validation", "test"}
     rows = np.concatenate([split.rows for split in dataset.splits.values()])
     assert sorted(rows) == list(range(len(rows)))
@@ -66,7 +66,7 @@ def assert_valid(dataset: Dataset) -> None:
 
 
 def assert_holds(dataset: Dataset, images: np.ndarray, labels: list[int], usages: list[str]) -> None:
-    """Asserts that the data set is these examples, in this order."""
+    """Asserts that the dataset consists of these examples, in this order."""
     assert set(dataset.splits) == {SPLIT_OF_USAGE[usage] for usage in usages}
     for usage in set(usages):
         rows = [row for row, value in enumerate(usages) if value == usage]
@@ -195,7 +195,7 @@ def test_a_damaged_csv_reads_as_a_valid_data_set_or_is_a_user_error(tmp_path, so
         content = bytearray(gzip.compress(content, 1, mtime=0))
     for _ in range(data.draw(st.integers(1, 3))):
         kind = data.draw(st.sampled_from(["byte", "cut", "delete", "insert", "swap"]))
-        # Structure is rare among the pixels, so half of the places are picked where there is some.
+        # Most bytes are pixels, so half of the places are picked from the others, which make up the structure.
         structure = [i for i, byte in enumerate(content) if not (byte == 32 or 48 <= byte <= 57)] or [0]
         place = data.draw(st.one_of(st.integers(0, len(content)), st.sampled_from(structure)))
         if kind == "byte" and place < len(content):
@@ -227,7 +227,7 @@ def test_any_file_is_a_user_error_when_it_is_no_csv(tmp_path, content):
 
 
 def assert_valid_or_user_error(path: pathlib.Path, file_name: str) -> None:
-    """Asserts that `path` is read as a valid data set or raises a UserError of one line that holds `file_name`."""
+    """Asserts that `path` is read as a valid dataset or raises a UserError of one line that holds `file_name`."""
     message = None
     try:
         dataset = files.read(path)
@@ -241,7 +241,7 @@ def assert_valid_or_user_error(path: pathlib.Path, file_name: str) -> None:
 
 
 def replace_row(number: int, old: bytes, new: bytes):
-    """Returns an edit of the lines of `four_rows`; row numbers count from 1, the header."""
+    """Returns a function that edits the lines of `four_rows`; row 1 is the header."""
 
     def edit(lines: list[bytes]) -> list[bytes]:
         assert old in lines[number - 1]
@@ -434,7 +434,7 @@ def test_a_file_without_permission_is_named(tmp_path, four_rows, read):
 
 @pytest.fixture
 def train_csv(tmp_path, csv_bytes, random_images) -> pathlib.Path:
-    """The competition's train.csv: 57 angry, 30 happy, 12 sad and 1 neutral face, without Usage."""
+    """Writes a csv like the competition's train.csv: 57 angry, 30 happy, 12 sad and 1 neutral face, without Usage."""
     labels = [0] * 57 + [3] * 30 + [4] * 12 + [6]
     path = tmp_path / "train.csv"
     path.write_bytes(csv_bytes(random_images(100), labels, [""] * 100, header="emotion,pixels"))
@@ -489,7 +489,7 @@ def save(path: pathlib.Path, image: np.ndarray | Image.Image) -> pathlib.Path:
 
 @pytest.fixture
 def folder(tmp_path, random_images) -> pathlib.Path:
-    """A sound folder of three images, one a split, in alphabetical order of split and class."""
+    """Writes a valid folder of three images, one per split, in alphabetical order of split and class."""
     images = random_images(3)
     save(tmp_path / "faces/test/neutral/PrivateTest_3.png", images[0])
     save(tmp_path / "faces/test/sad/PublicTest_2.png", images[1])
@@ -532,7 +532,7 @@ def test_an_image_saved_in_colours_is_read_as_grey(folder, random_images):
         Image.fromarray(grey).convert(mode).save(path)
         np.testing.assert_array_equal(files.read(folder).splits["train"].images[0, :, :, 0], grey)
     Image.new("RGB", (48, 48), (255, 0, 0)).save(path)
-    assert np.unique(files.read(folder).splits["train"].images).tolist() == [76]  # 0.299 of 255
+    assert np.unique(files.read(folder).splits["train"].images).tolist() == [76]  # 0.299 * 255
 
 
 def test_jpeg_files_are_read(folder, random_images):
@@ -692,7 +692,7 @@ def test_a_file_is_identified_by_its_content(tmp_path, four_rows):
 
 def test_a_folder_is_identified_by_its_images(folder, random_images):
     seen = [files.identify(folder)]
-    # What is passed over is said, and what is said is kept with the prepared copy.
+    # Ignored files are named in the dataset's note, and the note is stored with the prepared copy.
     (folder / "train/angry/notes.txt").write_text("no image")
     seen.append(files.identify(folder))
     image = folder / "train/angry/Training_1.png"

@@ -1,4 +1,4 @@
-"""The files and folders that people hold, each as it is found: what is read of it, and what is said."""
+"""Files and folders as people have them: what is read from each, and what is reported."""
 
 import gzip
 import pathlib
@@ -85,7 +85,7 @@ def test_the_folder_of_the_competition_is_its_icml_face_data(tmp_path, csv_bytes
     dataset = files.read(tmp_path)
     assert labels_of(dataset) == {"train": [0], "validation": [1], "test": [2]}
     assert "icml_face_data.csv is read; passed over: example_submission.csv, test.csv, train.csv" in dataset.note
-    # Of older downloads the labelled file is what is left.
+    # In older downloads train.csv is the only labelled file.
     (tmp_path / "icml_face_data.csv").unlink()
     assert labels_of(files.read_published(tmp_path)) == {"train": [0]}
     assert "train.csv is read; passed over: example_submission.csv, test.csv" in files.read_published(tmp_path).note
@@ -203,7 +203,7 @@ def test_a_csv_has_no_class_folders(tmp_path, csv_bytes, random_images):
 
 
 def photograph(mode: str, size=(100, 100)) -> Image.Image:
-    """Dark on the left, light on the right."""
+    """Returns a picture that is dark on the left and light on the right."""
     ramp = np.tile(np.linspace(0, 255, size[0]), (size[1], 1))
     if mode == "I;16":
         return Image.fromarray((ramp * 257).astype(np.uint16))
@@ -236,13 +236,13 @@ def test_what_has_the_form_already_stays_as_it_is(tmp_path, random_images):
 
 def test_the_largest_centred_square_is_taken_upright(tmp_path):
     wide = np.zeros((40, 100), np.uint8)
-    wide[:, 30:70] = 200  # what is in the square
+    wide[:, 30:70] = 200  # the centred square
     wide[:20, 30:70] = 100  # its upper half
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     Image.fromarray(np.rot90(wide)).save(tmp_path / "a.png", exif=exif)
     image, _ = image_file.decode(tmp_path / "a.png", size=20, resize=True)
-    # But for the line in which the filter sees both halves.
+    # Rows 9 and 10 are left out: there the filter covers both halves.
     assert (image[:9] == 100).all()
     assert (image[11:] == 200).all()
 
@@ -287,7 +287,7 @@ def test_a_csv_of_other_images_is_resized_on_request(tmp_path):
     dataset = files.read(tmp_path / "faces.csv", form=files.Form(resize=True))
     assert dataset.image_shape == (48, 48, 1)
     assert np.abs(dataset.splits["train"].images[0, :, :, 0] - np.linspace(1, 251, 48)).max() < 4
-    # A row that has another number of pixels than the first is wrong.
+    # A row whose number of pixels differs from the first row's is an error.
     (tmp_path / "faces.csv").write_text("\n".join(lines[:2]) + f"\n0,{'7 ' * 2304},PublicTest\n")
     with pytest.raises(UserError, match=r"row 3: 2304 pixels; an image has 4096 \(64 x 64\)"):
         files.read(tmp_path / "faces.csv", form=files.Form(image_size=64))
@@ -296,7 +296,7 @@ def test_a_csv_of_other_images_is_resized_on_request(tmp_path):
 @pytest.mark.parametrize("quote", ["", '"'])
 @pytest.mark.parametrize("side", [256, 512])
 def test_a_csv_of_the_largest_images_is_read_in_little_memory_whatever_their_values(tmp_path, side, quote):
-    """Overexposed, every pixel takes the most bytes."""
+    """Tests overexposed images, in which every pixel takes the most bytes of text."""
     rows = 6 * 1024**2 // side**2
     line = f"{quote}3{quote},{quote}{' '.join(['255'] * side**2)}{quote},{quote}Training{quote}\n"
     with open(tmp_path / "faces.csv", "w") as file:
@@ -312,5 +312,5 @@ def test_a_csv_of_the_largest_images_is_read_in_little_memory_whatever_their_val
     assert images.shape == (rows, side, side, 1)
     assert images.min() == 255
     assert labels.tolist() == [3] * rows
-    # The images twice, and a few rows as they are parsed; all 24 MB of rows at once would be over 200.
+    # Room for the images twice and for a few rows as they are parsed; parsing all 24 MB at once takes over 200 MB.
     assert peak < 60e6

@@ -9,7 +9,7 @@ from fer_jax.system.terminal import Terminal
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
-    """An empty working directory."""
+    """Changes to an empty working directory and returns it."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
@@ -17,7 +17,7 @@ def workspace(tmp_path, monkeypatch):
 
 @pytest.fixture
 def faces(csv_bytes, random_images):
-    """A csv of two rows."""
+    """Returns a csv of two rows."""
     return csv_bytes(random_images(2), [0, 6], ["Training", "PublicTest"])
 
 
@@ -87,7 +87,7 @@ def test_the_split_seed_reaches_the_validation_split_that_is_held_out(workspace,
 def test_without_a_home_for_a_cache_the_files_are_read_and_it_is_said(workspace, faces, monkeypatch, capsys):
     (workspace / "mine.csv").write_bytes(faces)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", "~")  # which pathlib takes for none
+    monkeypatch.setenv("HOME", "~")  # for pathlib this is no home folder
     dataset = load_dataset(make_config(dataset={"path": "mine.csv"}).dataset, Terminal(is_primary=True))
     assert dataset.splits["train"].labels.tolist() == [0]
     assert "not kept, so the files are read anew each time: this user has no home folder; " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Batches: the same for every start and any number of processes; every example as often as promised."""
+"""Batches: the same from any first step and for any number of processes, each example as often as promised."""
 
 import dataclasses
 import itertools
@@ -18,14 +18,14 @@ from fer_jax.recipe.step import fetch
 
 @pytest.fixture(autouse=True, scope="module")
 def small_groups():
-    """Lets an epoch of a small split be several groups of batches."""
+    """Makes an epoch of a small split consist of several groups of batches."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "_IMAGES_TOGETHER", 12)
         yield
 
 
 def make_split(num_examples: int) -> Split:
-    """Examples of random pixels, so that each image tells which it is."""
+    """Returns examples of random pixels, so that each image identifies its example."""
     generator = np.random.default_rng(num_examples)
     return Split(
         images=generator.integers(0, 256, (num_examples, 48, 48, 1), dtype=np.uint8),
@@ -35,7 +35,7 @@ def make_split(num_examples: int) -> Split:
 
 
 def train(split, *, seed=3, batch_size, first=0, last, **options) -> list[dict]:
-    """The batches of single steps."""
+    """Returns the batches of single steps."""
     calls = pipeline.train_batches(split, seed=seed, batch_size=batch_size, first_step=first, last_step=last, **options)
     return [{key: value[i] for key, value in call.items()} for call in calls for i in range(len(call["index"]))]
 
@@ -56,13 +56,13 @@ def assert_same_batches(ours, theirs):
 
 
 def join_processes(parts: list[list[dict]]) -> list[dict]:
-    """Puts the processes' parts of each batch side by side."""
+    """Concatenates the processes' parts of each batch."""
     return [
         {key: np.concatenate([part[key] for part in batch]) for key in batch[0]} for batch in zip(*parts, strict=True)
     ]
 
 
-# Of a test that builds several graphs of tf.data an example, which take most of its time.
+# For tests that build several tf.data graphs per example, which takes most of their time.
 few_examples = settings(max_examples=10)
 sizes = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
 
@@ -87,7 +87,7 @@ def test_an_epoch_is_a_permutation_cut_into_full_batches(size, epoch, seed):
     assert len(order) == num_examples - num_examples % batch_size
     assert len(set(order)) == len(order)
     assert set(order) <= set(range(num_examples))
-    # A smaller batch cuts the same permutation, so that what is left over is what the permutation ends with.
+    # A smaller batch size cuts the same permutation, so the examples left over are the end of the permutation.
     assert epoch_order(make_split(num_examples), seed=seed, epoch=epoch, batch_size=1)[: len(order)] == order
 
 
@@ -105,7 +105,7 @@ def test_calls_of_several_steps_hold_the_batches_of_single_ones(size, steps_per_
         split, seed=0, batch_size=batch_size, first_step=first, last_step=per_epoch, steps_per_call=steps_per_call
     )
     ends = list(itertools.accumulate((len(call["index"]) for call in calls), initial=first))[1:]
-    # Calls are counted from the start of the epoch, wherever it is begun.
+    # Calls are aligned with the start of the epoch, even if the first step is in the middle of it.
     assert ends == [end for end in range(steps_per_call, per_epoch, steps_per_call) if end > first] + [per_epoch]
 
 
@@ -191,7 +191,7 @@ def test_evaluation_sees_every_example_once_and_in_order(num_examples, part, pro
     )
     assert {len(batch["mask"]) for batch in batches} == {batch_size}
     assert len(batches) == -(-num_examples // batch_size)
-    # The examples first, then padding up to a full batch.
+    # The examples come first, then padding up to a full batch.
     np.testing.assert_array_equal(mask, np.arange(len(mask)) < num_examples)
     np.testing.assert_array_equal(index[mask], np.arange(num_examples))
     np.testing.assert_array_equal(images[mask], split.images)

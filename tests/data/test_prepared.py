@@ -14,7 +14,7 @@ from fer_jax.errors import StorageError, UserError
 from fer_jax.system.terminal import Terminal
 from tests.support.commands import Forked, run_script
 
-# Says when it is ready, goes on when there is a file, and prints the fingerprint of what it loaded.
+# Prints that it is ready, waits until a file exists, loads the dataset and prints its fingerprint.
 LOAD = """
 import os, sys, time
 from fer_jax.data import prepared
@@ -27,7 +27,7 @@ print(prepared.load(sys.argv[1], sys.argv[2]).fingerprint)
 
 @pytest.fixture
 def faces(tmp_path, csv_bytes, random_images) -> pathlib.Path:
-    """A csv of 30 rows, 10 of each split in turn."""
+    """Writes a csv of 30 rows, 10 of each split in turn."""
     path = tmp_path / "faces.csv"
     usages = ["Training", "PrivateTest", "PublicTest"] * 10
     path.write_bytes(csv_bytes(random_images(30), [row % 7 for row in range(30)], usages))
@@ -58,7 +58,7 @@ def prepared_copies(cache: pathlib.Path) -> list[pathlib.Path]:
 
 
 def state(folder: pathlib.Path) -> dict[pathlib.Path, tuple[int, int]]:
-    """Tells whether any file below a folder was written again."""
+    """Returns the inode and the modification time of each file below a folder, which show whether it was rewritten."""
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
@@ -131,7 +131,7 @@ def test_any_folder_will_do_as_cache(faces, tmp_path, monkeypatch, name):
 
 
 def start_loading(number: int, path: pathlib.Path, cache: pathlib.Path) -> list[Forked]:
-    """Starts `number` processes that load `path`, all at once, TensorFlow already imported."""
+    """Starts `number` processes that load `path`, all at once, with TensorFlow already imported."""
     go = path.with_name("go")
     processes = [Forked(LOAD, [str(path), str(cache), str(go)], dict(os.environ)) for _ in range(number)]
     for process in processes:
@@ -201,7 +201,7 @@ def test_what_a_killed_process_leaves_is_not_taken_for_a_copy(tmp_path, cache, c
     assert len(leftovers) == 1
     assert_equal(prepared.load(path, cache), files.read_published(path))
     assert len(prepared_copies(cache)) == 1
-    assert list(cache.glob(".preparing-*")) == leftovers  # it could be another process at work
+    assert list(cache.glob(".preparing-*")) == leftovers  # they could belong to a process that is still running
 
 
 def test_what_was_left_a_day_ago_is_removed(faces, cache):

@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def make_tuning(make_config, folder):
-    """Returns a config that trains on the folder, or on the tiny run's faces where its classes are FER-2013's."""
+    """Returns a function that makes the config of a run on the folder which starts from a weights file."""
 
     def make(init, **overrides):
         values = {"dataset.path": str(folder), "dataset.classes": "folders", "model.init": init and str(init)}

@@ -49,7 +49,7 @@ def test_a_folder_of_eight_classes_in_colour_trains_evaluates_and_reports(photog
     with pytest.raises(UserError, match=r"uint8 \[n, 32, 32, 1\]"):
         trained.logits(np.zeros((3, 48, 48, 1), np.uint8))
 
-    # Some of its classes elsewhere are classes of it; FER-2013's are not.
+    # Other data may have some of the network's classes, but no class that it lacks.
     shutil.copytree(photographs / "test" / "contempt", tmp_path / "others" / "Contempt")
     asked = {"split": "test", "checkpoint": "best", "strict": False, "stop": StopRequest()}
     evaluate.evaluate(None, Workdir(tmp_path / "run"), data=str(tmp_path / "others"), **asked)

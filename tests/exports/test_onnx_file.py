@@ -1,4 +1,4 @@
-"""ONNX files, run by ONNX Runtime, against the networks that they were written of."""
+"""ONNX files, run by ONNX Runtime, compared with the networks that they were written from."""
 
 import json
 
@@ -36,7 +36,7 @@ def networks(draw):
     depth = draw(st.sampled_from([10, 18, 50]))
     options = {
         "depth": depth,
-        "stages": draw(st.integers(1, 2 if depth == 50 else 4)),  # those of 50 layers have many blocks to compile
+        "stages": draw(st.integers(1, 2 if depth == 50 else 4)),  # stages of depth 50 have many blocks to compile
         "width": draw(st.integers(1, 5)),
         "stem_kernel": draw(st.sampled_from([1, 3, 5, 7])),
         "stem_stride": draw(st.integers(1, 3)),
@@ -51,7 +51,7 @@ def test_a_network_gives_the_same_answers_in_onnx_runtime(preprocessing, options
     assert_same_answers(random_network(preprocessing, **options), 3, tmp_path)
 
 
-# Each example is a network that JAX compiles for seconds.
+# JAX takes seconds to compile the network of each example.
 @hypothesis.settings(max_examples=5)
 @hypothesis.given(networks(), st.integers(1, 4))
 def test_every_network_gives_the_same_answers_in_onnx_runtime(tmp_path_factory, trained, number):
@@ -61,7 +61,7 @@ def test_every_network_gives_the_same_answers_in_onnx_runtime(tmp_path_factory, 
 def assert_same_answers(trained, number: int, folder):
     path = folder / "net.onnx"
     onnx_file.write(trained, path, dtype="float32")
-    # The last one is of one grey value, of which standardising leaves round-off (see BOUNDS).
+    # The last image is left out: it has a single grey value, and standardising it leaves only round-off (see BOUNDS).
     images = random_images(number + 1, trained.preprocessing)[:number]
     expected, found = predict(trained, images), run(path, images)
     assert found.keys() == {"probabilities", "logits", "cam"}
@@ -112,5 +112,5 @@ def test_the_file_says_what_it_is_of_and_old_runtimes_read_it(tmp_path):
     assert (model.ir_version, [(entry.domain, entry.version) for entry in model.opset_import]) == (8, [("", 17)])
     (images,) = model.graph.input
     assert [axis.dim_param or axis.dim_value for axis in images.type.tensor_type.shape.dim] == ["batch", 13, 14, 1]
-    # Batch norm is in the convolutions.
+    # Batch norm is folded into the convolutions.
     assert not {"BatchNormalization", "Pad"} & {node.op_type for node in model.graph.node}

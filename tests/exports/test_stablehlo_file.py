@@ -19,7 +19,7 @@ def test_a_batch_of_any_size_gets_the_network_s_answers(preprocessing, options, 
     stablehlo_file.write(trained, tmp_path / "net.stablehlo", dtype="float32")
     exported = jax.export.deserialize(bytearray((tmp_path / "net.stablehlo").read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
-    # XLA's own operators alone: what is registered on this machine is not on another.
+    # Only XLA's own operators: a custom call registered on this machine may be missing on another.
     assert set(re.findall(r"custom_call @(\w+)", exported.mlir_module())) == {"shape_assertion"}
     for number in (1, 3):
         images = random_images(number + 1, preprocessing)[:number]

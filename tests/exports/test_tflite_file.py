@@ -19,7 +19,7 @@ def test_an_image_gets_the_network_s_answers_under_their_names(preprocessing, op
     image = random_images(2, preprocessing)[:1]
     found, expected = interpreter.get_signature_runner()(images=image), predict(trained, image)
     for name in expected:
-        # The maps of random networks are of ten and more: by their size, as ONNX's are.
+        # The maps of random networks reach ten and more, so the bound is relative to their size, as for ONNX.
         bound = 1e-5 * max(1, np.abs(expected[name]).max())
         np.testing.assert_allclose(found[name], expected[name], atol=bound, err_msg=name)
 

@@ -1,4 +1,4 @@
-"""Folders for PyTorch: what is in them, and, where torchvision is installed, what it makes of them."""
+"""Folders for PyTorch: their contents, and torchvision's predictions from them if it is installed."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def test_tensors_have_torchvision_s_names_and_axes(tmp_path):
     torch_folder.write(trained, tmp_path / "net", dtype="float32")
     assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["README.md", "model.safetensors"]
     tensors = safetensors.numpy.load_file(tmp_path / "net" / "model.safetensors")
-    # As many as torchvision's ResNet-50 has.
+    # The number of tensors of torchvision's ResNet-50.
     assert len(tensors) == 320
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     assert shapes["conv1.weight"] == (3, 1, 7, 7)
@@ -73,7 +73,7 @@ def test_torchvision_gives_the_network_s_answers(preprocessing, options, tmp_pat
     images = random_images(5, preprocessing)[:4]
     expected = predict(trained, images)["probabilities"]
     np.testing.assert_allclose(torch_folder.read(tmp_path / "net")(images), expected, atol=1e-5)
-    # What README.md tells people makes the same network.
+    # The code in README.md makes the same network.
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "net" / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path / "net")
     exec(code, names := {})

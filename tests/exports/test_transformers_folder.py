@@ -1,4 +1,4 @@
-"""Folders for transformers: what is in them, and, where it is installed, what it makes of them."""
+"""Folders for transformers: their contents, and the library's predictions from them if it is installed."""
 
 import json
 
@@ -73,7 +73,7 @@ def test_transformers_gives_the_network_s_answers(preprocessing, options, tmp_pa
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     trained = random_network(preprocessing, **options)
-    # The grey channels of a picture are equal; their colours are the test above's.
+    # Grey pictures, whose channels are equal; the test above covers colours.
     images = random_images(5, Preprocessing((*preprocessing.image_shape[:2], 1)))
     own = np.repeat(images, preprocessing.image_shape[2], axis=3)
     write(trained, tmp_path / "net")

@@ -1,4 +1,4 @@
-"""The web page that does without a server: its files, its detector, and all of it in a real browser."""
+"""The web page that needs no server: its files, its detector, and the whole page in a real browser."""
 
 import functools
 import http.server
@@ -59,9 +59,9 @@ def test_the_folder_is_whole_and_asks_nothing_elsewhere_where_the_runtime_is_at_
     assert "The picture stays in this browser." in html
     assert "server" not in html
     assert "fetch(" not in html
-    # What a server takes at most.
+    # The largest size that a server accepts, which doesn't apply here.
     assert "20 MB" not in html
-    # Without the runtime a public server has it.
+    # Without a `runtime` argument the page loads the runtime from a public server.
     web_folder.write(trained, tmp_path / "other", dtype="float16")
     assert re.search(r'from "https://\S+/ort\.wasm\.min\.mjs"', (tmp_path / "other" / "fer.js").read_text())
 
@@ -80,7 +80,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The packaged network's page in a browser, served by a plain file server."""
+    """Yields a browser that shows the packaged network's page, served by a plain file server."""
     browser_lib.require()
     if "ORT_WEB" not in os.environ:
         pytest.skip("ORT_WEB does not name a folder with onnxruntime-web")
@@ -101,7 +101,7 @@ def test_the_browser_answers_as_the_classifier_does_and_asks_nobody_else(page):
     said = browser_lib.wait_for_status(page, "One face")
     (expected,) = Classifier()(browser_lib.PHOTOGRAPH)
     assert expected["emotion"] in said
-    # The browser scales pictures otherwise than Pillow.
+    # The browser scales pictures differently from Pillow.
     np.testing.assert_allclose(bars_of(page), list(expected["emotions"].values()), atol=0.05)
     box = page.find_elements("css selector", "#stage rect")[1]
     found = [float(box.get_attribute(name)) for name in ("x", "y", "width", "height")]
@@ -128,12 +128,12 @@ def bars_of(page) -> list[float]:
     return [float(bar.get_attribute("value")) for bar in page.find_elements("css selector", ".face progress")]
 
 
-# Edges that were black in the browser moved the probabilities by 0.66, 0.09 and 0.05.
+# When the browser drew black edges, the probabilities moved by 0.66, 0.09 and 0.05.
 @pytest.mark.parametrize(("kind", "tolerance"), [("left", 0.05), ("top", 0.02), ("transparent", 0.02)])
 def test_a_face_beyond_the_edge_and_one_in_what_is_transparent_are_shown_as_in_python(page, tmp_path, kind, tolerance):
     with Image.open(browser_lib.PHOTOGRAPH) as photograph:
         if kind == "transparent":
-            # Black below what is transparent, as many programs leave it.
+            # Transparent pixels are black, as many programs leave them.
             y, x = np.mgrid[:200, :200]
             is_face = (x - 97) ** 2 / 30**2 + (y - 95) ** 2 / 40**2 < 1
             opaque = np.dstack([photograph, np.full((200, 200), 255, np.uint8)])
@@ -148,7 +148,7 @@ def test_a_face_beyond_the_edge_and_one_in_what_is_transparent_are_shown_as_in_p
 
 
 def test_a_picture_may_be_larger_than_a_server_takes(page, tmp_path):
-    # Whatever follows a picture's end is passed over.
+    # Bytes after the end of a picture are ignored.
     (tmp_path / "large.jpg").write_bytes(browser_lib.PHOTOGRAPH.read_bytes() + bytes(21_000_000))
     browser_lib.upload(page, tmp_path / "large.jpg")
     browser_lib.wait_for_status(page, "One face")

@@ -1,4 +1,4 @@
-"""What is drawn onto pictures."""
+"""Boxes and labels that are drawn onto pictures."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def face(*box: int) -> dict:
 def test_a_box_stands_out_from_any_background(shade):
     picture = np.full((300, 400, 3), shade, np.uint8)
     drawn = np.asarray(annotate(picture, [face(100, 120, 80, 60)]))
-    # A light line, with a dark one on both sides, where the box is.
+    # The box is a light line with a dark line on both sides.
     for light, dark in (((150, 100), (150, 99)), ((150, 179), (150, 180)), ((179, 140), (180, 140))):
         assert drawn[light].min() == 255
         assert drawn[dark].max() < 30
@@ -34,7 +34,7 @@ def test_a_label_is_whole_wherever_the_face_is(box):
         )
         return int((with_text != 0).any(axis=2).sum())
 
-    # As many pixels differ by the word as where there is room on all sides, up to what lies on the box's line.
+    # The label changes as many pixels as one with room on all sides, except for those on the box's line.
     assert abs(letters(box) - letters((150, 150, 60, 50))) < 0.25 * letters((150, 150, 60, 50))
 
 
@@ -43,7 +43,7 @@ def test_lines_and_letters_grow_with_the_picture():
         picture = np.zeros((side, side, 3), np.uint8)
         return int((np.asarray(annotate(picture, [face(*[side // 4] * 2, *[side // 2] * 2)])) > 200).sum())
 
-    # A picture of four times the side has sixteen times the pixels of the line and the letters.
+    # In a picture of four times the side, the line and the letters have sixteen times as many pixels.
     assert 10 < light(1600) / light(400) < 22
 
 

@@ -1,4 +1,4 @@
-"""A trained network put to use on pictures of faces."""
+"""A trained network applied to pictures of faces."""
 
 import collections
 import io
@@ -20,7 +20,7 @@ from fer_jax.inference.trained_model import TrainedModel, make_model
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 RUN = FIXTURES / "run_0.1"
-# Eileen Collins, NASA, in the public domain, from scikit-image's astronaut: one face, by eye at BOX.
+# Eileen Collins, NASA, in the public domain, from scikit-image's astronaut. BOX is its one face, measured by eye.
 ASTRONAUT = FIXTURES / "astronaut.jpg"
 BOX = [51, 55, 92, 92]
 
@@ -37,7 +37,7 @@ def photograph() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def couple(photograph) -> np.ndarray:
-    """A picture of two faces, the larger on the right."""
+    """Returns a picture of two faces, the larger one on the right."""
     small = np.asarray(Image.fromarray(photograph).resize((120, 120), Image.Resampling.BOX))
     canvas = np.full((220, 400, 3), 128, np.uint8)
     canvas[40:160, 20:140], canvas[10:210, 190:390] = small, photograph
@@ -45,7 +45,7 @@ def couple(photograph) -> np.ndarray:
 
 
 def without_faces() -> np.ndarray:
-    # Not grey, of which the parts would be searched too.
+    # Not grey: the detector searches the parts of a grey picture too.
     return np.full((60, 80, 3), (200, 120, 60), np.uint8)
 
 
@@ -75,7 +75,7 @@ def test_a_photograph_s_face_gets_its_place_and_expressions(classifier):
 def test_the_network_is_shown_what_is_cut_out_of_the_picture(classifier, photograph):
     (face,) = classifier(photograph)
     x, y, side, _ = face["box"]
-    # The framing by hand: 1.14 sides, 0.027 sides up.
+    # The frame by hand: its side is 1.14 sides of the box, and its centre lies 0.027 sides higher.
     centre, half = (x + side / 2, y + side / 2 - 0.027 * side), 1.14 * side / 2
     box = (centre[0] - half, centre[1] - half, centre[0] + half, centre[1] + half)
     cut = Image.fromarray(photograph).convert("L").resize((48, 48), Image.Resampling.BOX, box=box)
@@ -181,7 +181,7 @@ def test_pictures_that_are_faces_are_taken_as_they_are(classifier, photograph):
     (face,) = classifier(grey, faces="none")
     np.testing.assert_allclose(list(face["emotions"].values()), classifier.faces(grey[None])[0], atol=1e-6)
     assert Classifier(RUN, detector="none")(grey) == [face]
-    # However small.
+    # Even a small picture is taken.
     (face,) = classifier(random_images(1, 20, 20, 3)[0], faces="none")
     assert face["small"] is True
 
@@ -237,7 +237,7 @@ def test_an_animation_is_a_video(classifier, photograph):
     faces = classifier(content)
     assert not isinstance(faces, list)
     assert [len(each) for each in faces] == [1, 0, 1]
-    # In a list it stands for its first frame.
+    # In a list, an animation stands for its first frame.
     assert [len(each) for each in classifier([content, nothing])] == [1, 0]
     stream = list(classifier.stream(io.BytesIO(content).getvalue(), every=2, faces="largest"))
     assert [answer["frame"] for answer in stream] == [0, 2]
@@ -310,7 +310,7 @@ def test_networks_of_other_sizes_and_colours(classifier, photograph, image_shape
     assert tuple(face["emotions"]) == ("calm", "tense")
     np.testing.assert_allclose(face["box"], BOX, atol=3)
     assert other.features(photograph).shape[0] == 1
-    # Colours count where the network has them.
+    # Colours matter only to a network of three channels.
     (grey,) = other(np.asarray(Image.fromarray(photograph).convert("L")))
     same = np.isclose(grey["score"], face["score"], atol=1e-3)
     assert same == (image_shape[2] == 1)

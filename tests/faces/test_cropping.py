@@ -19,7 +19,7 @@ def face(x: float, y: float, side: float, roll: float | None = None) -> Face:
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """A picture without sharp edges, whose quarters differ."""
+    """Returns a picture without sharp edges whose quarters differ: uint8 [height, width, 3]."""
     y, x = np.mgrid[:height, :width] / min(height, width)
     waves = [120 + 60 * np.sin(3 * x + 2 * y + shift) + 50 * np.cos(4 * y - x * shift) for shift in (0, 1, 2)]
     return np.stack(waves, axis=-1).astype(np.uint8)
@@ -37,7 +37,7 @@ def test_a_frame_of_the_image_s_size_is_its_pixels():
 
 @pytest.mark.parametrize("times", [2, 3, 7])
 def test_a_larger_frame_is_averaged(times):
-    # Noise, of which a filter that skips pixels would leave more.
+    # Noise: a filter that skips pixels would leave more of it.
     noise = np.random.default_rng(0).integers(0, 256, (64 * times, 64 * times, 3), dtype=np.uint8)
     means = noise.reshape(64, times, 64, times, 3).mean(axis=(1, 3))
     cut = crop(noise, face(32 * times, 32 * times, 64 * times), COLOUR)
@@ -55,7 +55,7 @@ def test_a_smaller_frame_is_interpolated():
     picture = smooth(60, 60)
     cut = crop(picture, face(30, 30, 20), GREY)
     assert cut.shape == GREY
-    # The centre pixels of the frame's corners.
+    # The pixels in the frame's corners.
     luma = np.asarray(Image.fromarray(picture).convert("L")).astype(int)
     for row, column in ((0, 0), (0, 47), (47, 0), (47, 47)):
         y, x = 20 + round(row / 47 * 19), 20 + round(column / 47 * 19)
@@ -68,7 +68,7 @@ def test_beside_the_picture_its_edge_is_repeated():
     np.testing.assert_array_equal(cut[32:, 32:], picture[:32, :32])
     np.testing.assert_array_equal(cut[:32, 32:], np.repeat(picture[:1, :32], 32, axis=0))
     np.testing.assert_array_equal(cut[32:, :32], np.repeat(picture[:32, :1], 32, axis=1))
-    # However far away.
+    # The edge is repeated however far away the frame is.
     assert (crop(picture, face(-500, 40, 64), COLOUR)[32] == picture[40, 0]).all()
 
 

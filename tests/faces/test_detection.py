@@ -11,7 +11,7 @@ from fer_jax.faces import detection
 from fer_jax.faces.detection import Face, Frame
 
 ASTRONAUT = pathlib.Path(__file__).parents[1] / "fixtures" / "astronaut.jpg"
-# Where the face is in the picture of 200 x 200, and the eyes, by eye.
+# The face and its eyes in the picture of 200 x 200 pixels, measured by eye.
 BOX = (51, 55, 92, 92)
 EYES = ((79, 85), (115, 87))
 
@@ -65,14 +65,14 @@ def test_a_face_that_fills_the_picture_is_found_at_a_second_look(detector, photo
     close = np.ascontiguousarray(photograph[y + 8 : y + side - 4, x + 8 : x + side - 8])
     first = detector._search([Image.fromarray(close)], [detection._View(0, detection.whole(close.shape[1::-1]), 0.5)])
     ((face,),) = detector([close])
-    assert first == [[]]  # not at the first
+    assert first == [[]]  # nothing at the first look
     assert overlap(face.box, (-8, -8, 92, 92)) > 0.6
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.5])
 def test_a_small_face_is_placed_as_well_as_a_large_one(detector, photograph, scale):
     small = np.asarray(Image.fromarray(photograph).resize((int(200 * scale),) * 2, Image.Resampling.BOX))
-    side = round(92 * scale / 0.1)  # the face has 10 % of the picture's side, 19 pixels of what the detector sees
+    side = round(92 * scale / 0.1)  # the face is 10 % of the picture's side, 19 of the pixels that the detector sees
     for left, top in ((10, 20), (side // 2, side // 3)):
         ((face,),) = detector([on_canvas(small, side, side, left, top)])
         assert overlap(face.box, (BOX[0] * scale + left, BOX[1] * scale + top, 92 * scale, 92 * scale)) > 0.85
@@ -81,7 +81,7 @@ def test_a_small_face_is_placed_as_well_as_a_large_one(detector, photograph, sca
 
 def test_small_faces_are_found_where_they_are_asked_for(detector, photograph):
     small = np.asarray(Image.fromarray(photograph).resize((80, 80), Image.Resampling.BOX))
-    picture = on_canvas(small, 900, 700, 700, 500)  # the face has 4 % of the longer side
+    picture = on_canvas(small, 900, 700, 700, 500)  # the face is 4 % of the longer side
     assert detector([picture]) == [[]]
     ((face,),) = detector([picture], small_faces=True)
     assert overlap(face.box, (700 + 0.4 * BOX[0], 500 + 0.4 * BOX[1], 37, 37)) > 0.85
@@ -89,7 +89,7 @@ def test_small_faces_are_found_where_they_are_asked_for(detector, photograph):
 
 def test_parts_of_a_grey_picture_are_searched_too(detector, photograph):
     small = Image.fromarray(photograph).convert("L").resize((80, 80), Image.Resampling.BOX).convert("RGB")
-    picture = on_canvas(np.asarray(small), 600, 600, 300, 200)  # the face has 6 % of the longer side
+    picture = on_canvas(np.asarray(small), 600, 600, 300, 200)  # the face is 6 % of the longer side
     whole = detector._search([Image.fromarray(picture)], [detection._View(0, detection.whole((600, 600)), 0.5)])
     ((face,),) = detector([picture])
     assert whole == [[]]
@@ -122,7 +122,7 @@ def test_a_threshold_decides(detector, photograph):
 
 @pytest.mark.parametrize("angle", [-30, 30])
 def test_roll_is_clockwise(detector, photograph, angle):
-    # Pillow turns the other way.
+    # Pillow rotates counterclockwise.
     ((face,),) = detector([np.asarray(Image.fromarray(photograph).rotate(-angle, Image.Resampling.BICUBIC))])
     assert math.isclose(face.roll, 3.6 + angle, abs_tol=5)
 

@@ -1,4 +1,4 @@
-"""The choice of a detector, and the two that are no BlazeFace."""
+"""The choice of a detector, and the two detectors other than BlazeFace."""
 
 import sys
 
@@ -44,7 +44,7 @@ def test_yunet_s_file_must_be_there_and_be_one(tmp_path):
 
 @pytest.mark.parametrize("roll", [0, 25, -80])
 def test_a_frame_has_its_keypoints_where_fer_2013_has_them(roll):
-    # Eyes, nose, and the mouth's corners on both sides of its middle, in a frame of 200 around (300, 150), turned.
+    # Eyes, nose, and the mouth's corners on both sides of its middle, in a rotated frame of side 200 at (300, 150).
     places = np.array([[0.318, 0.395], [0.686, 0.393], [0.493, 0.592], [0.4, 0.757], [0.6, 0.757]])
     angle = np.radians(roll)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

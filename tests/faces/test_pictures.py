@@ -1,4 +1,4 @@
-"""Every kind of picture, and every kind of what is none."""
+"""Every kind of picture, and every kind of input that is no picture."""
 
 import io
 import pathlib
@@ -13,7 +13,7 @@ from fer_jax.errors import UserError
 from fer_jax.faces import pictures
 
 ASTRONAUT = pathlib.Path(__file__).parents[1] / "fixtures" / "astronaut.jpg"
-# Each of another colour, so that each way of turning it is another picture.
+# Every pixel has its own colour, so that every orientation is a different picture.
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 0], [0, 255, 255], [255, 0, 255]]], np.uint8)
 
 
@@ -45,7 +45,7 @@ def test_every_format_is_read(format):
     assert np.abs(read.astype(int) - picture).mean() < 8
 
 
-# What has to be done to an upright picture so that a camera's note of this number turns it back.
+# How an upright picture has to be stored so that an EXIF orientation of this number turns it upright again.
 TURNS = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -71,7 +71,7 @@ def test_a_picture_is_upright_as_its_camera_says(orientation):
 
 
 def transparent(mode: str) -> Image.Image:
-    """One opaque pixel, grey or red, and a transparent one, below which is black."""
+    """Returns a picture of an opaque pixel, grey or red, and a transparent pixel whose colour is black."""
     if mode == "LA":
         return Image.fromarray(np.array([[[90, 255], [0, 0]]], np.uint8), "LA")
     image = Image.fromarray(np.array([[[200, 0, 0, 255], [0, 0, 0, 0]]], np.uint8))
@@ -82,7 +82,7 @@ def transparent(mode: str) -> Image.Image:
 def test_transparent_pixels_are_white(mode):
     opaque = [90, 90, 90] if mode == "LA" else [200, 0, 0]
     np.testing.assert_array_equal(pictures.read(encode(transparent(mode))).pixels, [[opaque, [255] * 3]])
-    # Half transparent is half white.
+    # A half-transparent black pixel is half white.
     half = transparent(mode)
     half.putalpha(128)
     np.testing.assert_allclose(pictures.read(encode(half)).pixels[0, 1], 127, atol=1)
@@ -150,9 +150,9 @@ def test_a_large_jpeg_is_reduced_and_says_by_how_much(size, scale):
     content = encode(image, "JPEG", exif=exif)
     whole, reduced = pictures.read(content, reduce=False), pictures.read(content)
     assert (whole.scale, reduced.scale) == (1, scale)
-    assert whole.pixels.shape == (size[0], size[1], 3)  # turned by a quarter
+    assert whole.pixels.shape == (size[0], size[1], 3)  # rotated by a quarter turn
     assert reduced.pixels.shape == (size[0] // scale, size[1] // scale, 3)
-    # The white part's edges, at the scale, are where they are in the original.
+    # Multiplied by the scale, the white part's edges are where they are in the original.
     for picture in (whole, reduced):
         rows, columns = (np.nonzero(picture.pixels[..., 0].max(axis=1 - axis) > 127)[0] for axis in (0, 1))
         edges = np.array([rows[0], rows[-1] + 1, columns[0], columns[-1] + 1]) * picture.scale
@@ -188,7 +188,7 @@ def test_pages_and_single_pictures_are_no_animation(tmp_path):
 
 
 PNG = encode(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
-# A PNG of 20,000 x 20,000 pixels by its header.
+# A PNG whose header says 20,000 x 20,000 pixels.
 ENORMOUS = encode(Image.new("1", (20000, 20000)))
 DAMAGED = {
     "empty": (b"", "is empty"),

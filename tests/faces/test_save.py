@@ -13,7 +13,7 @@ from fer_jax.faces.sources import expand
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty working directory."""
+    """Changes to an empty working directory and returns it."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -21,14 +21,14 @@ def here(tmp_path, monkeypatch):
 
 
 def draw(*paths) -> None:
-    """Writes a picture to each path, each of a width of its own."""
+    """Writes a picture to each path, each with a width of its own."""
     for number, path in enumerate(paths):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         Image.fromarray(np.zeros((8, 8 + number, 3), np.uint8)).save(path)
 
 
 def save(out, *words: str) -> dict[str, int]:
-    """Saves what the words mean; returns {name below `out`: the picture's width}."""
+    """Saves the pictures that the words stand for; returns {name below `out`: the picture's width}."""
     with Saver(str(out), words) as saver:
         for source in expand(words):
             saver.save(Answer(source.name, []), source.value)
@@ -96,7 +96,7 @@ def test_answers_of_an_earlier_run_and_sources_are_not_written_over(here):
         save(here / "out", "photo.jpg")
         assert {path.name for path in here.rglob("*.jpg")} - {path.name for path in before} == {expected}
         assert {path: path.read_bytes() for path in before} == before
-    # A source that has the name of an answer.
+    # A source that has the name that an answer would get.
     draw("photo_fer.jpg")
     content = (here / "photo_fer.jpg").read_bytes()
     save(here, "photo.jpg", "photo_fer.jpg")
@@ -106,7 +106,7 @@ def test_answers_of_an_earlier_run_and_sources_are_not_written_over(here):
 
 
 def save_video(out, times: list[float]) -> list[str]:
-    """Saves a video of frames of these times; returns what is not saved."""
+    """Saves a video whose frames have these times; returns the messages about videos that are not saved."""
     with Saver(str(out), []) as saver:
         for number, time in enumerate(times):
             saver.save(Answer("camera 0", [], number, time), np.full((48, 64, 3), 2 * number, np.uint8))
@@ -115,11 +115,11 @@ def save_video(out, times: list[float]) -> list[str]:
 
 def test_a_camera_s_video_is_as_fast_as_its_frames_came_once_the_first_was_compiled(tmp_path):
     cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra `video`")
-    # Four that the camera's driver kept, then 25 a second, one of them late.
+    # The compilation, four frames that the camera's driver buffered, then 25 frames a second, one of them late.
     gaps = [8.0, *[0.01] * 4, *[0.04] * 12, 0.5, *[0.04] * 12]
     for number in (1, 2, 10, 11, 12, len(gaps)):
         out = tmp_path / str(number)
-        # Without the gaps of the beginning where the video is too short for them.
+        # A video that is too short to make up for the gaps at the beginning has none of them.
         wanted = gaps[:number] if number > 10 else [0.04] * number
         assert save_video(out, [0.0, *np.cumsum(wanted)]) == []
         capture = cv2.VideoCapture(str(out / "camera_0_fer.webm"))
@@ -132,7 +132,7 @@ def test_a_video_of_one_frame_and_one_after_a_video_that_can_not_be_written_are_
     cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra `video`")
     assert save_video(tmp_path / "one", [0.0]) == []
     frames = np.zeros((2, 48, 64, 3), np.uint8)
-    # No file of that name can be made.
+    # No file can have a name this long.
     long_name = "x" * 300
     with Saver(str(tmp_path / "two"), []) as saver:
         for name in (long_name, "clip.avi"):

@@ -1,4 +1,4 @@
-"""The HTTP side of a classifier, by real connections; what is predicted is the classifier's business."""
+"""The HTTP side of a classifier, over real connections; the classifier's own tests cover its predictions."""
 
 import concurrent.futures
 import contextlib
@@ -16,7 +16,7 @@ from fer_jax.faces import server as server_lib
 
 
 def predict(picture: bytes, explain: str | None, faces: str) -> list[dict]:
-    """Says what arrived; a picture of one byte is none."""
+    """Returns what arrived; raises UserError for a picture of one byte, and ZeroDivisionError for b"bug"."""
     if len(picture) == 1:
         raise UserError("this is\nno picture")
     if picture == b"bug":
@@ -46,7 +46,7 @@ def ask(
 
 
 def send(server, request: bytes) -> bytes:
-    """Sends bytes as they are, and nothing after them; returns all that is answered."""
+    """Sends bytes as they are and closes the sending side; returns the whole answer."""
     with socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=30) as connection:
         parts = []
         # A server that has refused the request may have closed the connection before all of it was sent.
@@ -65,7 +65,7 @@ def test_the_page_needs_nothing_from_elsewhere(server):
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
     assert answer.headers["Cache-Control"] == "no-store"
     text = page.decode()
-    # The one address in it is the name of a vocabulary, which is never fetched.
+    # The only address in it is the name of SVG's namespace, which is never fetched.
     assert text.count("://") == text.count("http://www.w3.org/2000/svg")
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
 
@@ -122,7 +122,7 @@ def test_what_can_not_be_answered_is_a_line_of_json(server, method, path, body, 
 
 def test_names_of_this_machine_are_taken(server):
     port = server.server_address[1]
-    # By an address, as others in the network reach one that listens at 0.0.0.0.
+    # Other machines in the network reach a server that listens at 0.0.0.0 by an address.
     addresses = (f"127.0.0.1:{port}", f"[::1]:{port}", "192.168.1.7", f"[fe80::1]:{port}")
     for host in ("localhost", f"LOCALHOST:{port}", f"{socket.gethostname()}:{port}", *addresses):
         assert ask(server, "GET", "/healthz", Host=host)[0] == 200
@@ -193,7 +193,7 @@ def test_memory_stays_the_same_over_two_thousand_requests(server):
     many(200)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     many(1800)
-    # In kB. Bodies alone, if they were kept, are 180 MB.
+    # In kB. The bodies alone would take 180 MB if they were kept.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
 
 

@@ -1,4 +1,4 @@
-"""Faces of a video are followed from frame to frame, and what is said of them doesn't flicker."""
+"""Faces of a video are followed from frame to frame, and their expressions don't flicker."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a word of the command line means."""
+"""The sources that the words of the command line stand for."""
 
 import io
 import sys

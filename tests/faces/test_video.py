@@ -22,7 +22,7 @@ def animation() -> bytes:
 
 @pytest.fixture
 def film(tmp_path):
-    """The path of a video of the same shades, at ten frames a second."""
+    """Writes a video of the same shades, at ten frames a second, and returns its path."""
     cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra `video`")
     path = str(tmp_path / "film.avi")
     writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))

@@ -11,7 +11,7 @@ from fer_jax.system.signals import StopRequest
 
 
 def brightness_of_sevenths(_, images):
-    """Logits that say how bright each seventh of an image is: a classifier that needs no weights."""
+    """Returns the brightness of each seventh of an image as logits: a classifier that needs no weights."""
     return {"whole": (images[:, :42].astype("float32") / 255).reshape(len(images), 7, -1).mean(axis=-1)}
 
 
@@ -47,7 +47,7 @@ def test_every_example_counts_once_for_any_batch_size_and_device_count(devices, 
 
 
 def test_a_split_on_the_devices_is_never_taken_for_another_one():
-    """A split that is gone may leave its id to the next one; so each is evaluated right after it was made."""
+    """Evaluates each split right after it is made, since a new split may get the id of a deleted one."""
     with StopRequest() as stop:
         evaluator = make_evaluator(1, "shard_map", 16, stop, on_device=True)
         for seed in range(8):

@@ -1,4 +1,4 @@
-"""What a network looked at, held against what can be known of it otherwise."""
+"""Maps of what a network looked at, compared with what is known by other means."""
 
 import dataclasses
 import functools
@@ -41,7 +41,7 @@ def test_maps_are_from_0_to_1_and_have_the_images_size_for_any_number(trained, m
     assert maps.shape == (18, 24, 24)
     assert maps.dtype == np.float32
     assert maps.min() >= 0
-    # Where nothing speaks for a class a map may be empty.
+    # A map may be empty, if nothing in the image supports the class.
     assert set(np.round(maps.max(axis=(1, 2)), 6)) <= {0, 1}
     assert (maps.max(axis=(1, 2)) > 0.99).any()
     np.testing.assert_allclose(explain(trained, IMAGES[:1], CLASSES[:1], method), maps[:1], atol=1e-5)
@@ -49,7 +49,7 @@ def test_maps_are_from_0_to_1_and_have_the_images_size_for_any_number(trained, m
 
 
 def test_grad_cam_of_the_last_stage_is_the_head_s_weights_on_its_channels(trained):
-    # After a mean and one layer the gradient is the layer's kernel (Zhou et al. 2016, https://arxiv.org/abs/1512.04150).
+    # After a mean and a layer the gradient is the layer's kernel (Zhou et al. 2016, https://arxiv.org/abs/1512.04150).
     pictures = trained.preprocessing(jnp.asarray(IMAGES))
     _, sown = trained.model.apply(trained.variables, pictures, train=False, mutable=["intermediates"])
     output = np.asarray(sown["intermediates"]["stage2"][0])
@@ -65,13 +65,13 @@ def test_layercam_weights_each_place_by_its_gradient():
     output = jnp.asarray([[[[1.0, 2.0], [3.0, 4.0]]]])
     gradient = jnp.asarray([[[[0.5, -1.0], [2.0, 1.0]]]])
     np.testing.assert_allclose(explanation.weight_places(output, gradient), [[[0.5, 10.0]]])
-    # Channel means 1.25 and 0: what speaks against the class counts as well.
+    # The channel means are 1.25 and 0: gradients against the class count as well.
     np.testing.assert_allclose(explanation.weight_channels(output, gradient), [[[1.25, 3.75]]])
 
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_the_gradient_of_an_early_stage_is_that_of_the_network(trained, remat):
-    # By differences: what a small step of one place's activations does to the logit.
+    # By finite differences: the change of the logit for a small step of the activation at one place.
     trained = dataclasses.replace(trained, model=trained.model.clone(remat=remat))
     maps = explanation.stage_maps(trained, IMAGES[:2], CLASSES[:2], weight_first_place)[0]
     image = trained.preprocessing(jnp.asarray(IMAGES[:2]))
@@ -88,7 +88,7 @@ def test_the_gradient_of_an_early_stage_is_that_of_the_network(trained, remat):
         return np.asarray(logits)[np.arange(2), CLASSES[:2]]
 
     expected = (logit(0.01) - logit(-0.01)) / 0.02
-    # Scaled to each image's greatest value: the sign is what is left of a constant map.
+    # Maps are scaled by each image's largest value, so that only the sign of a constant map remains.
     assert (maps.max(axis=(1, 2)) > 0).tolist() == (expected > 0).tolist()
 
 
@@ -97,7 +97,7 @@ def weight_first_place(output, gradient):
 
 
 class Stripes(nn.Module):
-    """Logits that say how bright each seventh of an image is."""
+    """A network whose logits are the brightness of each seventh of an image."""
 
     dtype = jnp.float32
     conv_fn = jax.lax.conv_general_dilated
@@ -114,7 +114,7 @@ def test_occlusion_finds_what_the_network_reads():
         image[3 * label : 3 * label + 3] = 255
     for label, found in enumerate(explain(trained, images, np.arange(7), "occlusion")):
         rows = found.mean(axis=1)
-        # The patch has a quarter of the side, 6 rows: its fall spreads as far.
+        # The patch is a quarter of the side, 6 rows, so the drop of the logit is spread as far.
         assert abs(int(rows.argmax()) - (3 * label + 1)) <= 3
         assert rows[3 * label : 3 * label + 3].mean() > 2 * rows.mean()
 

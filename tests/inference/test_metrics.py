@@ -74,7 +74,7 @@ def test_padding_counts_nowhere_whatever_it_holds(rubbish):
     mask = np.arange(SIZE) % 3 != 0
     dirty = logits.copy()
     dirty[~mask] = rubbish
-    # Step by step: compiled, XLA may turn a product with a mask into a choice and so hide that NaN times 0 is NaN.
+    # Not compiled: XLA may turn a product with a mask into a select, which would hide that NaN times 0 is NaN.
     with jax.disable_jit():
         sums = jax.device_get(metrics.evaluation_sums(dirty, jnp.asarray(np.where(mask, labels, 0)), mask))
     predicted = logits.argmax(axis=-1)
@@ -113,7 +113,7 @@ def test_sums_of_parts_add_up_to_the_whole(seed, parts):
 @pytest.mark.parametrize(
     ("correct", "total", "low", "high"),
     [
-        # By hand with z = 1.96: centre (0.73 + 0.0192) / 1.0384, half width 1.96 * 0.0455 / 1.0384.
+        # Computed by hand with z = 1.96: centre (0.73 + 0.0192) / 1.0384, half width 1.96 * 0.0455 / 1.0384.
         (73, 100, 0.6357, 0.8073),
         (0, 10, 0.0, 0.2775),
         (10, 10, 0.7225, 1.0),

@@ -1,4 +1,4 @@
-"""What a network is shown of an image, by value."""
+"""The pictures that a network is shown of an image, by value."""
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,12 @@ CROPPED = Preprocessing((SIZE, SIZE, 1), crop=CROP)
 
 
 def corner_network(images):
-    """Logits that say what is in three places of a picture, whatever its size: not the same when mirrored or moved."""
+    """Returns logits from three pixels of a picture of any size, which differ when it is mirrored or moved."""
     return jnp.stack([images[:, 0, 0, 0], images[:, 2, 1, 0], 3 * images[:, 3, 5, 0]], axis=1)
 
 
 def expected(pictures: list[np.ndarray]) -> np.ndarray:
-    """The mean of the probabilities of pictures [batch, height, width, 1], in numpy."""
+    """Returns the mean of the probabilities of pictures [batch, height, width, 1], in NumPy."""
     logits = np.array([corner_network(picture.astype(np.float64) / 255) for picture in pictures])
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     return probabilities.mean(axis=0)
@@ -80,5 +80,5 @@ def test_standardized_images_have_mean_zero_and_deviation_one_each():
     np.testing.assert_allclose(standardized[:10].std(axis=(1, 2, 3)), 1, atol=0.02)
     # An image of one grey value has no deviation to divide by.
     assert np.abs(standardized[10]).max() < 1e-3
-    # A copy at another contrast is nearly the same.
+    # A copy with another contrast becomes nearly the same.
     assert np.abs(standardized[:5] - standardized[5:10]).max() < 0.1

@@ -1,4 +1,4 @@
-"""The packaged network is what its card says."""
+"""The packaged network agrees with its model card."""
 
 import os
 import pathlib
@@ -48,7 +48,7 @@ def test_it_reaches_the_card_s_figure_on_the_embedded_faces_and_by_the_command_o
     split = embedded.make(seed=0).split("test")
     is_right = trained.probabilities(split.images).argmax(axis=1) == split.labels
     stated = float(row_of_card("the embedded drawn faces")[2]) / 100
-    # Other hardware rounds otherwise, which may turn a few borderline images.
+    # Other hardware rounds differently, which may change the prediction of a few borderline images.
     assert abs(is_right.sum() - stated * len(split)) <= 3
     drawn = np.random.default_rng(0).permutation(len(split))[:200]
     rows = ["emotion,pixels,Usage"]
@@ -73,5 +73,5 @@ def test_it_reaches_the_card_s_figures_on_fer_2013(trained, split):
     assert status == 0, err
     assert trained.metadata["dataset_fingerprint"] in out
     accuracy = float(re.search(r"accuracy +([\d.]+)%", out)[1])
-    # In percent: 3 images and half a percent, as between machines.
+    # In percentage points. Machines differ by a few borderline images.
     assert abs(accuracy - 100 * trained.metadata["accuracies"][split]["accuracy"]) <= 0.5

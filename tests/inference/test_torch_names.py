@@ -1,4 +1,4 @@
-"""Networks that torchvision made, under our names."""
+"""Networks of torchvision under the names of fer_jax."""
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ def test_torchvision_s_network_gives_the_same_logits_here(depth):
     draw = np.random.default_rng(0)
     images = draw.random((2, 48, 40, 3), np.float32)
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    # Statistics that are not 0 and 1.
+    # A training pass makes statistics other than 0 and 1.
     with torch.no_grad():
         theirs.train()(batch)
         expected = theirs.eval()(batch).numpy()

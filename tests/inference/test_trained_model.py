@@ -113,7 +113,7 @@ def test_a_weights_file_is_the_same_network(trained, weights_file):
     )
     assert loaded.config.model == trained.config.model
     assert loaded.metadata["dataset_fingerprint"] == trained.metadata["dataset_fingerprint"]
-    # And once more, as a file of a file.
+    # A file saved from a loaded file has the same bytes.
     loaded.save(weights_file.with_name("again.safetensors"))
     assert weights_file.with_name("again.safetensors").read_bytes() == weights_file.read_bytes()
 
@@ -149,7 +149,7 @@ def test_two_bytes_a_value_halve_the_kernels_and_keep_what_is_small_in_float32(t
     loaded = TrainedModel.load(path)
     np.testing.assert_allclose(loaded.logits(images), trained.logits(images), atol=tolerance)
     assert loaded.metadata["weights_dtype"] == dtype
-    # What was rounded once is not rounded again.
+    # Rounded values don't change when they are rounded again.
     loaded.save(tmp_path / "again.safetensors", dtype=dtype)
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
@@ -179,7 +179,7 @@ def test_pretrained_is_the_file_of_the_package_unless_something_there_is_called_
     package.mkdir()
     with pytest.raises(UserError, match=rf"no pretrained weights: {package} holds no fer2013\.safetensors"):
         weights.resolve("pretrained", package)
-    # The detector's file lies beside it.
+    # The detector's file is in the same folder.
     (package / "blazeface_full_range.safetensors").touch()
     with pytest.raises(UserError, match="no pretrained weights"):
         weights.resolve("pretrained", package)
@@ -197,7 +197,7 @@ def without(values: dict, key: str) -> dict:
 
 
 def change_file(path: pathlib.Path, *, tensors=None, document=None, text=None) -> None:
-    """Writes the file again with other tensors or metadata: functions of what is there, or the metadata's text."""
+    """Rewrites a file: `tensors` and `document` map its tensors and its metadata, `text` replaces the metadata."""
     stored = safetensors.numpy.load_file(path)
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = dict(file.metadata())

@@ -1,4 +1,4 @@
-"""BlazeFace against the original, whose outputs are stored."""
+"""BlazeFace, compared with stored outputs of the original."""
 
 import importlib.resources
 import pathlib
@@ -13,7 +13,7 @@ from jax import lax
 
 from fer_jax.models import blazeface
 
-# What LiteRT 2.3 makes of the original file: (values, logits) of every third cell of each line and column.
+# Outputs of the original file in LiteRT 2.3: (values, logits) of every third cell of each row and column.
 REFERENCE = pathlib.Path(__file__).parents[1] / "fixtures" / "blazeface.npz"
 
 
@@ -59,7 +59,7 @@ def test_shifted_products_are_the_grouped_convolution(stride):
 
 
 def test_cells_are_where_they_say(variables):
-    # With all weights zero but the box's biases, each cell says the same of its own centre.
+    # If all weights but the box's biases are zero, each cell says the same relative to its own centre.
     zeros = jax.tree.map(np.zeros_like, variables)
     sizes = np.zeros(16, np.float32)
     sizes[:6] = 19.2, 0, 48, 96, -4.8, 9.6  # centre, sides and the first keypoint, in pixels
@@ -67,7 +67,7 @@ def test_cells_are_where_they_say(variables):
     cells = jax.jit(blazeface.detect)(zeros, np.zeros((1, 192, 192, 3), np.uint8))
     assert cells.boxes.shape == (1, 2304, 4)
     assert cells.keypoints.shape == (1, 2304, 6, 2)
-    centre = np.array([5.5 / 48, 2.5 / 48])  # of the sixth cell of the third line
+    centre = np.array([5.5 / 48, 2.5 / 48])  # of the sixth cell of the third row
     number = 2 * 48 + 5
     x, y = centre
     np.testing.assert_allclose(cells.boxes[0, number], [x + 0.1 - 0.125, y - 0.25, 0.25, 0.5], atol=1e-6)

@@ -18,9 +18,9 @@ STEMS = ((7, 2, True), (3, 2, False), (3, 1, False))
 
 @pytest.fixture(scope="module")
 def convolutions():
-    """Every distinct (image size, kernel shape, strides, padding) of the six networks, with each stem, at 48 x 48.
+    """Returns every distinct (image size, kernel shape, strides, padding) of the six networks with each stem.
 
-    Those of 18 and 34 layers have the shapes of 10 layers, those of 101 and 152 layers the shapes of 50.
+    The images are 48 x 48. 18 and 34 layers have the shapes of 10 layers, 101 and 152 layers those of 50 layers.
     """
     seen = set()
 
@@ -40,7 +40,7 @@ def convolutions():
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _ours_and_stock(x, kernel, dy, strides, padding):
-    """Returns (value, gradient to x, gradient to kernel) of both; dy is the gradient to the value."""
+    """Returns (value, gradient of x, gradient of the kernel) of both convolutions; dy is the gradient of the value."""
 
     def run(conv_fn):
         y, gradients = jax.vjp(lambda x, k: conv_fn(x, k, strides, padding, dimension_numbers=NHWC), x, kernel)
@@ -50,7 +50,7 @@ def _ours_and_stock(x, kernel, dy, strides, padding):
 
 
 def _assert_equals_stock(image_shape, kernel_shape, strides, padding, *, dtype=jnp.float32, tolerance=1e-5):
-    """Compares with XLA's convolution; errors are relative to the largest value, since sums cancel."""
+    """Compares our convolution with XLA's; errors are relative to the largest value, since sums cancel."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=image_shape), dtype)
     kernel = jnp.asarray(rng.normal(size=kernel_shape), dtype)
@@ -88,7 +88,7 @@ def test_the_widest_convolution_of_each_kind_equals_stock(convolutions):
         _assert_equals_stock(*shapes)
 
 
-# 6 and 24 divide into as few parts as fit the cache, 10 into five instead of three. 7 and 13 are prime and are padded.
+# 6 and 24 divide into the fewest parts that fit the cache, 10 into five instead of three. 7 and 13, primes, are padded.
 @pytest.mark.parametrize(
     ("batch", "stride", "num_parts"), [(6, 1, 2), (7, 1, 2), (8, 1, 2), (10, 1, 5), (13, 1, 4), (24, 2, 2)]
 )
@@ -99,7 +99,7 @@ def test_a_batch_whose_patches_overflow_the_cache_equals_stock(batch, stride, nu
 
 
 def test_a_batch_of_any_size_is_split_into_few_parts_that_fit_the_cache():
-    patch_bytes = 24 * 24 * 9 * 64 * 4  # of one image; the cache holds those of four
+    patch_bytes = 24 * 24 * 9 * 64 * 4  # the patches of one image; the cache holds those of four
     for batch in range(1, 131):
         num_parts = conv._num_parts(np.zeros((batch, 24, 24, 64), np.float32), (3, 3), (1, 1), ((1, 1), (1, 1)))
         images_per_part = -(-batch // num_parts)
@@ -108,7 +108,7 @@ def test_a_batch_of_any_size_is_split_into_few_parts_that_fit_the_cache():
         assert num_parts <= 2 * fewest, batch
         assert num_parts * images_per_part - batch < images_per_part, f"{batch}: a part is nothing but padding"
         equal = next(n for n in range(fewest, batch + 1) if batch % n == 0)
-        if equal <= 2 * fewest:  # the parts of version 0.1, on which the last bits of a run depend
+        if equal <= 2 * fewest:  # as in version 0.1: the last bits of a run depend on the parts
             assert num_parts == equal, batch
         if batch.bit_count() == 1:
             assert batch % num_parts == 0, batch
@@ -128,7 +128,7 @@ def test_any_window_stride_and_padding_equals_stock(data):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_bfloat16_equals_stock_within_its_precision(stride):
-    # Eight bits of mantissa: one rounding is 2 ** -9, and a few are added up where a gradient comes in shares.
+    # With eight bits of mantissa one rounding is 2 ** -9, and a few add up where a gradient is summed from parts.
     _assert_equals_stock(
         (2, 6, 6, 16), (3, 3, 16, 8), (stride, stride), ((1, 1), (1, 1)), dtype=jnp.bfloat16, tolerance=2**-7
     )

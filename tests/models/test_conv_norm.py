@@ -1,4 +1,4 @@
-"""Layers whose norm the native code computes with the convolutions, against the same layers by XLA, as written."""
+"""Layers whose norms are fused with native convolutions, compared with the same layers in XLA, where none are."""
 
 import functools
 
@@ -28,7 +28,7 @@ def make(net: str, conv: str, **changes) -> ResNet:
 
 
 def trained(model: ResNet, variables, images=IMAGES):
-    """The logits, the new statistics, and the gradients of the parameters, of one training pass."""
+    """Returns the logits, the new statistics, and the gradients of the parameters of one training pass."""
 
     def loss(params):
         variables_of_step = {"params": params, "batch_stats": variables["batch_stats"]}
@@ -42,7 +42,7 @@ def trained(model: ResNet, variables, images=IMAGES):
 @functools.cache
 def variables_of(net: str):
     variables = make(net, "lax").init(jax.random.key(0), IMAGES[:1], train=False)
-    # Scales and biases of which none is neutral.
+    # Makes sure that no scale and no bias is neutral.
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(variables))))
     return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), variables)
 
@@ -92,7 +92,7 @@ def test_no_pass_over_activations_is_left_to_sums():
     model, variables = make("bottleneck", "native", dtype=jnp.bfloat16), variables_of("bottleneck")
     program = jax.jit(functools.partial(trained, model)).lower(variables).as_text()
     assert "fer_jax_moments" not in program
-    # Of the projections, which have no ReLU, and of the last norm, which no convolution follows.
+    # These are left for the projections, which have no ReLU, and for the last norm, which no convolution follows.
     assert program.count("@fer_jax_gradient_sums_bfloat16(") == 2 + 1
     assert program.count("@fer_jax_conv_input_gradient_bfloat16(") >= 3 * 3
 

@@ -1,4 +1,4 @@
-"""What is counted as computed, against counts by hand and XLA's own."""
+"""FLOP counts, compared with counts by hand and with XLA's."""
 
 import functools
 import types
@@ -55,7 +55,7 @@ def lower(function: Callable, *arguments):
 
 
 def test_resnet_50_agrees_with_xla():
-    """XLA counts what isn't a product too, about 3%, and leaves out products with padding, which are counted here."""
+    """XLA also counts operations other than products, about 3%, but no products with padding, which we count."""
     padding = 0
 
     def record(lhs, rhs, strides, padding_of_axes, **kwargs):

@@ -1,4 +1,4 @@
-"""Networks with folded norms, against the same networks by layers."""
+"""Networks with folded norms, compared with the same networks computed layer by layer."""
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ def logits(model: ResNet, variables, images=IMAGES):
     return jax.jit(lambda variables: model.apply(variables, images, train=False))(variables)
 
 
-# A large window is not folded, see below.
+# A network with a large window is not folded, see below.
 @pytest.mark.parametrize("net", sorted(NETS.keys() - {"large window"}))
 def test_a_folded_network_is_the_network(net):
     native.load()
     variables, model = variables_of(net), make(net, "native")
     folded = jax.jit(lambda variables: resnet.prepare(model, variables))(variables)
-    # No norm is left, and no convolution whose kernel isn't packed.
+    # No norm is left, and every convolution's kernel is packed.
     assert set(folded) == {"params", "folded"}
     assert all(leaf.ndim < 4 for leaf in jax.tree.leaves(folded))
     np.testing.assert_allclose(
@@ -44,7 +44,7 @@ def test_what_the_native_code_does_not_compute_is_not_folded():
     prepared = resnet.prepare(make("basic", "matmul", dtype=jnp.bfloat16), variables)
     assert jax.tree.structure(prepared) == jax.tree.structure(variables)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(prepared) if leaf.ndim == 4} == {"bfloat16"}
-    # A window of 9 is beyond the native code.
+    # The native code doesn't cover a window of 9.
     model = ResNet((1,), False, width=8, stem_kernel=9, conv_fn=resolve("native", "cpu"))
     native.load()
     variables = model.init(jax.random.key(0), IMAGES, train=False)

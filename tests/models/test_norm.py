@@ -1,4 +1,4 @@
-"""Batch normalisation with its own gradient, against Flax's, which is differentiated as it is written."""
+"""Batch normalisation with its own gradient, compared with Flax's, which is differentiated automatically."""
 
 import functools
 
@@ -22,7 +22,7 @@ CASES = pytest.mark.parametrize(
 
 @pytest.fixture(params=[False, True], ids=["xla", "native"])
 def native(request):
-    """Whether the native code sums over the pixels."""
+    """Returns whether the native code sums over the pixels."""
     if request.param:
         native_code.load()
     return request.param

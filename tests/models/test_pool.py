@@ -1,4 +1,4 @@
-"""Max pooling and its own gradient, against NumPy."""
+"""Max pooling and its own gradient, compared with NumPy."""
 
 import math
 
@@ -25,7 +25,7 @@ def numpy_max_pool(x):
 
 
 def numpy_gradient(x, origin, dy):
-    """Returns the gradient to `x`: each value of `dy` goes to the pixel it comes from."""
+    """Returns the gradient of `x`: each value of `dy` goes to the pixel that the maximum comes from."""
     dx = np.zeros_like(x)
     for b, i, j, c in np.ndindex(*dy.shape):
         dx[b, *origin[b, i, j, c], c] += dy[b, i, j, c]
@@ -34,7 +34,7 @@ def numpy_gradient(x, origin, dy):
 
 @pytest.fixture(params=[False, True], ids=["xla", "native"])
 def pool(request):
-    """The pooled images and the gradient to them, for one to what comes out."""
+    """Returns a function (x, dy) -> (the pooled images, the gradient of x); dy: the gradient of the pooled images."""
     if request.param:
         native.load()
 

@@ -90,7 +90,7 @@ def test_no_convolution_has_a_bias(depth):
     assert "head/bias" in leaves
 
 
-# The same network once more, in float64 and numpy.
+# The same network again, in float64 and NumPy.
 
 
 def numpy_conv(x, kernel, stride):
@@ -105,7 +105,7 @@ def numpy_conv(x, kernel, stride):
 
 
 def numpy_max_pool(x):
-    height, width = x.shape[1] // 2, x.shape[2] // 2  # of even sizes
+    height, width = x.shape[1] // 2, x.shape[2] // 2  # for even sizes
     x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return np.max([x[:, i : i + 2 * height : 2, j : j + 2 * width : 2] for i, j in np.ndindex(3, 3)], axis=0)
 
@@ -161,7 +161,7 @@ IMAGES = np.random.default_rng(1).uniform(size=(4, 24, 24, 1)).astype(np.float32
 
 @functools.cache
 def random_variables(model: ResNet):
-    """Fills the variables with values of which none is neutral, so that one not used would be missed."""
+    """Fills the variables with values none of which is neutral, so that an unused variable changes the result."""
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):
@@ -221,7 +221,7 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(mutated)} == {jnp.dtype("float32")}
     expected = NumpyResNet(model, variables, train=True)(IMAGES)
     error = np.abs(train_logits - expected).max() / np.abs(expected).max()
-    assert 1e-4 < error < 0.1  # below: not computed in bfloat16 at all
+    assert 1e-4 < error < 0.1  # less would mean that nothing is computed in bfloat16
 
 
 @pytest.mark.parametrize("zero_init", [True, False])
@@ -238,7 +238,7 @@ def test_a_block_is_its_shortcut_at_start_only_with_zero_init(zero_init):
     assert np.allclose(outputs["stage2"], shortcut, rtol=1e-4, atol=1e-5) == zero_init
 
     for name, leaf in named_leaves(variables["params"]).items():
-        if leaf.ndim == 4:  # He et al. 2015, by fan-out; four standard errors
+        if leaf.ndim == 4:  # He et al. 2015, by fan-out; the bound is four standard errors
             deviation = np.std(leaf) / math.sqrt(2 / (leaf.shape[0] * leaf.shape[1] * leaf.shape[3]))
             assert abs(deviation - 1) < 4 / math.sqrt(2 * leaf.size), name
 
@@ -293,7 +293,7 @@ def test_accelerators_get_stock_convolutions(backend, platform, num_convolutions
     assert lowered.count("stablehlo.dot_general") == 21 - num_convolutions
 
 
-# What a recipe can add to the blocks and the head.
+# Options of a recipe for the blocks and the head.
 
 SMALL = {
     "stage_sizes": (1, 1, 1),
@@ -340,7 +340,7 @@ def test_what_is_dropped_is_drawn_for_each_image_and_in_training_only(kwargs):
     assert len(np.unique(drawn.round(4), axis=0)) > 2
     np.testing.assert_array_equal(drawn, applied(**kwargs))
     assert not np.allclose(drawn, applied(key=7, **kwargs))
-    # Without training or keys every image is treated alike.
+    # Outside training, or without keys, every image is treated alike.
     for alike in (applied(train=False, **kwargs), applied(key=None, **kwargs)):
         np.testing.assert_allclose(alike, np.broadcast_to(alike[:1], alike.shape), atol=1e-6)
     np.testing.assert_allclose(applied(train=False, **kwargs), applied(train=False), rtol=1e-5, atol=1e-6)
@@ -351,7 +351,7 @@ def test_dropping_keeps_the_mean():
     dropped = np.asarray(resnet._drop(keys, jnp.ones((4000, 2, 2, 3)), 0.25, (1, 1, 1)))
     assert set(np.unique(dropped.round(5))) == {0, np.float32(1 / 0.75).round(5)}
     assert dropped.mean() == pytest.approx(1, abs=0.03)
-    # The whole image or nothing.
+    # An image is dropped as a whole or not at all.
     assert (np.ptp(dropped, axis=(1, 2, 3)) == 0).all()
 
 

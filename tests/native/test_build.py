@@ -1,4 +1,4 @@
-"""Compiling the native convolution: once, only with what is there, and never loading what is damaged."""
+"""Compilation of the native code: once, with the compiler and instructions at hand; a damaged library isn't loaded."""
 
 import os
 import pathlib
@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
-    """A compiler that counts the libraries that it links, and makes files of a few bytes in no time."""
+    """Writes a stand-in for a compiler that counts the libraries it links and makes files of a few bytes."""
     path = tmp_path / "bin" / "c++"
     path.parent.mkdir()
     path.write_text(
@@ -119,7 +119,7 @@ def test_a_cache_that_can_not_be_written_is_named(tmp_path, compiler):
 
 def test_a_sound_library_in_a_cache_that_can_only_be_read_is_taken(tmp_path, compiler):
     library = build.compiled(tmp_path / "cache")
-    # What can't be opened for writing, by root neither, who may write to folders without permission.
+    # A folder can't be opened for writing even by root, whom missing permissions would not stop.
     (tmp_path / "cache" / "lock").unlink()
     (tmp_path / "cache" / "lock").mkdir()
     assert build.compiled(tmp_path / "cache") == library
@@ -130,7 +130,7 @@ def test_a_sound_library_in_a_cache_that_can_only_be_read_is_taken(tmp_path, com
 
 @pytest.mark.skipif(not build.instructions(), reason="no AVX2")
 def test_a_library_that_can_not_be_loaded_is_done_without(tmp_path, compiler):
-    # What this compiler makes is as little a library of this system as one that another system's C library made.
+    # The output of this compiler can't be loaded, like a library that was linked with another system's C library.
     program = "from fer_jax.native import build; print(*build.choose('auto', dtype='float32', backend='cpu'))"
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -147,7 +147,7 @@ def test_a_library_that_can_not_be_loaded_is_done_without(tmp_path, compiler):
 
 def test_a_user_without_a_home_or_a_cache_is_told_so(compiler, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", "~")  # which pathlib takes for none
+    monkeypatch.setenv("HOME", "~")  # for pathlib this is no home folder
     with pytest.raises(build.Unavailable, match=r"no home folder; .* XDG_CACHE_HOME"):
         build.compiled()
 
@@ -182,7 +182,7 @@ def test_the_library_is_for_what_the_processor_has(monkeypatch, flags, dtypes, l
     assert build.dtypes() == dtypes
     assert build.instructions()[-1:] == ((last,) if last else ())
     if "bfloat16" not in dtypes:
-        # What this processor can't do isn't missed.
+        # There is no message about a dtype that this processor can't compute in.
         assert build.choose("auto", dtype="bfloat16", backend="cpu") == ("matmul", "")
         with pytest.raises(UserError, match="it doesn't compute in bfloat16 on this processor"):
             build.choose("native", dtype="bfloat16", backend="cpu")

@@ -1,4 +1,4 @@
-"""The native convolution by value against XLA's own, and to the bit against itself."""
+"""The native convolution, compared with XLA's by value and with itself bit by bit."""
 
 import functools
 import math
@@ -32,24 +32,27 @@ def normal(shape, seed: int, dtype="float32"):
 
 
 def all_passes(function, x, kernel, stride, pad, *, dtype=None):
-    """The convolution of x, and its gradients to x and to the kernel for one of y that has the values of `dtype`."""
+    """Returns the convolution y of x, and the gradients of x and the kernel; y's gradient has the values of `dtype`."""
     y, vjp = jax.vjp(lambda x, kernel: function(x, kernel, stride, pad), x, kernel)
     return y, *vjp(normal(y.shape, 2, dtype or x.dtype).astype(y.dtype))
 
 
 def ours_and_theirs(x, kernel, stride, pad):
-    """All passes by the native convolution, and by XLA's in float32, of what the native one reads."""
+    """Returns all passes of the native convolution, and of XLA's in float32 with the values that ours reads."""
     rounded = kernel.astype(x.dtype).astype(jnp.float32)
     theirs = all_passes(reference, x.astype(jnp.float32), rounded, stride, pad, dtype=x.dtype)
     return all_passes(conv.convolve, x, kernel, stride, pad), theirs
 
 
 def assert_equal_but_for_rounding(ours, theirs, dtype):
-    """ours: y, dx and dW, or the first of them, in `dtype`, dtype and float32. theirs: as by `reference`."""
+    """Asserts equality up to rounding.
+
+    ours: y, dx and dW in `dtype`, `dtype` and float32, or the first of them. theirs: the values of `reference`.
+    """
     for values, exact, of in zip(ours, theirs, (dtype, dtype, "float32")[: len(ours)], strict=True):
         assert values.dtype == of
-        # Sums in float32 of up to 10,000 products, each rounded: some hundred units in the last place of the largest.
-        # In bfloat16 their result is rounded once more, by half a unit, at most 2**-8 of a value.
+        # float32 sums of up to 10,000 rounded products err by some hundred units in the last place of the largest.
+        # In bfloat16 the sum is rounded once more, by half a unit, at most 2**-8 of a value.
         bound = 2e-5 + (2**-8 if of == "bfloat16" else 0)
         exact = exact.astype(jnp.float32)
         largest = float(jnp.abs(exact).max())
@@ -72,7 +75,7 @@ class Shape(NamedTuple):
 def shapes(draw):
     batch, size, padded = (draw(st.sampled_from(of)) for of in ([1, 2, 3, 5, 17, 40], [1, 3, 7], [False, True]))
     channels = draw(st.tuples(*[st.sampled_from([1, 3, 7, 16, 24, 64, 200])] * 2))
-    # The more products a pixel costs the fewer pixels; at least a window of them where nothing pads it.
+    # The more products per pixel, the fewer pixels, but at least as many as the window has if there is no padding.
     smallest = 1 if padded else size
     largest = math.isqrt(2 * 10**8 // (batch * size**2 * channels[0] * channels[1]))
     sides = st.integers(smallest, max(smallest, min(20, largest)))
@@ -80,12 +83,12 @@ def shapes(draw):
 
 
 def any_shape(test):
-    """Gives a test convolutions of all shapes: few, since XLA compiles each anew, and always three that are named."""
+    """Decorates a test to run on random shapes, few since XLA compiles each, and always on the three shapes below."""
     checks = [hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.differing_executors]
     settings = hypothesis.settings(deadline=None, max_examples=12, suppress_health_check=checks)
     test = settings(hypothesis.given(shape=shapes())(test))
     for shape in (
-        # An image whose rows threads share, under a window that is larger than its padding.
+        # A single image, whose rows the threads share, and a window that is larger than its padding.
         Shape(1, 4, 3, (1, 1), 3, 1, padded=False),
         Shape(40, 9, 8, (16, 24), 3, 2, padded=True),  # more images than threads
         Shape(2, 6, 7, (200, 200), 3, 1, padded=True),  # more channels than a block has
@@ -135,11 +138,11 @@ def test_a_norm_that_rides_along_does_what_one_before_does(native_dtype, shape):
     centred = exact(raw) - exact(norm[2])
     assert_means(passes[2], exact(passes[1]), exact(passes[1]) * centred)
 
-    # What was written, with a shortcut, isn't what the norm makes of raw.
+    # With a shortcut, the output that was written isn't what the norm alone makes of raw.
     active, others = normal(raw.shape, 5, native_dtype), normal(raw.shape, 6, native_dtype)
     sums = conv.normalized_input_gradient(dy, kernel, raw, norm, *settings, active=active, others=others)
     expected = jnp.where(active > 0, dx.astype(jnp.float32) + others, 0)
-    # dx is rounded here before the sum, and there only after it.
+    # Here dx is rounded before `others` is added; the native code rounds only the sum.
     bound = (1e-6 if native_dtype == "float32" else 2**-6) * max(1, float(jnp.abs(dx).max()))
     np.testing.assert_allclose(exact(sums[0]), exact(expected), rtol=0, atol=bound)
     assert_means(sums[1], exact(sums[0]), exact(sums[0]) * centred)
@@ -156,7 +159,7 @@ def test_an_activated_convolution_is_that_of_a_trained_network(native_dtype, sha
     activate = functools.partial(conv.activate, packed=packed, bias=bias, size=size, stride=stride)
     if padded:
         y, expected = activate(x, shortcut=shortcut, relu=True), jnp.maximum(bare + shortcut, 0)
-        # Few images are split otherwise among the threads.
+        # A small batch is split among the threads in another way.
         np.testing.assert_array_equal(activate(x[:1], shortcut=shortcut[:1], relu=True), y[:1])
     else:
         y, expected = activate(x, shortcut=None, relu=False), bare
@@ -216,7 +219,7 @@ print(*digests)
 
 
 def digests(repeats: int, *, threads: int, dtypes=("float32",), flags=()) -> str:
-    """What PROGRAM prints in a process of its own with so many threads of XLA's; flags: the processor's, if others."""
+    """Returns what PROGRAM prints in a process with `threads` XLA threads; flags: replace the processor's flags."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(repeats), " ".join(dtypes), *flags],
         env=os.environ | {"XLA_FLAGS": "", "NPROC": str(threads)},
@@ -243,7 +246,7 @@ def test_the_bits_are_the_same_on_any_number_of_threads_and_under_load():
 
 
 def test_every_instruction_set_that_this_processor_has_gives_the_same_bits_in_float32():
-    """So those are tested too that `auto` doesn't take here; and a run may go on on another processor."""
+    """Covers the sets that `auto` doesn't choose here; a run may also be resumed on another processor."""
     native.load()
     names = [names for names in build.INSTRUCTIONS if set(names) <= set(build.instructions())]
     assert len({digests(1, threads=2, flags=map(build.name_in_linux, flags)) for flags in names}) == 1

@@ -1,4 +1,4 @@
-"""The native sums of batch normalisation by value; test_conv.py has their bits on any number of threads."""
+"""The native sums of batch normalisation by value; test_conv.py compares their bits on any number of threads."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +42,6 @@ def test_gradient_means_are_those_of_dy_where_y_is_positive(native_dtype, shape,
 
 
 def test_the_sums_of_many_values_lose_no_digits(native_dtype):
-    # One after the other in float32, 4 million values would stop adding up at 2**24.
+    # Added one after the other in float32, 4 million values would lose digits above 2**24.
     x = jnp.full((4_000_000, 1), 3, native_dtype)
     np.testing.assert_allclose(norm.moments(x).ravel(), [3, 9], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""A first state that is made operation by operation is that of the compiled function, to the last bit."""
+"""A first state that is made operation by operation equals that of the compiled function to the last bit."""
 
 import functools
 import math
@@ -49,7 +49,7 @@ def create(*, name: str = "adam", initial=None, has_ema: bool = False, **changes
     ],
 )
 def test_the_first_state_is_that_of_the_compiled_function(options):
-    # As a run compiles it: XLA then multiplies constants first.
+    # Compiled with optimisations, as in a run: XLA then multiplies constants first.
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
     try:

@@ -98,7 +98,7 @@ def test_angles_zooms_and_shifts_fill_their_ranges_and_stay_within():
     matrices = matrices.astype(np.float64)
     scales = np.sqrt(np.abs(np.linalg.det(matrices[:, :2, :2])))
     angles = np.rad2deg(np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]))
-    # The place that comes to lie in the centre tells the shift.
+    # The place to which the centre moves gives the shift.
     centre = np.array([19.5, 9.5, 0.0])
     shifts = -np.linalg.solve(matrices, (matrices @ centre + offsets - centre)[..., None])[:, :2, 0] / [40, 20]
     flips = np.linalg.det(matrices) < 0
@@ -114,10 +114,10 @@ def test_angles_zooms_and_shifts_fill_their_ranges_and_stay_within():
         assert high - 0.01 * span < values.max() <= high + 1e-4 * span
         assert abs(values.mean() - (low + high) / 2) < 0.03 * span  # over four standard errors
     assert 0.45 < flips.mean() < 0.55
-    # Neither is drawn from another's key.
+    # No two of them are drawn from the same key.
     drawn = np.corrcoef([angles, scales, *shifts.T, flips])
     assert np.abs(drawn - np.eye(5)).max() < 0.1
-    # A similarity and nothing else: no shear, no other scale along the other axis.
+    # The map is a similarity: there is no shear, and the scale is the same along both axes.
     products = np.einsum("nij,nik->njk", matrices[:, :2, :2], matrices[:, :2, :2])
     np.testing.assert_allclose(products, scales[:, None, None] ** 2 * np.eye(2), atol=1e-5)
 
@@ -187,7 +187,7 @@ def test_the_key_decides():
     assert len(np.unique(results.reshape(NUM_KEYS, -1), axis=0)) == NUM_KEYS
 
 
-# What leaves the training step.
+# Augmentation as part of the training step.
 
 BATCH = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 1), np.uint8)
 CONFIG = AugmentConfig(flip=0.5, rotation=10.0, zoom=0.1, shift=0.1)
@@ -212,7 +212,7 @@ def step_augmented(
 
 def test_a_step_gives_the_same_images_on_any_number_of_devices():
     on_one = step_augmented(BATCH, step=7, num_devices=1)
-    # The compiler rounds a coordinate otherwise for another batch size: a hundred-thousandth of the range of grey.
+    # For another batch size the compiler rounds coordinates differently: by 1e-5 of the range of grey values.
     np.testing.assert_allclose(step_augmented(BATCH, step=7, num_devices=8), on_one, rtol=0, atol=1e-5)
     assert on_one.dtype == np.float32
     assert on_one.shape == BATCH.shape
@@ -264,7 +264,7 @@ def test_a_crop_without_anything_else_is_a_part_of_the_image():
         ]
         assert len(found) == 1
         places |= set(found)
-    # All 81 places are drawn, with probability 1 - 81 (80 / 81)^300, a good eighth of them missing at most.
+    # Of 81 places, 300 draws are expected to miss 81 (80 / 81)^300, about two.
     assert len(places) > 70
 
 
@@ -275,7 +275,7 @@ def test_a_crop_turns_and_zooms_about_its_own_centre():
     keys = jax.random.split(jax.random.key(1), NUM_KEYS)
     crops = np.asarray(jax.jit(jax.vmap(lambda key: augment(key, image, config)))(keys))[..., 0]
     distances = np.abs(centre_of_mass(crops) - 23)
-    # The corner is at 0 or 1, the blob half a pixel from the crop's centre.
+    # The crop's corner is at 0 or 1, so the blob is half a pixel from the crop's centre.
     assert distances.max() < 0.95
 
 

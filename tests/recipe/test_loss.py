@@ -1,4 +1,4 @@
-"""Targets and cross-entropy, against NumPy."""
+"""Targets and cross-entropy, compared with NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def test_balanced_weights_let_every_class_count_alike():
     one_hot = np.eye(4, dtype=np.float32)[labels]
     targets, weights = weigh(one_hot, class_weights)
     np.testing.assert_array_equal(targets, one_hot)
-    # The mean weight of an example is 1, and each class that is there has the same sum.
+    # The mean weight of an example is 1, and each class that occurs has the same sum of weights.
     assert np.mean(weights) == pytest.approx(1)
     np.testing.assert_allclose([weights[labels == label].sum() for label in (0, 1, 3)], 10 / 3, rtol=1e-6)
 

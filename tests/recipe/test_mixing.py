@@ -12,7 +12,7 @@ from fer_jax.parallel import AXIS_NAME
 from fer_jax.recipe.mixing import MixConfig, mix_batch
 
 BATCH_SIZE, SIZE, LAST_STEP = 16, 12, 100
-# Every image has one value of its own, from which a mixed pixel tells both of its images and their shares.
+# Each image has a single value of its own, so that a mixed pixel shows its two images and their shares.
 VALUES = 2.0 ** np.arange(BATCH_SIZE)
 IMAGES = np.broadcast_to(VALUES[:, None, None, None], (BATCH_SIZE, SIZE, SIZE, 1)).astype(np.float32)
 TARGETS = np.eye(BATCH_SIZE, dtype=np.float32)
@@ -46,11 +46,11 @@ def test_images_and_targets_are_mixed_by_the_same_shares(config):
     for step in range(20):
         images, targets = mixed(config, step)
         np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
-        # The mean of an image is the mean of both values by their shares.
+        # The mean of an image is the mean of its two values, weighted by their shares.
         np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), targets @ VALUES, rtol=1e-4)
         assert ((targets > 0).sum(axis=1) <= 2).all()
         shares.append(np.diagonal(targets))
-    # One share a step, and another one at the next.
+    # All images of a step have the same share, and every step has another one.
     assert (np.ptp(shares, axis=1) < 1e-6).all()
     assert len(np.unique(np.round(np.mean(shares, axis=1), 4))) > 15
 
@@ -71,7 +71,7 @@ def test_mixup_blends_and_cutmix_replaces_a_box():
     values, counts = np.unique(images[5], return_counts=True)
     assert len(values) == 2
     rows, columns, _ = np.nonzero(images[5] != VALUES[5])
-    # A full rectangle of the partner's pixels, whose area is the partner's share.
+    # The partner's pixels fill a rectangle whose area is the partner's share.
     assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
     assert len(rows) / SIZE**2 == pytest.approx(1 - targets[5, 5], abs=1e-6)
     assert counts.sum() == SIZE**2

@@ -54,7 +54,7 @@ def make(steps_per_epoch=10, num_epochs=10, **changes):
         ({"warmup_epochs": 0.5}, {0: 0.0, 1: 0.0002, 4: 0.0008, 5: 0.001, 6: 0.001}),
         # The cosine runs from the end of the warm-up to the end of training.
         ({"warmup_epochs": 2.0, "schedule": "cosine"}, {0: 0.0, 10: 0.0005, 20: 0.001, 60: 0.0005, 100: 0.0}),
-        # With the warm-up a triangle, the one-cycle policy's.
+        # Together with the warm-up this is the triangle of the one-cycle policy.
         ({"warmup_epochs": 2.0, "schedule": "linear"}, {0: 0.0, 10: 0.0005, 20: 0.001, 60: 0.0005, 100: 0.0}),
         ({"schedule": "cosine", "learning_rate": 0.5}, {0: 0.5, 50: 0.25, 100: 0.0, 150: 0.0}),
     ],
@@ -138,7 +138,7 @@ def test_clipping_tells_large_gradients_from_small():
     _, free = run(make(), params, gradients)
     _, clipped = run(make(clip_norm=1.0), params, gradients)
     for a, b in zip(jax.tree.leaves(free), jax.tree.leaves(clipped), strict=True):
-        np.testing.assert_allclose(np.abs(b), 0.001, rtol=1e-3)  # both steps clipped to the same gradient
+        np.testing.assert_allclose(np.abs(b), 0.001, rtol=1e-3)  # both gradients are clipped to the same one
         assert (np.abs(a) < 0.0008).all()
 
 
@@ -147,7 +147,7 @@ def test_sgd_is_nesterov_s_with_l2_of_kernels_in_the_gradient():
     params, gradients = random_tree(0), [random_tree(seed) for seed in range(1, 5)]
     updates = run(make(name="sgd", learning_rate=rate, weight_decay=decay), params, gradients)
     for path, start in jax.tree_util.tree_leaves_with_path(params):
-        # Sutskever et al. 2013 in the form of every framework: v = 0.9 v + g; w = w - rate (g + 0.9 v).
+        # Sutskever et al. 2013 in the form that frameworks use: v = 0.9 v + g; w = w - rate (g + 0.9 v).
         weight, velocity = np.asarray(start, np.float64), 0.0
         for gradient, update in zip(gradients, updates, strict=True):
             leaf = {"gradient": gradient, "update": update}

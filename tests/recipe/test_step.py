@@ -1,4 +1,4 @@
-"""Training steps on a tiny network: what they compute, and that devices don't change it."""
+"""Training steps of a tiny network: their results, and that these don't depend on the number of devices."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ FULL_STEP = {
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a training step is made of; steps of equal setups are compiled once."""
+    """The settings of a training step; steps with equal settings are compiled once."""
 
     mapper: str = "shard_map"
     num_devices: int = 8
@@ -50,12 +50,12 @@ class Setup:
     label_smoothing: float = 0.0
     augment_config: AugmentConfig = AUGMENTATION
     seed: int = 3
-    conv_fn: object = jax.lax.conv_general_dilated  # compiles sooner than ours
+    conv_fn: object = jax.lax.conv_general_dilated  # compiles faster than ours
     grad_accum_steps: int = 1
     reduce_dtype: str = "float32"
     remat: bool = False
     skip_nonfinite: bool = False
-    # Everything that a recipe can switch on and that the number of devices might change.
+    # Switches on every option of a recipe that the number of devices might affect.
     is_full: bool = False
 
     @property
@@ -115,7 +115,7 @@ def first_state(setup: Setup):
 
 
 def make_batch(number: int = 0) -> dict:
-    """Returns faces whose label can be told from where they are bright."""
+    """Returns a batch of images whose labels can be told from where they are bright."""
     generator = np.random.default_rng(number)
     labels = generator.integers(0, 7, BATCH_SIZE).astype(np.int32)
     images = generator.integers(0, 100, (BATCH_SIZE, *IMAGE_SHAPE))
@@ -125,7 +125,7 @@ def make_batch(number: int = 0) -> dict:
 
 
 def make_votes(number: int = 0) -> np.ndarray:
-    """Returns targets [batch, classes] that are no labels."""
+    """Returns targets, float32 [batch, classes], that are not one-hot labels."""
     return np.random.default_rng(number).dirichlet(np.ones(7), BATCH_SIZE).astype(np.float32)
 
 
@@ -146,7 +146,7 @@ def take_step(setup: Setup, current, batch: dict):
 def three_steps(setup: Setup):
     current, all_sums = first_state(setup), []
     for number in range(3):
-        # With everything on, the targets are mixtures of label and votes.
+        # With every option on, the targets are mixtures of labels and votes.
         votes = {"target": make_votes(number)} if setup.is_full else {}
         current, sums = take_step(setup, current, make_batch(number) | votes)
         all_sums.append(sums)
@@ -163,7 +163,7 @@ def assert_identical(ours, theirs):
 
 
 def reference(batch: dict, *, label_smoothing: float = 0.0) -> dict:
-    """Loss and correct of the first step on one device, in numpy from the network's logits."""
+    """Returns `loss` and `correct` of the first step on one device, in NumPy from the network's logits."""
     setup = Setup(sync=False)
     variables = {"params": first_state_on_host().params, "batch_stats": first_state_on_host().batch_stats}
     images = jnp.asarray(batch["image"] / np.float32(255))
@@ -180,7 +180,7 @@ def reference(batch: dict, *, label_smoothing: float = 0.0) -> dict:
 
 @pytest.fixture(params=["lax", "native"])
 def conv_fn(request):
-    """Convolutions of both kinds, where the native ones can be had."""
+    """Returns the stock or the native convolution; skips the test if the native one can't be had."""
     if request.param == "native":
         native.load()
     return conv.resolve(request.param, "cpu")
@@ -197,7 +197,7 @@ def test_with_synchronised_statistics_many_devices_do_what_one_does(num_devices,
     one, sums_of_one = three_steps(Setup(num_devices=1, conv_fn=conv_fn))
     assert_close(sums_of_many, sums_of_one, rtol=1e-5)
     assert_close(many.batch_stats, one.batch_stats, rtol=1e-4, atol=1e-6)
-    # Adam's first steps divide a gradient by its own size, round-off by round-off too: a step is of some 0.004.
+    # Adam's first steps divide a gradient by its own size, even where both are round-off: a step is about 0.004.
     assert_close(many.params, one.params, rtol=1e-4, atol=4e-5)
 
 
@@ -209,8 +209,8 @@ def test_many_devices_do_what_one_does_with_everything_that_a_recipe_can_switch_
     one, sums_of_one = three_steps(Setup(num_devices=1, augment_config=FULL_AUGMENTATION, is_full=True))
     assert_close(sums_of_many, sums_of_one, rtol=1e-4)
     assert_close(many.ema["batch_stats"], one.ema["batch_stats"], rtol=1e-3, atol=1e-5)
-    # Adam divides a gradient that is nearly zero by its own size, and round-off with it: so not value by value, but by
-    # what the steps changed. Another partner, mask or box is another gradient altogether.
+    # Adam divides a gradient that is nearly zero, and its round-off, by its size: so states are not compared value by
+    # value but by the size of the change. Another partner, mask or box would make a different gradient altogether.
     first = first_state_on_host(is_full=True).params
     for ours, theirs in ((many.params, one.params), (many.ema["params"], one.ema["params"])):
         changed, different = (
@@ -218,7 +218,7 @@ def test_many_devices_do_what_one_does_with_everything_that_a_recipe_can_switch_
             for pair in ((theirs, first), (ours, theirs))
         )
         assert different < 0.01 * changed
-    # They did something: the average is another than the weights, and the loss than that of a plain step.
+    # The options had an effect: the average differs from the weights, and the loss from that of a plain step.
     assert not np.allclose(one.ema["params"]["head"]["kernel"], one.params["head"]["kernel"], atol=1e-5)
     assert abs(sums_of_one[0]["loss"] / three_steps(Setup(num_devices=1))[1][0]["loss"] - 1) > 1e-3
 
@@ -227,7 +227,7 @@ def test_the_average_is_that_of_the_weights_and_the_statistics():
     setup = Setup(num_devices=1, augment_config=FULL_AUGMENTATION, is_full=True)
     before = first_state_on_host(is_full=True)
     after, _ = take_step(setup, first_state(setup), make_batch())
-    # The first step keeps a tenth.
+    # The first step keeps a tenth of the average.
     expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, before.variables, after.variables)
     assert_close(after.ema, expected, rtol=1e-4, atol=1e-6)
 
@@ -240,7 +240,7 @@ def test_targets_of_the_batch_take_the_place_of_the_labels():
     )
     _, with_votes = take_step(setup, first_state(setup), make_batch() | {"target": make_votes()})
     assert_close(with_the_same, with_labels, rtol=1e-6)
-    # A mean of the labels' losses over the votes, smoothed: linear in the targets.
+    # The loss is linear in the targets: a mean of the losses of the labels, weighted by the smoothed votes.
     losses = [
         take_step(setup, first_state(setup), make_batch() | {"label": np.full(BATCH_SIZE, label, np.int32)})[1]["loss"]
         for label in range(7)
@@ -295,14 +295,14 @@ def test_the_gradient_is_of_the_mean_over_the_global_batch():
     placed = parallel.shard_batch(batch, setup.mesh, "shard_map")
     after, _ = parallel.map_step(step, setup.mesh, "shard_map")(start, {}, placed)
 
-    # With plain gradient descent at 1 the head's bias moves by the mean of (target - probability).
+    # By gradient descent at a learning rate of 1, the head's bias moves by the mean of (target - probability).
     variables = {"params": before.params, "batch_stats": before.batch_stats}
     images = jnp.asarray(batch["image"] / np.float32(255))
     logits, mutated = Setup(sync=False).model.apply(variables, images, train=True, mutable=["batch_stats"])
     expected = (np.eye(7)[batch["label"]] - jax.nn.softmax(logits)).mean(axis=0)
     moved = after.params["head"]["bias"] - before.params["head"]["bias"]
     np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-6)
-    # The statistics are of the whole batch.
+    # The statistics are those of the whole batch.
     assert_close(after.batch_stats, mutated["batch_stats"], rtol=1e-4, atol=1e-6)
 
 
@@ -329,7 +329,7 @@ def test_a_batch_of_indices_into_data_on_the_devices_is_the_batch_itself(mapper)
 
 
 def test_accumulating_over_microbatches_does_what_as_many_devices_do():
-    """Each microbatch has its own batch statistics, as a device has where they are not synchronised."""
+    """Each microbatch has its own batch statistics, as each device has when they are not synchronised."""
     parts, parts_sums = three_steps(Setup(num_devices=1, sync=False, grad_accum_steps=4))
     devices, devices_sums = three_steps(Setup(num_devices=4, sync=False))
     assert_close(parts_sums, devices_sums, rtol=1e-5)
@@ -338,7 +338,7 @@ def test_accumulating_over_microbatches_does_what_as_many_devices_do():
 
 
 def test_accumulating_over_microbatches_that_are_alike_gives_the_gradient_of_the_whole():
-    """With the same images in each microbatch its statistics are those of the whole, and so is every gradient."""
+    """If all microbatches have the same images, their statistics and gradients are those of the whole batch."""
     part = {key: value[:4] for key, value in make_batch().items()}
     batch = {key: np.concatenate([value] * 4) for key, value in part.items()}
     results = []
@@ -351,7 +351,7 @@ def test_accumulating_over_microbatches_that_are_alike_gives_the_gradient_of_the
 
 
 def test_accumulating_on_many_devices_with_synchronised_statistics_is_accumulating_on_one():
-    """Eight devices have two images each, so that one of each device is a microbatch, and its statistics theirs."""
+    """Eight devices have two images each; a microbatch has one image of each device, and statistics of these eight."""
     setups = {
         devices: Setup(num_devices=devices, augment_config=NO_AUGMENTATION, grad_accum_steps=2) for devices in (8, 1)
     }
@@ -455,7 +455,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_nothing_else_is():
     before = jax.tree.map(np.array, broken)
     after, sums = take_step(setup, parallel.replicate(broken, setup.mesh), make_batch())
     assert sums == {"loss": 0, "correct": 0, "count": 0, "skipped": 1, "learning_rate": pytest.approx(0.004)}
-    # The schedule's counter numbers the steps, and advances with them.
+    # The schedule's counter numbers the steps, so that a skipped step advances it too.
     adam, counter = before.opt_state
     counter = counter._replace(count=counter.count + 1)
     assert_identical(after, before.replace(step=before.step + 1, opt_state=(adam, counter)))
@@ -468,7 +468,7 @@ def test_a_skipped_step_leaves_the_next_one_the_rate_of_its_number():
     after, sums = take_step(setup, parallel.replicate(broken, setup.mesh), make_batch())
     assert sums["skipped"] == 1
     assert int(after.step) == 1
-    # The weights mended, the optimizer's state as the skipped step left it.
+    # The weights are repaired, and the optimizer's state is as the skipped step left it.
     before = first_state_on_host()
     mended = before.replace(step=np.int32(1), opt_state=jax.device_get(after.opt_state))
     after, sums = take_step(setup, parallel.replicate(mended, setup.mesh), make_batch())

@@ -1,4 +1,4 @@
-"""A real run of all sections on a CPU with a tiny network; what fails or has no time is said and ends nothing."""
+"""A real run of all sections on a CPU with a tiny network; a section that fails or has no time stops no other."""
 
 import argparse
 import contextlib
@@ -29,15 +29,15 @@ TINY = [
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    # A restart for huge pages is a start more for each process.
+    # A restart for huge pages would start every process twice.
     monkeypatch.setenv("GLIBC_TUNABLES", "")
-    jax.devices()  # this process keeps those that it has
-    monkeypatch.setenv("XLA_FLAGS", "")  # a single device for the others
+    jax.devices()  # initialised now, so that this process keeps its devices
+    monkeypatch.setenv("XLA_FLAGS", "")  # the other processes have a single device
 
 
 def test_one_command_measures_all_and_names_what_is_missing(tmp_path, capsys):
     path, data = tmp_path / "new" / "all.json", write_faces(tmp_path / "faces.csv")
-    # The others are below, but for calls, which take as long as all of this and are in test_benchmark.py.
+    # The other sections are tested below, except calls, which takes as long as this test and is in test_benchmark.py.
     sections = ["--sections", "nets", "epoch"]
     peers = ["--contestants", "ours", "torch"]
     accelerator.main([*TINY, *sections, *peers, "--minutes", "9", "--data", str(data), "--json", str(path)])
@@ -49,12 +49,12 @@ def test_one_command_measures_all_and_names_what_is_missing(tmp_path, capsys):
     for name in ("ours step", "ours inference"):
         figures = measured[name]["figures"]
         assert figures["median"] > 0
-        # 8 images in the median's time, and a third of the FLOPs without the way back.
+        # The median is the time of 8 images; without the backward pass there are a third of the FLOPs.
         share = 1 if "step" in name else 1 / 3
         flops = share * written["machine"]["flops"]["wrn16_4"] * 8 / figures["median"]
         assert figures["tflops"] == pytest.approx(flops / 1e12)
         assert figures["memory"]["host"] > 50e6
-        assert "mfu" not in figures  # nobody knows a CPU's peak
+        assert "mfu" not in figures  # the peak of a CPU is not known
         assert f"| wrn16_4 | {name} | {figures['median'] * 1e3:,.2f} |" in said
     with contextlib.suppress(ModuleNotFoundError):
         import torch  # noqa: F401
@@ -77,7 +77,7 @@ def test_two_deterministic_runs_are_compiled_twice(tmp_path, monkeypatch):
     (measured,) = json.loads(path.read_text())["measured"]
     assert measured["figures"]["equal"] is True
     assert measured["figures"]["runs"][0]["step"] == 1400 // 56
-    # Those of fer_jax/recipe/step.py; what compares the parameters may keep its own.
+    # The name of the steps of fer_jax/recipe/step.py; the process that compares the parameters may cache its own.
     assert not list(cache.glob("jit_repeated*"))
 
 
@@ -112,7 +112,7 @@ def test_finished_rounds_are_kept_where_the_time_is_over():
     clock = accelerator.Clock(time.monotonic() + 300)
 
     class Late(Worker):
-        """Has time for the first two turns, of which one is counted."""
+        """A worker with time for the first two turns, one of which is counted."""
 
         turns = 0
 
@@ -144,7 +144,7 @@ def test_only_bfloat16_has_a_share_of_the_peak_which_is_of_bfloat16(dtype, monke
 
 def test_a_section_that_fails_ends_no_other(tmp_path, capsys):
     absent = str(tmp_path / "absent.csv")
-    (tmp_path / "absent.csv").mkdir()  # a folder, and an empty one
+    (tmp_path / "absent.csv").mkdir()  # an empty folder
     path = tmp_path / "some.json"
     accelerator.main([*TINY, "--sections", "loaders", "epoch", "--data", absent, "--json", str(path)])
     loaders, _, epoch = json.loads(path.read_text())["measured"]

@@ -42,7 +42,7 @@ def comparison(**changes) -> dict:
 def test_ratios_are_taken_round_by_round():
     theirs = comparison()["contestants"]["theirs"]
     np.testing.assert_allclose(theirs["ratios"], [3.0, 2.0, 1.0])
-    assert math.isclose(theirs["ratio"], 2.0)  # of the means it would be 1.57
+    assert math.isclose(theirs["ratio"], 2.0)  # the ratio of the means would be 1.57
     assert (theirs["median"], theirs["min"], theirs["max"]) == (0.4, 0.3, 0.4)
     assert math.isclose(theirs["images_per_second"], 20.0)
     assert comparison()["contestants"]["ours"]["ratios"] == [1.0, 1.0, 1.0]
@@ -120,7 +120,7 @@ def test_a_worker_takes_several_steps_in_a_call(loader):
 
 @pytest.mark.parametrize("in_call", [1, 2])
 def test_as_many_steps_are_taken_as_are_counted_on_images_of_the_size(in_call, monkeypatch):
-    monkeypatch.setattr(ours, "NUM_IMAGES", 11)  # five steps of two, which no call of two divides
+    monkeypatch.setattr(ours, "NUM_IMAGES", 11)  # five steps of two images, an odd number for calls of two steps
     spec = SPEC | {"task": "calls", "image_size": 40, "loader": "tf.data", "steps": 4, "steps_per_call": in_call}
     run, _ = ours.make(spec)
     for _ in range(3):
@@ -140,11 +140,11 @@ def test_the_state_of_a_step_is_made_with_few_compilations():
 
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
-        # Of a size that no other test has compiled anything for.
+        # No other test has compiled anything for this size.
         ours.make(SPEC | {"image_size": 41, "model": TINY | {"width": 3}})
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
-    assert 0 < sum("backend_compile" in event for event in compiled) < 30  # 9, and 120 where the network is applied
+    assert 0 < sum("backend_compile" in event for event in compiled) < 30  # 9 here; 120 if the network is applied
 
 
 def test_a_worker_says_why_its_library_cannot_be_loaded(tmp_path, monkeypatch):
@@ -251,7 +251,7 @@ def test_the_bare_step_of_an_epoch_has_the_dtype_that_the_command_chooses(monkey
         next(command.benchmark_end_to_end(arguments))
     (spec,) = chosen.value.args
     monkeypatch.setattr(machine, "processor_flags", lambda *_: flags)
-    # Its convolution, which may need a compiler, is another matter.
+    # The convolution doesn't matter here, and the one that is chosen may need a compiler.
     model = ours.make_network(spec | {"model": spec["model"] | {"conv": "lax"}})
     assert jnp.dtype(model.dtype) == dtype
 

@@ -1,4 +1,4 @@
-"""The benchmark of face detectors: its arithmetic, and what it says without photographs."""
+"""The benchmark of face detectors: its arithmetic, and its output without photographs."""
 
 import importlib.util
 

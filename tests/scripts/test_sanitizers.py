@@ -1,4 +1,4 @@
-"""The sanitizers' run: that each can report at all. The run itself, of minutes, is not part of the suite."""
+"""Each sanitizer can report an error. The sanitizers' run itself takes minutes and is not part of the suite."""
 
 import pytest
 

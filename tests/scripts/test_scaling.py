@@ -68,7 +68,7 @@ def test_the_network_is_the_one_that_is_trained():
     network = scaling.describe_network()
     assert network.parameters == 23_516_103
     assert network.norms == 53
-    # A norm writes as much as its convolution, so half of it is theirs; the first writes 24 x 24 x 64 values.
+    # A norm writes as many values as its convolution, so norms write half of them; the first writes 24 x 24 x 64.
     assert network.activations % 2 == 0
     assert network.activations > 2 * 24 * 24 * 64
     table = scaling.predict(network)
@@ -91,6 +91,6 @@ def test_two_processes_are_measured_and_predicted():
     assert done.returncode == 0, done.stderr
     one, gradients, statistics, *steps = map(float, re.findall(r"([\d.]+) ms", done.stdout))
     own, own_measured, synchronised, synchronised_measured = steps
-    # 12 convolutions with a norm each, of three arrays, the head's two, and 24 of statistics; each figure is rounded.
+    # Messages: 3 arrays for each of 12 convolutions with a norm, 2 of the head, 24 of statistics. Figures are rounded.
     assert own == synchronised == pytest.approx(one + gradients + (3 * 12 + 2 + 24) * statistics, abs=2)
     assert min(own_measured, synchronised_measured) > 0

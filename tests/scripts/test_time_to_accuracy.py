@@ -1,4 +1,4 @@
-"""The clock and the file of runs by a real run of the command; the PyTorch program's recipe against ours, by value."""
+"""The clock and the file of runs, by a real run of the command; the PyTorch program's recipe by value against ours."""
 
 import json
 import math
@@ -73,7 +73,7 @@ def test_the_command_is_measured_once_and_its_run_is_kept(tmp_path, capfd, monke
     assert all(epoch["accuracy"].keys() == {"validation", "validation_ema"} for epoch in row["epochs"])
     assert row["settings"]["config"]["model.width"] == 2
     assert re.search(r"\| ours \| 1 \| \d+\.\d\d \| not reached \|", said)
-    # The same again is read, whatever the target; another recipe would be trained.
+    # The same recipe is read from the file, whatever the target; another recipe would be trained.
     time_to_accuracy.main(["--target", "2", *arguments])
     assert "ours, seed 0: is in" in capfd.readouterr().out
     assert len(path.read_text().splitlines()) == 1
@@ -102,7 +102,7 @@ def test_what_cannot_be_compared_is_said_in_a_line(options, words, tmp_path):
 
 @pytest.fixture
 def python_with_a_gpu(tmp_path):
-    """An interpreter that has torch, which says that it trains on a GPU, and writes down which ones it sees."""
+    """Writes a stand-in for a Python with torch that claims to train on a GPU and records the GPUs that it sees."""
     python, first = tmp_path / "python", {"torch": "2", "device": "NVIDIA H100", "dtype": "bfloat16"}
     python.write_text(
         '#!/bin/bash\n[[ "$1" == -c ]] && exit\n'
@@ -149,7 +149,7 @@ def in_their_module(tensors: dict) -> dict:
             if name.startswith("layer")
         }
     )
-    first = 4  # convolution, norm, ReLU and pooling
+    first = 4  # the blocks follow the convolution, norm, ReLU and pooling
     places = {"conv1": "features.0", "bn1": "features.1", "fc": "head"}
     for number, block in enumerate(blocks):
         parts = ("conv1", "bn1", None, "conv2", "bn2")
@@ -170,7 +170,7 @@ def test_steps_in_pytorch_are_ours(program, zero_init):
         *(f"--config.model.zero_init={zero_init}", "--config.num_epochs=4"),
     )
     config.augment.crop = None
-    # The warm-up's first rate, of the first step, is 0; the second and third step are not at the end yet.
+    # The warm-up begins with a rate of 0 in the first step; the third step is still before the end of the schedule.
     steps_per_epoch, batch, size = 2, 16, 24
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (3, batch, size, size, 1), dtype=np.uint8)
@@ -197,7 +197,7 @@ def test_steps_in_pytorch_are_ours(program, zero_init):
         pixels = torch.from_numpy(images[number]).movedim(-1, 1)
         loss = trainer.step(program.preprocess(pixels, is_standardized=True), torch.from_numpy(labels[number]).long())
         assert float(loss) == pytest.approx(float(sums["loss"][0]) / batch, abs=1e-4)
-        # A running variance is the unbiased one there, so it is held against ours more loosely.
+        # PyTorch's running variance is the unbiased one, so it has a larger tolerance.
         for ours, theirs in ((state.variables, trainer.network), (state.ema, trainer.average)):
             values = theirs.state_dict()
             for name, value in in_their_module(to_torch(ours)).items():
@@ -228,7 +228,7 @@ def test_equal_draws_change_an_image_as_ours(program, crop):
     ours = jax.vmap(augment, (0, 0, None))(keys, images, config)
 
     def draws(key):
-        """As _sample_affine and augment draw."""
+        """Draws the values that `_sample_affine` and `augment` draw."""
         flip_key, rotation_key, zoom_key, shift_key = jax.random.split(key, 4)
         corner = jnp.zeros(2, jnp.int32)
         if crop:
@@ -255,7 +255,7 @@ def test_draws_in_pytorch_have_our_ranges(program):
     assert float(drawn.mirrored.float().mean()) == pytest.approx(0.5, abs=0.02)
     for values, limit in ((drawn.angles, math.radians(10)), (drawn.zooms, 0.1), (drawn.shifts, 0.05)):
         assert float(values.abs().max()) == pytest.approx(limit, rel=0.01)
-        # Of a uniform distribution.
+        # The standard deviation of a uniform distribution.
         assert float(values.std()) == pytest.approx(limit / math.sqrt(3), rel=0.02)
         assert float(values.mean()) == pytest.approx(0, abs=0.02 * limit)
     corners, counts = drawn.corners.unique(return_counts=True)
@@ -271,7 +271,7 @@ def test_pytorch_begins_with_weights_of_our_size(program):
     theirs = trainer.network.state_dict()
     for name, value in in_their_module(to_torch(variables)).items():
         assert theirs[name].shape == value.shape, name
-        # Few values of the stem and the head say little.
+        # The deviation of the few values of the stem and the head is imprecise.
         assert float(theirs[name].std()) == pytest.approx(value.std(), rel=0.1), name
 
 
@@ -296,7 +296,7 @@ def test_pytorch_is_shown_the_centre_of_an_image(program):
 
     config = recipe_of("--config.model.width=4", "--config.preprocessing.standardize=False").to_dict()
     trainer = program.Trainer(config, steps_per_epoch=2, device="cpu")
-    # Ones within the crop and a bright frame of four pixels, which a view that is one pixel off would see.
+    # Ones within the crop, and a bright frame of four pixels, which a view that is off by one pixel would include.
     images = torch.full((3, 1, 48, 48), 255, dtype=torch.uint8)
     images[:, :, 4:44, 4:44] = 1
 

@@ -1,4 +1,4 @@
-"""Garbage is left where it is in a pause, and collected after it."""
+"""A pause of the garbage collector: garbage that is made in it stays, and later garbage is collected."""
 
 import gc
 import subprocess

@@ -234,7 +234,7 @@ def test_a_packaged_experiment_goes_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     named, given = read_config_file("resnet50"), read_config_file(str(ROOT / "configs" / "resnet50.py"))
     assert differences(named, given) == {}
-    # A file of that name comes first.
+    # A file of that name takes precedence.
     write(tmp_path / "resnet50", "from fer_jax.config import make_config", "get_config = lambda: make_config(seed=9)")
     assert read_config_file("resnet50").seed == 9
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Compiled programs are kept for the next process, and nothing that is wrong with the folder stops one."""
+"""Compiled programs are kept for the next process, and a faulty cache folder doesn't stop a process."""
 
 import os
 import pathlib
@@ -37,12 +37,12 @@ def flip(content: bytes) -> bytes:
 
 
 def foreign(content: bytes) -> bytes:
-    """What JAX itself would have written, on whatever machine."""
+    """Returns the entry as JAX itself would have written it, on any machine."""
     return content[compilation_cache._DIGEST_SIZE :]
 
 
 def of_another_machine(content: bytes) -> bytes:
-    """What this package would have written for other processors."""
+    """Returns the entry as this package would have written it for other processors."""
     return compilation_cache._digest(b"another machine", foreign(content)) + foreign(content)
 
 
@@ -78,7 +78,7 @@ def test_a_cache_that_can_not_be_made_is_said_and_stops_nothing(tmp_path):
 
 
 def test_a_user_without_a_home_is_told_what_chooses_a_cache(tmp_path):
-    # What pathlib finds for a user whom the system has no entry of and who has no HOME.
+    # The home folder that pathlib finds for a user without HOME and without an entry in the system's list of users.
     out, err = run("", HOME="~")
     assert out.startswith("512.0")
     assert "compiled programs are not kept for the next start: this user has no home folder; " in err

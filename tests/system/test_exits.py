@@ -124,7 +124,7 @@ RESET = "external/xla++third_party_ext+gloo/gloo/transport/tcp/pair.cc:538] Read
 @pytest.mark.parametrize(
     "error",
     [
-        # What the processes that were left raised when another one was killed, and what JAX documents.
+        # Errors of the remaining processes when another one was killed, and errors that JAX documents.
         ValueError(f"UNKNOWN: Gloo all-reduce failed: [{RESET}reset by peer"),
         ValueError(f"UNKNOWN: Gloo AllGather failed: [{RESET}closed by peer [127.0.0.1]:3486"),
         jax.errors.JaxRuntimeError(f"UNKNOWN: Gloo all-reduce failed: [{RESET}closed by peer [127.0.0.1]:5000"),

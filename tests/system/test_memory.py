@@ -50,7 +50,7 @@ def test_the_same_command_starts_again_once_with_memory_set_up(form, tmp_path):
     command = {"-c": ["-c", SCRIPT], "a file": [str(tmp_path / "script.py")], "-m": ["-m", "script"]}[form]
     done = start(*command, *ARGUMENTS, path=[tmp_path])
     first, second, went_on = done.stdout.splitlines()
-    assert first == second  # one process, which became the new one
+    assert first == second  # the same process, which became the new one
     tunables = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824"
     assert went_on == f"went on with {tunables} {ARGUMENTS} 1"
     assert done.stderr == ""
@@ -74,7 +74,7 @@ def test_an_accelerator_is_one_that_is_there_and_that_jax_has_a_plugin_for(devic
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: name if has_plugin else None)
     has_plugin = True
-    # What every machine with that driver has, and no device.
+    # Files that a driver creates on every machine, even without a device.
     (tmp_path / "nvidiactl").touch()
     (tmp_path / "vfio").mkdir()
     (tmp_path / "vfio" / "vfio").touch()

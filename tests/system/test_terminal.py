@@ -1,4 +1,4 @@
-"""What is said to a person who has gone: processes whose pipe has no reader any more, or whose terminal is closed."""
+"""Output that nobody reads any more: processes whose pipe has lost its reader, or whose terminal is closed."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-# It says a line, waits until it reads one, and says more than a pipe holds.
+# Prints a line, waits until it can read one, and prints more than a pipe holds.
 TALK = """
 import sys
 from fer_jax.errors import UserError

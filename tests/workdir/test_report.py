@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def make_events(num_epochs: int) -> list[dict]:
-    """Two training events and a validation of each epoch, in figures of which no two are the same."""
+    """Two training events and a validation of each epoch, in figures that nearly all differ."""
     events = []
     for epoch in range(1, num_epochs + 1):
         for step in (10 * epoch - 5, 10 * epoch):
@@ -57,7 +57,7 @@ def make_evaluation(confusion) -> dict:
 
 @pytest.fixture
 def evaluation() -> dict:
-    """Of 7,000 examples and more, so that some counts have a thousands separator; disgust is never predicted."""
+    """Of some 6,000 examples, so that some counts have a thousands separator; disgust is never predicted."""
     confusion = np.random.default_rng(0).integers(0, 90, (7, 7)) + np.diag([300, 0, 1, 2000, 1000, 10, 999])
     confusion[:, 1] = 0
     return make_evaluation(confusion)
