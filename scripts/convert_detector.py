@@ -22,7 +22,7 @@ SHA256 = "99bf9494d84f50acc6617d89873f71bf6635a841ea699c17cb3377f9507cfec3"
 
 def read_convolutions(content: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns the kernel and the bias of each convolution of a tflite file, float16, in the order of execution."""
-    # The format's schema comes with TensorFlow; none of its interpreter is needed.
+    # TensorFlow is needed for the schema of the format only, not for its interpreter.
     from tensorflow.lite.python import schema_py_generated as schema
 
     model = schema.ModelT.InitFromPackedBuf(content)
@@ -30,7 +30,7 @@ def read_convolutions(content: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
 
     def code_of(operator) -> int:
         code = model.operatorCodes[operator.opcodeIndex]
-        # Older files have it in the one place, newer ones in the other.
+        # Older files store the code in deprecatedBuiltinCode, newer ones in builtinCode.
         return max(code.builtinCode, code.deprecatedBuiltinCode)
 
     stored, convolutions = {}, []
@@ -62,7 +62,7 @@ def convert(content: bytes) -> dict[str, np.ndarray]:
     shapes = {name: value.shape for name, value in traverse_util.flatten_dict(wanted, sep=".").items()}
     tensors = {}
     for name, (kernel, bias) in zip(names(), read_convolutions(content), strict=True):
-        # Output channels first there, last here; a depthwise kernel has one input channel, a pointwise one no window.
+        # tflite has output channels first, Flax last. Depthwise kernels have one input channel, pointwise no window.
         if "depthwise" not in name:
             kernel = np.moveaxis(kernel, 0, -1)
         tensors[f"{name}.kernel"] = np.ascontiguousarray(kernel.reshape(shapes[f"{name}.kernel"]))
@@ -81,7 +81,7 @@ def main() -> None:
     if digest != SHA256:
         parser.error(f"{arguments.file} has the sha256 {digest}, not {SHA256}: it is another file")
     tensors = convert(content)
-    # One key: safetensors writes several in any order, and the file should come out the same each time.
+    # Only one key: safetensors writes several keys in arbitrary order, and the file should be reproducible.
     source = f"Google MediaPipe, face_detection_full_range.tflite (sha256 {SHA256}), Apache-2.0"
     arguments.out.write_bytes(safetensors.numpy.save(tensors, metadata={"source": source}))
     count = sum(value.size for value in tensors.values())

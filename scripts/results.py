@@ -1,10 +1,10 @@
 """Writes a table of finished runs as Markdown: python -m scripts.results RUN [RUN ...] [--split=test] [--baseline=RUN]
 
-Runs whose options are equal, but for the seed and what changes no results, are one row: the mean over the seeds, their
-standard deviation, the 95 % interval of the mean (Student's t) and each seed's accuracy. A row that is not the
-baseline has its effect, the difference of the means, with its 95 % interval (Welch's t, unpaired). One seed has no
-interval. Then follow the commands that make the runs. All runs must be evaluated on the same images and labels, and
-trained on the same data but for FER+'s votes in the targets.
+Runs whose options are equal, except for the seed and options that change no results, form one row: the mean over the
+seeds, their standard deviation, the 95 % interval of the mean (Student's t) and each seed's accuracy. Rows other than
+the baseline also have their effect, the difference of the means, with its 95 % interval (Welch's t, unpaired). One seed
+has no interval. The commands that reproduce the runs follow. All runs must be evaluated on the same images and labels,
+and trained on the same data, except for FER+'s votes in the targets.
 """
 
 import argparse
@@ -25,20 +25,20 @@ from fer_jax.options.table import OPTIONS
 from fer_jax.system import command_line
 
 SPLITS = ("validation", "test")
-# FER-2013's own names of these splits, where the data are all of it (docs/results.md).
+# FER-2013's own names of these splits, for a dataset with the fingerprint of all of FER-2013 (docs/results.md).
 _FER2013 = "7fcc111d81f1638f"
 _OFFICIAL = {"validation": "PublicTest", "test": "PrivateTest"}
-# A run may go on with another patience, but where it ends is another result.
+# A run may be resumed with another patience, but the epoch at which it ends affects the result.
 _ENDS_ELSEWHERE = {"early_stopping.patience"}
-# What is trained on, beside the files. They count as changing no results, since the dataset's fingerprint covers them.
+# Options of the training targets. They count as changing no results, since the dataset's fingerprint covers them.
 _TARGETS = ("dataset.ferplus_task", "dataset.ferplus_target_weight")
-# They change no results, only what the data are, by which runs are compared; to make the data anew takes them.
+# Options that only change the data, by whose fingerprint runs are compared; a command needs them to recreate the data.
 _OF_THE_DATA = ("dataset.source", "dataset.classes", "dataset.image_size", "dataset.resize", "dataset.split_seed")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run. evaluations: by split, what is in its evaluation_<split>.json."""
+    """A finished run. evaluations: the content of its evaluation_<split>.json, by split."""
 
     path: epath.Path
     config: config_dict.ConfigDict
@@ -48,7 +48,7 @@ class Run:
         return dict(config_lib.flatten(self.config))[key]
 
     def experiment(self) -> dict:
-        """Returns the options by which its result is another than another run's, but for the seed."""
+        """Returns the options that affect the result of the run, except for the seed."""
         return {
             key: value
             for key, value in config_lib.flatten(self.config)
@@ -63,13 +63,13 @@ class Run:
         return self.targets() != tuple(OPTIONS[key].default for key in _TARGETS)
 
     def data(self) -> tuple[str, str]:
-        """Returns the dataset's fingerprint, and its name, which a copy may have another of."""
+        """Returns the dataset's fingerprint, and its name, which may differ between copies of the same data."""
         evaluation = next(iter(self.evaluations.values()))
         return evaluation["dataset_fingerprint"], evaluation["dataset"]
 
 
 def read_run(path: str, splits: Sequence[str]) -> Run:
-    """Returns a run with its evaluations on `splits`; raises UserError where it is no run or not finished."""
+    """Returns a run with its evaluations on `splits`; raises UserError if it is not a finished run."""
     folder = epath.Path(config_lib.expand_path(path, "a run's folder"))
     config = config_lib.load(folder / "config.json")
     evaluations = {split: _read_evaluation(folder, split) for split in splits}
@@ -82,7 +82,7 @@ def _read_evaluation(folder: epath.Path, split: str) -> dict:
     path = folder / "report" / f"evaluation_{split}.json"
     try:
         evaluation = json.loads(path.read_text())
-        # What is used, and nothing else: a newer version may add to it.
+        # Only the keys that are used are checked: a newer version may add others.
         used = ("accuracy", "num_examples", "checkpoint_step", "selected_on", "dataset", "dataset_fingerprint")
         missing = [key for key in (*used, "per_class") if key not in evaluation]
         if not missing:
@@ -94,7 +94,7 @@ def _read_evaluation(folder: epath.Path, split: str) -> dict:
         raise UserError(f"{path} can't be read as an evaluation: {error}") from None
     if missing:
         raise UserError(f"{path} is no evaluation: it lacks {', '.join(missing)}")
-    # --mode=evaluate --checkpoint=latest writes it too.
+    # --mode=evaluate --checkpoint=latest writes the same file.
     if evaluation["selected_on"].startswith("not selected"):
         raise UserError(
             f"{path} is of a checkpoint that was {evaluation['selected_on']}; "
@@ -106,7 +106,7 @@ def _read_evaluation(folder: epath.Path, split: str) -> dict:
 def read_runs(paths: Sequence[str], splits: Sequence[str]) -> list[Run]:
     """Returns the runs; raises UserError with a line for each that can't be in one table with the others."""
     runs, problems = [], []
-    # A run that is given twice, such as by --baseline and by runs/*, is one.
+    # A run that is given twice, for example by --baseline and by runs/*, counts once.
     for path in {epath.Path(path): path for path in paths}.values():
         try:
             run = read_run(path, splits)
@@ -123,11 +123,11 @@ def read_runs(paths: Sequence[str], splits: Sequence[str]) -> list[Run]:
 
 
 def _complaint(run: Run, others: Sequence[Run]) -> str | None:
-    """Says why a run can't be in one table with `others`, which can; None where it can."""
-    # The fingerprint covers train's targets, so it can be compared with that of a run which has the same.
+    """Returns why a run can't be in one table with `others`, which can be in one, or None if it can."""
+    # The fingerprint covers the training targets, so it is comparable only between runs with the same targets.
     equal = [other for other in others if other.targets() == run.targets()]
     other = (equal or others)[0]
-    # Labels of seven classes or of FER+'s eight, on which accuracies are twenty points apart.
+    # The labels are of seven classes or of FER+'s eight; accuracies on the two are twenty points apart.
     task, their_task = (one.value("dataset.ferplus_task") for one in (run, other))
     if (task == "none") != (their_task == "none"):
         return (
@@ -158,7 +158,7 @@ def _is_same_split(ours: dict, theirs: dict) -> bool:
     """Returns whether two evaluations are on the same images and labels."""
     if "split_fingerprint" in ours and "split_fingerprint" in theirs:
         return ours["split_fingerprint"] == theirs["split_fingerprint"]
-    # Older reports have no fingerprint of their split: the number of images of each class is all they say of it.
+    # Older reports have no fingerprint of their split, only the number of images of each class.
     return _support(ours) == _support(theirs)
 
 
@@ -167,14 +167,14 @@ def _support(evaluation: dict) -> dict[str, int]:
 
 
 def group(runs: Sequence[Run], baseline: Run) -> list[list[Run]]:
-    """Returns the runs of each experiment by seed, the baseline's first; raises UserError if a seed is there twice."""
+    """Returns the runs of each experiment by seed, the baseline's first; raises UserError if a seed occurs twice."""
     groups: dict[str, list[Run]] = {}
     for run in [baseline, *(run for run in runs if run is not baseline)]:
         groups.setdefault(json.dumps(run.experiment(), sort_keys=True), []).append(run)
     for members in groups.values():
         seeds = {}
         for run in members:
-            # The same run twice would make an interval too narrow.
+            # A seed that counts twice would make the interval too narrow.
             if (other := seeds.setdefault(run.config.seed, run)) is not run:
                 raise UserError(f"{other.path} and {run.path} are both seed {run.config.seed} of one experiment")
     return [sorted(members, key=lambda run: run.config.seed) for members in groups.values()]
@@ -187,7 +187,7 @@ def interval_of_mean(values: Sequence[float]) -> tuple[float, float] | None:
     if len(values) < 2:
         return None
     mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
-    # Equal values have an interval of no width, for which scipy returns nan.
+    # Equal values have an interval of zero width, for which scipy returns nan.
     return tuple(map(float, stats.t.interval(0.95, len(values) - 1, mean, error))) if error else (mean, mean)
 
 
@@ -198,8 +198,8 @@ def interval_of_effect(values: Sequence[float], baseline: Sequence[float]) -> tu
     if min(len(values), len(baseline)) < 2:
         return None
     effect = statistics.mean(values) - statistics.mean(baseline)
-    # The squared standard errors of both means, and Welch's and Satterthwaite's degrees of freedom. Not by
-    # stats.ttest_ind, which warns where runs are nearly equal.
+    # The squared standard errors of both means, and the degrees of freedom by Welch and Satterthwaite.
+    # stats.ttest_ind would give a warning if runs are nearly equal.
     errors = [statistics.variance(group) / len(group) for group in (values, baseline)]
     if not any(errors):
         return effect, effect
@@ -254,10 +254,10 @@ def _describe_difference(baseline: Run, run: Run) -> str:
 
 
 def command(run: Run) -> str:
-    """Returns the command that makes the run: the packaged experiment that is nearest, and what differs from it."""
+    """Returns the command that reproduces the run: the closest packaged experiment, and the options that differ."""
     wanted = run.experiment() | {key: run.value(key) for key in _OF_THE_DATA}
     if run.trains_on_votes():
-        # As of the data: where the file lay is nothing to those who read the table.
+        # Only the file's name, as for the data: its folder is of no use to readers of the table.
         wanted["dataset.ferplus"] = epath.Path(run.value("dataset.ferplus")).name
     candidates = []
     for path in sorted(command_line.CONFIGS.glob("*.py")):
@@ -271,11 +271,11 @@ def command(run: Run) -> str:
     *_, name, different = min(candidates, key=lambda candidate: candidate[:3])
     parts = [f"python -m fer_jax.main --config={name} --workdir=runs/{run.path.name}"]
     if path := run.value("dataset.path"):
-        # Where it lay is nothing to those who read the table.
+        # Only the name: the folder is of no use to readers of the table.
         parts.append(shlex.quote(f"--data={epath.Path(path).name}"))
     parts += [shlex.quote(f"--config.{key}={value}") for key, value in sorted(different.items()) if value is not None]
     unset = [key for key, value in sorted(different.items()) if value is None]
-    # A comment of the shell, so that the line can be pasted.
+    # The note is a shell comment, so that the line can be pasted.
     note = f"  # in a copy of {name}.py without {', '.join(unset)}" if unset else ""
     return " ".join([*parts, f"--config.seed={run.config.seed}"]) + note
 
@@ -283,7 +283,7 @@ def command(run: Run) -> str:
 def page(runs: Sequence[Run], baseline: Run, splits: Sequence[str]) -> str:
     """Returns the tables of all splits and the commands, as Markdown."""
     groups = group(runs, baseline)
-    # A run with votes in its targets has their share in the name of its dataset, which the others' rows have not.
+    # If a run has votes in its targets, its dataset's name includes their share, which isn't true of the other rows.
     named = next((run for run in [baseline, *runs] if not run.trains_on_votes()), baseline)
     lines = []
     for split in splits:

@@ -1,27 +1,27 @@
-"""Measures what the README claims: python -m scripts.benchmark PART [--help]
+"""Measures the claims of the README: python -m scripts.benchmark PART [--help]
 
 step        a training step: forward, backward and Adam, against other libraries on the same networks
-inference   images in, logits out, fetched to the host, against the same and ONNX Runtime
+inference   from images to logits on the host, against the same libraries and ONNX Runtime
 augment     a training step against its augmentation alone
 pipeline    batches on the host, without a network
-calls       training steps one by one and several in a call, with the data set on the host and on the device
+calls       training steps one by one and several per call, with the dataset on the host and on the device
 end_to_end  an epoch of `python -m fer_jax.main` against the bare step of the same configuration
-startup     from the command to the first trained step, and to a prediction: no program compiled before, and compiled
-loop        the share of an epoch that the loop spends in steps of 1 ms, which a simulated device takes
-conv        each convolution of these networks alone, by every way of computing it, against the processor's peak
+startup     from the command to the first trained step, and to a prediction, without and with cached compiled programs
+loop        the share of an epoch that the loop spends in steps, on a simulated device with steps of 1 ms
+conv        each convolution of these networks alone, with every implementation, against the processor's peak
 trace       where the time of a training step goes, by kind of operation
 csv         reading a FER-2013 csv, against pandas
-explain     which map says best what a network looked at, by the deletion test
+explain     maps of what a network looked at, compared by the deletion test
 memory      the peak memory of an epoch of the command
 detect      face detectors on photographs with known faces: found, false, milliseconds
-accelerator  the shipped nets on whatever accelerator is there, in 8 minutes: steps, memory, MFU, an epoch, determinism
-time_to_accuracy  minutes of training until PublicTest is at 60, 65, 68 %, against a PyTorch program of the same recipe
-scaling     a step on many devices, predicted; --measure holds the prediction against two processes
+accelerator  the packaged networks on the available accelerator, in 8 minutes: steps, memory, MFU, an epoch, determinism
+time_to_accuracy  minutes of training to 60, 65, 68 % on PublicTest, against a PyTorch program with the same recipe
+scaling     a prediction of a step on many devices; --measure compares the prediction with two processes
 
-Every contestant is a process of its own (scripts/benchmark/peers), which waits while another has its turn; turns go
-round (A B A B ...), and the first round isn't counted. Prints medians, spread, and each contestant's seconds over the
-first one's, round by round; writes all of it to a JSON file too. A contestant that isn't installed (`pip install -e
-'.[bench]'`) is named and left out. Run it on a machine that does nothing else.
+Every contestant is a process of its own (scripts/benchmark/peers), which waits while another has its turn. Contestants
+take turns (A B A B ...), and the first round isn't counted. Prints the medians, the spread, and the ratio of each
+contestant's seconds to the first one's, round by round, and writes all of it to a JSON file. A contestant that isn't
+installed (`pip install -e '.[bench]'`) is named and left out. Run it on a machine that is otherwise idle.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from scripts.benchmark.comparison import PAUSE_SECONDS, compare, measure_in_turn
 from scripts.benchmark.peers import NETS, PEERS, SIZES, make_specs
 from scripts.benchmark.peers.worker import Worker
 
-# Of 200 pixels, with a face.
+# A photograph of 200x200 pixels, with a face.
 PHOTOGRAPH = "tests/fixtures/astronaut.jpg"
 
 
@@ -105,7 +105,7 @@ def benchmark_calls(arguments) -> Iterator[dict]:
 
 @contextlib.contextmanager
 def user_command(module: str, *words: str, cache: str | None = None) -> Iterator[subprocess.Popen]:
-    """Starts a command as a user would, and stops it where it still runs; cache: in place of the user's."""
+    """Starts a command as a user would, and stops it at the end if it still runs; cache: replaces the user's cache."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
     if cache:
         environment["XDG_CACHE_HOME"] = cache
@@ -123,14 +123,14 @@ def training(workdir: pathlib.Path, *options: str, cache: str | None = None):
 
 
 def benchmark_end_to_end(arguments) -> Iterator[dict]:
-    """An epoch lies between two measurements of the bare step, whose mean it is held against.
+    """Compares epochs of the command with the bare step, as the mean of the measurements before and after an epoch.
 
-    Each is of 100 steps, long enough to be at the pace of an epoch.
+    Each measurement is of 100 steps, which is long enough to reach the pace of an epoch.
     """
     net = [f"--config.model.{key}={value}" for key, value in NETS[arguments.net[0]].items()]
     for batch in arguments.batch:
         title = f"end to end, an epoch, batch {batch}, {arguments.net[0]}"
-        # The dtype that the command chooses, which is resolved where there is a device.
+        # The dtype that the command chooses; the worker resolves it, since that requires a device.
         step = our_step(batch, arguments.net[0], dtype="auto")
         with tempfile.TemporaryDirectory() as folder, Worker(step) as bare:
             folder, epochs, walls = pathlib.Path(folder), [], []
@@ -160,11 +160,11 @@ def benchmark_end_to_end(arguments) -> Iterator[dict]:
 
 
 def benchmark_startup(arguments) -> Iterator[dict]:
-    """Of `cold` only the native code is compiled before; `warm` has the programs of the start before it."""
+    """Times cold starts, with only the native code compiled, and warm ones, with the programs of the start before."""
     with tempfile.TemporaryDirectory() as cache:
 
         def forget() -> None:
-            # What lies beside it, the native code and the prepared data, is of the first round.
+            # The rest of the cache, native code and prepared data, is kept from the first round, which isn't counted.
             shutil.rmtree(pathlib.Path(cache, "fer_jax", "programs"), ignore_errors=True)
 
         def first_step() -> float:
@@ -213,7 +213,7 @@ def describe_machine() -> dict:
     }
 
 
-# What is measured, and the batch sizes (None: each net's own) and the rounds that go without saying.
+# Name: (the function that measures, default batch sizes (None: each network's own), default number of rounds).
 PARTS = {
     "step": (benchmark_network, None, 5),
     "inference": (benchmark_network, [1, 64, 512], 10),
@@ -266,7 +266,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # The command that `startup` and `memory` measure restarts by itself, which counts.
+    # The command that `startup` and `memory` measure restarts itself, which is part of the measurement.
     if sys.argv[1:2] not in (["startup"], ["memory"]):
         restart_tuned()
     main(sys.argv[1:])

@@ -1,19 +1,19 @@
-"""Measures on whatever accelerator is there, in one go: python -m scripts.benchmark accelerator [--minutes 8]
+"""Measures on the available accelerator, all in one go: python -m scripts.benchmark accelerator [--minutes 8]
 
-nets         of each shipped config, at its image size, batch and dtype: a training step and an inference of ours, of
+nets         for each packaged config, at its image size, batch and dtype: a training step and an inference of ours, of
              PyTorch (eager and compiled) and of plain Flax; FLOP/s, their share of the device's peak (MFU), memory
 loaders      batches on the host, as images and as indices
-calls        training steps by both loaders, one by one and many in a call
-determinism  two runs of the command with parallel.deterministic, by their parameters' digests
-epoch        the second epoch of the command of each config, and its share of the bare step
+calls        training steps with both loaders, one by one and many per call
+determinism  two runs of the command with parallel.deterministic, compared by their parameters' digests
+epoch        the second epoch of the command with each config, and its share of the bare step's speed
 
-Every contestant is a process of its own, which waits while another has its turn. They are started one after the other,
-PyTorch's beside JAX's, since what is compiled is tried out on the device. Each section has its share of --minutes, the
-more the fewer are left; what has no time, no package or no memory is named in the tables, and the rest goes on.
+Every contestant is a process of its own, which waits while another has its turn. Contestants start one after the other,
+but PyTorch's in parallel with JAX's, since compilers time kernels on the device. Each section gets its share of what is
+left of --minutes. A contestant that lacks time, a package or memory is named in the tables, and the others continue.
 
-A step is forward, backward and Adam on random images that are on the device; ours augments as well. Steps follow each
-other without the host's waiting, as in training. Inference is from images on the host to logits on the host. On a CPU
-it works too, but its 8 minutes are too short for the largest net.
+A step is forward, backward and Adam on random images that are on the device; ours augments as well. The host does not
+wait between steps, as in training. Inference is from images on the host to logits on the host. The script also works on
+a CPU, but there 8 minutes are too short for the largest network.
 """
 
 import argparse
@@ -48,11 +48,11 @@ CONTESTANTS = {
     "torch-compile": {"peer": "torch_resnet", "compile": True},
     "flax": {"peer": "flax_resnet"},
 }
-# The parts of a training step's FLOPs that a task has.
+# The FLOPs of each task as a fraction of those of a training step.
 TASKS = {"step": 1.0, "inference": 1 / 3}
-# Seconds that a turn should take; what is left of a section's time when its contestants must be ready.
+# The intended seconds of a turn; the share of a section's time that must be left once its contestants are ready.
 TURN_SECONDS, LEFT_TO_MEASURE = 0.5, 0.25
-# So that an epoch or two are a run, and its report is short.
+# Options that permit runs of one or two epochs, and shorten the report.
 SHORT = ["--config.optimizer.warmup_epochs=0", "--config.mix.off_epochs=0", "--config.evaluation.report_views=whole"]
 NO_TIME = "there was no time left for it"
 
@@ -63,7 +63,7 @@ class Failed(Exception):
 
 @dataclasses.dataclass
 class Clock:
-    """Until when a section may measure, in time.monotonic()'s seconds."""
+    """The time until which a section may measure, in seconds of time.monotonic()."""
 
     end: float
 
@@ -73,7 +73,7 @@ class Clock:
 
 @dataclasses.dataclass
 class Measured:
-    """A line of the tables. what: its name. figures: of the JSON file. said: for people. failed: why there are none."""
+    """A line of the tables. what: its name. figures: for the JSON file. said: for people. failed: why it is missing."""
 
     section: str
     what: str
@@ -82,7 +82,7 @@ class Measured:
     failed: str = ""
 
 
-# --- The machine, and the nets.
+# --- The machine and the networks.
 
 
 def read_config(net: str):
@@ -92,7 +92,7 @@ def read_config(net: str):
 
 
 def net_of(name: str, arguments) -> dict:
-    """Returns a shipped net: {model, image_size, batch}."""
+    """Returns the network of a packaged config: {model, image_size, batch}."""
     config = read_config(name)
     return {
         "model": {key: config.model[key] for key in MODEL_KEYS} | arguments.model,
@@ -102,7 +102,7 @@ def net_of(name: str, arguments) -> dict:
 
 
 def probe(nets: dict) -> None:
-    """Prints, in a process of its own, what there is to compute on, and the nets' FLOPs of training on an image."""
+    """Prints, in a process of its own, a description of the device and the networks' FLOPs of training on an image."""
     import jax
 
     from fer_jax.models import flops
@@ -125,7 +125,7 @@ def probe(nets: dict) -> None:
 
 
 def ask(arguments: list[str], clock: Clock):
-    """Returns the JSON that this module prints in a process of its own."""
+    """Runs this module with arguments in a process of its own, and returns the JSON that it prints."""
     command = [sys.executable, "-m", "scripts.benchmark", "accelerator", *arguments]
     with _named():
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=max(1.0, clock.left()))
@@ -146,7 +146,7 @@ def _named() -> Iterator[None]:
 
 
 def start_all(specs: dict, clock: Clock, stack: contextlib.ExitStack) -> tuple[dict[str, Worker], dict[str, str]]:
-    """Starts a worker for each spec; returns {name: worker} and {name: why there is none}."""
+    """Starts a worker for each spec; returns {name: worker}, and {name: reason} for those that did not start."""
     ready_by = clock.end - LEFT_TO_MEASURE * max(0.0, clock.left())
     workers, left_out = {}, {}
 
@@ -165,7 +165,7 @@ def start_all(specs: dict, clock: Clock, stack: contextlib.ExitStack) -> tuple[d
                 workers[name] = worker
                 stack.callback(worker.close)
 
-    # PyTorch's compiler is busy on the host, and XLA tries its kernels on the device.
+    # The two lanes run in parallel: PyTorch's compiler is busy on the host, and XLA times its kernels on the device.
     lanes = [[name for name in specs if ("torch" in specs[name]["peer"]) == is_torch] for is_torch in (False, True)]
     with concurrent.futures.ThreadPoolExecutor(len(lanes)) as executor:
         for done in [executor.submit(start, lane) for lane in lanes]:
@@ -174,13 +174,13 @@ def start_all(specs: dict, clock: Clock, stack: contextlib.ExitStack) -> tuple[d
 
 
 def take_turns(workers: dict[str, Worker], clock: Clock, rounds: int) -> tuple[dict[str, dict], dict[str, str]]:
-    """Returns {name: {seconds: of a call, round by round, memory}} and {name: why there are none}.
+    """Returns {name: {seconds: of a call, round by round, memory}}, and {name: reason} for workers without a result.
 
-    Of a worker whose time is over, there are the rounds that it had finished.
+    A worker that runs out of time keeps the rounds that it has finished.
     """
     found, failed, calls = {}, {}, {}
     for number in range(rounds + 1):
-        # At least one round, and no more than there is time for.
+        # At least one round is measured; another only begins if the time left suffices for two.
         if number > 1 and clock.left() < 2 * sum(calls[name] * each["seconds"][-1] for name, each in found.items()):
             break
         for name, worker in workers.items():
@@ -200,11 +200,11 @@ def take_turns(workers: dict[str, Worker], clock: Clock, rounds: int) -> tuple[d
 
 
 def measure_specs(specs: dict, clock: Clock, arguments, machine: dict) -> tuple[dict[str, dict], dict[str, str]]:
-    """Returns {name: {seconds, memory, versions, spec}} of each that could be measured, and {name: why not}.
+    """Returns {name: {seconds, memory, versions, spec}} of what could be measured, and {name: reason} of the others.
 
-    Those of a task take turns. Raises Failed where their networks have other numbers of parameters.
+    Contestants of the same task take turns. Raises Failed if their networks have different numbers of parameters.
     """
-    # A TPU belongs to one process at a time.
+    # Only one process at a time can use a TPU.
     is_shared = machine["platform"] != "tpu"
     groups = [specs] if is_shared else [{name: spec} for name, spec in specs.items()]
     found, left_out = {}, {}
@@ -224,7 +224,7 @@ def measure_specs(specs: dict, clock: Clock, arguments, machine: dict) -> tuple[
     return found, left_out
 
 
-# --- Sections: each yields what it measured.
+# --- Sections: each yields its measurements.
 
 
 def measure_net(name: str, clock: Clock, arguments, machine: dict) -> Iterator[Measured]:
@@ -253,7 +253,7 @@ def measure_net(name: str, clock: Clock, arguments, machine: dict) -> Iterator[M
         figures = found[key] | speed_of(found[key]["seconds"], images=net["batch"])
         flops = TASKS[specs[key]["task"]] * machine["flops"][name]
         figures["tflops"] = flops * figures["images_per_second"] / 1e12
-        if machine["peak"] and dtype == "bfloat16":  # which the peak is of
+        if machine["peak"] and dtype == "bfloat16":  # the peak is for bfloat16
             figures["mfu"] = figures["tflops"] * 1e12 / machine["peak"]
         yield Measured(f"nets {name}", key, figures, describe_task(figures))
 
@@ -302,7 +302,7 @@ def _measure_others(
 
 
 def _options(name: str, arguments) -> list[str]:
-    """Returns the command's options for a net."""
+    """Returns the command's options for a network."""
     options = [f"--config.model.{key}={value}" for key, value in arguments.model.items()]
     options += [f"--config.batch_size={arguments.batch}"] if arguments.batch else []
     return [f"--config={name}", *options]
@@ -318,7 +318,7 @@ def measure_determinism(clock: Clock, arguments, machine: dict) -> Iterator[Meas
     with tempfile.TemporaryDirectory() as folder:
         workdirs = [pathlib.Path(folder, str(number)) for number in range(2)]
         options = ["--config.dataset.source=embedded", "--config.parallel.deterministic=True", "--config.num_epochs=1"]
-        # At the same time, but on a TPU: each is slowed down by the other in its own way, and must not show it.
+        # The runs are simultaneous, except on a TPU: each disturbs the other's timing, which must not change the bits.
         groups = [[workdir] for workdir in workdirs] if machine["platform"] == "tpu" else [workdirs]
         for group in groups:
             _run_all([_command(name, workdir, arguments, *options) for workdir in group], clock)
@@ -330,9 +330,9 @@ def measure_determinism(clock: Clock, arguments, machine: dict) -> Iterator[Meas
 
 
 def _run_all(commands: list[list[str]], clock: Clock) -> None:
-    """Runs commands side by side; raises Failed where one fails or has no time."""
+    """Runs commands in parallel; raises Failed if one fails or runs out of time."""
     with contextlib.ExitStack() as stack, _named():
-        # Without a cache: both would take the same program, and what compiling chooses would be equal anyway.
+        # The cache is off: with it both runs would load one program, which would hide the choices made in compiling.
         for run in [stack.enter_context(running(command, JAX_COMPILATION_CACHE_DIR="")) for command in commands]:
             if run.wait(max(1.0, clock.left())):
                 raise Failed(f"the command ended with status {run.returncode}")
@@ -362,12 +362,12 @@ def running(command: list[str], **environment: str) -> Iterator[subprocess.Popen
         try:
             yield process
         finally:
-            # It has nothing that is worth being saved.
+            # SIGKILL rather than SIGTERM, since nothing in it is worth saving.
             process.send_signal(signal.SIGKILL)
 
 
 def measure_epoch(name: str, clock: Clock, arguments, machine: dict, data: Callable[[], list[str]], step) -> Measured:
-    """Returns the second epoch of the command, with data's options. step: the bare step's images/s, or None."""
+    """Measures the command's second epoch. data: returns its data options. step: images/s of the bare step, or None."""
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder, "run")
         options = ["--config.dataset.loader=device", "--config.log.every_steps=1000000", "--config.num_epochs=2"]
@@ -387,7 +387,7 @@ def measure_epoch(name: str, clock: Clock, arguments, machine: dict, data: Calla
 
 
 def _second_epoch(path: pathlib.Path, process: subprocess.Popen, clock: Clock) -> dict:
-    """Returns the last training event of the second epoch, once that is there."""
+    """Waits for the end of the second epoch and returns its last training event."""
     while True:
         is_over = process.poll() is not None
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -402,11 +402,11 @@ def _second_epoch(path: pathlib.Path, process: subprocess.Popen, clock: Clock) -
         time.sleep(0.05)
 
 
-# --- All of it.
+# --- All sections.
 
 
 def measure_all(arguments, end: float, machine: dict, folder: pathlib.Path) -> Iterator[list[Measured]]:
-    """Yields the lines of each section, failed or not."""
+    """Yields the lines of each section, whether it failed or not."""
     steps = {}
 
     def data() -> list[str]:
@@ -424,7 +424,7 @@ def measure_all(arguments, end: float, machine: dict, folder: pathlib.Path) -> I
     def epoch(name: str, clock: Clock) -> Iterator[Measured]:
         yield measure_epoch(name, clock, arguments, machine, data, steps.get(name))
 
-    # What each takes of the time, roughly.
+    # (title, approximate weight of its time, function) of each section.
     plan = [(f"nets {name}", 6, lambda clock, name=name: net(name, clock)) for name in arguments.nets]
     plan += [
         ("loaders", 1, lambda clock: measure_loaders(clock, arguments, machine)),
@@ -442,7 +442,7 @@ def measure_all(arguments, end: float, machine: dict, folder: pathlib.Path) -> I
             for measured in run(clock):
                 lines.append(measured)
         except Exception as error:
-            # Whatever it is, the other sections are worth having.
+            # Whatever the error is, the other sections are still worth measuring.
             reason = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
             lines.append(Measured(title, title, failed=" ".join(reason.split())[:300]))
         yield lines

@@ -13,7 +13,7 @@ PAUSE_SECONDS = 0.3
 
 
 def measure_in_turn(turns: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Takes turns, `rounds` times and once before; gives what each gave, without the first."""
+    """Takes turns for `rounds` rounds after one that isn't counted; returns the results of each, round by round."""
     seconds = {name: [] for name in turns}
     for _ in range(rounds + 1):
         for name, turn in turns.items():
@@ -23,20 +23,20 @@ def measure_in_turn(turns: dict[str, Callable[[], float]], rounds: int) -> dict[
 
 
 def speed_of(values: list[float], *, images: int) -> dict:
-    """Returns median, least and most of the seconds of a call, and by the median its images/s; images: in a call."""
+    """Returns the median, minimum and maximum seconds of a call, and the median's images/s; images: per call."""
     median = statistics.median(values)
     return {"median": median, "min": min(values), "max": max(values), "images_per_second": images / median}
 
 
 def describe_other_networks(workers: dict[str, Worker]) -> str:
-    """Returns what is wrong where the workers' networks have other numbers of parameters, else an empty string."""
+    """Returns an error message if the workers' networks differ in their numbers of parameters, else an empty string."""
     counts = {name: worker.num_parameters for name, worker in workers.items()}
     are_equal = len(set(counts.values()) - {0}) <= 1
     return "" if are_equal else f"these are not the same network, by their numbers of parameters: {counts}"
 
 
 def summarize(seconds: dict[str, list[float]], *, images: int) -> dict[str, dict]:
-    """Returns each contestant's figures; images: in a call. ratios: over the first's seconds, round by round."""
+    """Returns each contestant's figures; images: per call. ratios: to the first one's seconds, round by round."""
     first = next(iter(seconds.values()))
     figures = {}
     for name, values in seconds.items():
@@ -47,7 +47,7 @@ def summarize(seconds: dict[str, list[float]], *, images: int) -> dict[str, dict
 
 
 def table(comparison: dict) -> str:
-    """Renders a comparison for people."""
+    """Returns a comparison as a table in plain text."""
     lines = [
         f"{comparison['title']}, {comparison['rounds']} rounds",
         f"{'':<24}{'median ms':>12}{'min..max':>22}{'images/s':>12}{'times the first':>18}{'min..max':>16}",
@@ -65,7 +65,7 @@ def table(comparison: dict) -> str:
 def compare(title: str, specs: dict[str, dict], *, rounds: int, calls: int, images: int) -> dict:
     """Starts a worker for each spec and measures them in turn; their networks must have equally many parameters.
 
-    calls: in a turn. images: in a call.
+    calls: per turn. images: per call.
     """
     workers, left_out = {}, {}
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""Times the convolutions of the benchmark's networks alone, forward, dx and dW, by every way of computing them.
+"""Times the convolutions of the benchmark's networks alone, forward, dx and dW, with every implementation.
 
-Rates are of useful work; the native convolution's are also given as shares of the processor's peak, which is measured
-by multiply-adds in registers.
+Rates count useful work only. The native convolution's are also given as shares of the processor's peak, which is
+measured with multiply-adds in registers.
 """
 
 import argparse
@@ -43,7 +43,7 @@ PASSES = ("forward", "dx", "dW")
 
 
 def passes(name: str, window: int, stride: int) -> list:
-    """Returns the compiled functions of (x, kernel, dy) that are forward, dx and dW."""
+    """Returns the compiled functions of (x, kernel, dy) that compute forward, dx and dW."""
     pad = ((window // 2, window // 2),) * 2
     numbers = ("NHWC", "HWIO", "NHWC")
 
@@ -58,9 +58,9 @@ def passes(name: str, window: int, stride: int) -> list:
 
 
 def peaks() -> dict[str, float]:
-    """Returns {dtype: the most GFLOP/s of multiply-adds on all threads}, for the dtypes of the native code.
+    """Returns {dtype: the peak GFLOP/s of multiply-adds on all threads}, for the dtypes of the native code.
 
-    Without a compiler, which is said, there are none.
+    Without a compiler it prints so and returns an empty dict.
     """
     with tempfile.TemporaryDirectory() as folder:
         program, source = os.path.join(folder, "peak"), pathlib.Path(__file__).with_name("peak.cc")
@@ -102,7 +102,7 @@ def measure(dtype: str, rounds: int, shapes=tuple(SHAPES)) -> list[dict]:
 
 
 def table(results: list[dict], peak: float | None = None) -> str:
-    """Returns the results as a table in Markdown; peak: GFLOP/s of which the native rates are shares."""
+    """Returns the results as a table in Markdown; peak: GFLOP/s, to add the native rates' shares of it."""
     ways = list(results[0]["gflops"])
     shares = ["of the peak"] if peak else []
     lines = [f"| image, channels, window, stride, batch | {' | '.join([ways[0], *shares, *ways[1:]])} |"]

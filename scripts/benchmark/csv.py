@@ -2,8 +2,8 @@
 
     python -m scripts.benchmark csv [PATH.csv]
 
-Without a path it writes a csv of 35,887 random images, the size of FER-2013, to a temporary folder. Both ways turn the
-file into the same uint8 array, in turn, after one round that isn't counted. Takes about a minute and 1 GB of memory.
+Without a path it writes a csv of 35,887 random images, the size of FER-2013, to a temporary folder. Both ways read the
+file into the same uint8 array, in turn, after one round that isn't counted. It takes about a minute and 1 GB of memory.
 """
 
 import pathlib
@@ -25,7 +25,7 @@ NUM_IMAGES = {"Training": 28_709, "PublicTest": 3_589, "PrivateTest": 3_589}
 
 
 def read_with_pandas(path: pathlib.Path) -> np.ndarray:
-    """Returns uint8 [N, 48, 48, 1] as notebooks on FER-2013 do, at its best: without the dtype it takes thrice that."""
+    """Returns uint8 [N, 48, 48, 1] as FER-2013 notebooks do, at best: without the dtype it takes thrice the time."""
     frame = pd.read_csv(path)
     images = frame["pixels"].apply(lambda pixels: np.array(pixels.split(), dtype=np.uint8))
     return np.stack(images.to_list()).reshape(-1, *IMAGE_SHAPE)
@@ -52,7 +52,7 @@ def write_random_csv(path: pathlib.Path) -> None:
 
 
 def measure(read: Callable[[pathlib.Path], np.ndarray], path: pathlib.Path) -> tuple[float, float, np.ndarray]:
-    """Returns the seconds that passed, the processor seconds (of all threads) and what was read."""
+    """Returns the elapsed seconds, the processor seconds (of all threads) and the images."""
     wall, processor = time.perf_counter(), time.process_time()
     images = read(path)
     return time.perf_counter() - wall, time.process_time() - processor, images

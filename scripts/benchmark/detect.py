@@ -1,8 +1,9 @@
 """Measures face detectors on photographs that packages ship: python -m scripts.benchmark detect [--detector ...]
 
 The photographs are those of scikit-image (`pip install -e '.[bench]'`) and, where they are installed, of ultralytics
-and insightface; a package that isn't there is named and left out. A face is found where a box overlaps with a known one
-by 0.4 of their union; every other box is false. One picture at a time, after one that isn't counted.
+and insightface; a package that isn't there is named and left out. A face is found if a box and the known one have an
+intersection over union of at least 0.4; every other box is false. Pictures are timed one at a time, after a first
+one that isn't counted.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from fer_jax.errors import UserError
 from fer_jax.faces import pictures
 from fer_jax.faces.detectors import import_opencv, make_detector
 
-# {package: {file: boxes (left, top, width, height) of its faces}}, looked through by eye.
+# {package: {file: boxes (left, top, width, height) of its faces}}, checked by eye.
 KNOWN = {
     "skimage/data": {
         "astronaut.png": [(170, 66, 108, 108)],
@@ -78,7 +79,7 @@ def load() -> tuple[list[Photograph], list[str]]:
     photographs, missing = [], []
     for folder, files in KNOWN.items():
         package, *rest = folder.split("/")
-        # Found, not imported: some of them take seconds and gigabytes.
+        # The package is only located: importing some of them takes seconds and gigabytes.
         spec = importlib.util.find_spec(package)
         if spec is None:
             missing.append(package)
@@ -100,7 +101,7 @@ def count(found: Sequence[tuple], known: Sequence[tuple]) -> tuple[int, int]:
     left = list(known)
     for box in found:
         best = max(left, key=lambda other: overlap(box, other), default=None)
-        # Each face is found once; a second box of it is false.
+        # Each face is found only once; a second box on it is false.
         if best is not None and overlap(box, best) >= MIN_OVERLAP:
             left.remove(best)
     hits = len(known) - len(left)
@@ -108,7 +109,7 @@ def count(found: Sequence[tuple], known: Sequence[tuple]) -> tuple[int, int]:
 
 
 def measure(detect: Callable[[np.ndarray], Sequence[tuple]], photographs: Sequence[Photograph]) -> dict[str, float]:
-    """Returns the sums of `count` and the median milliseconds of a picture; detect: pixels -> boxes."""
+    """Returns the sums of `count` and the median milliseconds per picture; detect: pixels -> boxes."""
     detect(photographs[0][0])  # compiles
     hits, false, seconds = 0, 0, []
     for pixels, known in photographs:
@@ -121,7 +122,7 @@ def measure(detect: Callable[[np.ndarray], Sequence[tuple]], photographs: Sequen
 
 
 def make(name: str, small_faces: bool) -> Callable[[np.ndarray], Sequence[tuple]]:
-    """Returns a function from pixels to boxes: a detector of ours by its name, or 'haar', OpenCV's as `fer` uses it."""
+    """Returns a function from pixels to boxes; name: a detector of fer_jax, or 'haar' for OpenCV's as in `fer`."""
     if name != "haar":
         detector = make_detector(name)
         return lambda pixels: [face.box for face in detector([pixels], small_faces=small_faces)[0]]

@@ -1,9 +1,9 @@
-"""Which map says best what a network looked at: python -m scripts.benchmark explain --weights=FILE_OR_RUN [--data=PATH]
+"""Compares maps of what a network looked at: python -m scripts.benchmark explain --weights=FILE_OR_RUN [--data=PATH]
 
-The deletion test: of faces of the validation split, the tenth and the quarter of the pixels that a map calls the most
-important are blurred, and how far the probability of the predicted class falls is averaged; the more, the better the
-map. Then all but that quarter is blurred, and what is left of the probability is averaged. Blurring hides without
-adding edges. A disc in the centre, where the face is, and smooth random blobs show what a map has to beat. Prints a
+This is the deletion test. In faces of the validation split, the tenth and the quarter of the pixels that a map rates as
+most important are blurred, and the fall of the predicted class's probability is averaged: the larger, the better the
+map. Then all but that quarter is blurred, and the remaining probability is averaged. Blurring hides without adding
+edges. A disc in the centre, where the face is, and smooth random blobs are baselines that a map has to beat. Prints a
 Markdown table.
 """
 
@@ -19,13 +19,13 @@ from fer_jax.inference.evaluation_data import load_other, load_own
 from fer_jax.inference.trained_model import TrainedModel
 from fer_jax.system.terminal import SILENT
 
-# Of the blur that hides, and of the random blobs, in pixels of an image of 48.
+# The standard deviation of the blur and of the random blobs, in pixels of an image of 48x48.
 SIGMA = 4.0
 SHARES = (0.10, 0.25)
 
 
 def disc(trained: TrainedModel, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Returns maps that know nothing of the images: the nearer to the centre, the more important."""
+    """Returns maps that don't depend on the images: the nearer to the centre, the more important."""
     height, width = images.shape[1:3]
     rows, columns = np.mgrid[:height, :width]
     distance = np.hypot((rows - (height - 1) / 2) / height, (columns - (width - 1) / 2) / width)
@@ -51,12 +51,12 @@ def candidates(trained: TrainedModel) -> Iterator[tuple[str, Callable]]:
 
 
 def deletion_test(trained: TrainedModel, images: np.ndarray, maps: np.ndarray, classes: np.ndarray) -> list[float]:
-    """Returns the mean fall of the classes' probability by each share blurred, and the mean that a last share keeps.
+    """Returns the mean fall of the classes' probability for each blurred share, and its mean with only the last kept.
 
     images: uint8 [n, height, width, channels]. maps: float [n, height, width]. classes: int [n].
     """
     blurred = ndimage.gaussian_filter(images, (0, SIGMA, SIGMA, 0))
-    # Ranks rather than thresholds, so that just the share is hidden, also where many pixels are equal.
+    # Ranks rather than thresholds, so that exactly the share is hidden, even if many pixels are equal.
     ranks = np.argsort(np.argsort(-maps.reshape(len(maps), -1), axis=1, kind="stable"), axis=1).reshape(maps.shape)
 
     def probability(is_sharp: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
         dataset = load_other(trained, arguments.data, "validation", trained.config.dataset, SILENT)
     else:
         dataset = load_own(trained, str(arguments.weights), SILENT)
-    # Spread over the split, whose files may be sorted by class.
+    # The faces are spread over the split, since its files may be sorted by class.
     images = dataset.split("validation").images
     images = images[np.linspace(0, len(images) - 1, min(arguments.faces, len(images))).round().astype(int)]
     probabilities = trained.probabilities(images)

@@ -1,10 +1,10 @@
-"""How much of an epoch the loop spends in steps where a step takes 1 ms, as on a GPU: the share, and the rest by kind.
+"""Measures the share of an epoch that the loop spends in steps if a step takes 1 ms, as on a GPU, and the rest by kind.
 
     python -m scripts.benchmark loop [--config.checkpoint.every_epochs=N ...]
 
-It is `fer_jax.train` with its files, events, checkpoints and early stopping, a state of the real size (ResNet-50 and
-Adam, 282 MB) and FER-2013's numbers of images. Only the device is simulated: it takes its time for steps of
-training, in a queue as a GPU has, and none for those of evaluation; weights stay what they are.
+Runs `fer_jax.train` with its files, events, checkpoints and early stopping, a state of the real size (ResNet-50 and
+Adam, 282 MB) and FER-2013's numbers of images. Only the device is simulated: training steps take their time in a queue,
+as on a GPU, evaluation steps take none, and the weights never change.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SIZES = {"train": 28_709, "validation": 3_589}
 
 
 class Pending:
-    """An array of a simulated device, which whoever fetches it waits for."""
+    """An array of a simulated device; fetching it waits until it is due."""
 
     def __init__(self, value, due: float):
         self._value, self._due = np.asarray(value), due
@@ -44,9 +44,9 @@ class Pending:
 
 
 class SimulatedDevice:
-    """Stands for the compiled programs: a queue of steps, which return at once and are done one after the other.
+    """Replaces the compiled programs by a queue of steps, which return at once and complete one after the other.
 
-    seconds: of each epoch, by what they were spent in.
+    seconds: for each epoch, the seconds spent in steps, evaluating and saving.
     """
 
     def __init__(self, step_seconds: float):
@@ -63,10 +63,10 @@ class SimulatedDevice:
         self.seconds.append(self._none())
 
     def call(self, program: Program, state, batches: dict):
-        """A call of the training program."""
+        """Enqueues the steps of one call of the training program."""
         self.started = self.started or time.perf_counter()
         num_steps, batch_size = batches["index"].shape[:2]
-        program._shard(batches)  # what a step is sent goes to the device
+        program._shard(batches)  # the transfer to the device is real
         self._due = max(self._due, time.perf_counter()) + num_steps * self._step_seconds
         self.seconds[-1]["steps"] += num_steps * self._step_seconds
         sums = {"loss": 1.5 * batch_size, "correct": batch_size // 2, "count": batch_size, "learning_rate": 0.001}
@@ -75,11 +75,11 @@ class SimulatedDevice:
         return state.replace(step=jax.device_put(np.int32(self._step), state.step.sharding)), pending
 
     def evaluate(self, variables, data, batch) -> dict:
-        """A step of evaluation."""
+        """Returns the metrics of an evaluation step, which takes no time."""
         return {"whole": {"loss": np.float32(1.5), "confusion": np.eye(7, dtype=np.int32)}}
 
     def timed(self, kind: str, function):
-        """Returns the function, whose time counts as `kind`."""
+        """Wraps a function so that its time counts as `kind`."""
 
         def call(*arguments, **options):
             started = time.perf_counter()
@@ -92,7 +92,7 @@ class SimulatedDevice:
 
 
 def measure(options: list[str], *, num_epochs: int, step_seconds: float = 0.001, sizes=SIZES) -> list[dict]:
-    """Returns by epoch the seconds in all, in steps, in evaluating and in saving."""
+    """Returns for each epoch the seconds in total, in steps, in evaluating and in saving."""
     config = command_line.read_config_file("resnet50")
     values = dict(option.removeprefix("--config.").split("=", 1) for option in options)
     defaults = {"num_epochs": num_epochs, "early_stopping.patience": num_epochs}
@@ -124,7 +124,7 @@ def _simulated(device: SimulatedDevice, dataset: Dataset, ends: list[float]) -> 
     say = train.Terminal.say
 
     def note(terminal, line: str) -> None:
-        # The last thing of an epoch is its line.
+        # An epoch ends with its line on the terminal.
         if line.startswith("epoch ") and "|" in line:
             ends.append(time.perf_counter())
             device.end_epoch()
@@ -168,7 +168,7 @@ def main(argv: list[str]) -> None:
             + " | ".join(f"{s / seconds['all']:.1%}" for s in shares)
             + " |"
         )
-    # The first epoch sets up what the others use.
+    # The first epoch is left out, since it sets up what the others use.
     later = epochs[1:]
     share = sum(epoch["steps"] for epoch in later) / sum(epoch["all"] for epoch in later)
     print(f"\nFrom the second epoch on {share:.1%} of the time is in steps.", file=sys.stdout)

@@ -1,6 +1,6 @@
-"""Prints the peak memory of an epoch of the command on the embedded data set: python -m scripts.benchmark memory
+"""Prints the peak memory of an epoch of the command on the embedded dataset: python -m scripts.benchmark memory
 
-Each variant is a process of its own; its peak is what the operating system says (ru_maxrss), everything included.
+Each variant is a process of its own. Its peak is the one that the operating system reports (ru_maxrss) for all of it.
 """
 
 import os
@@ -18,12 +18,12 @@ VARIANTS = [
 
 
 def resident_bytes(usage) -> int:
-    """Returns the most memory that a process had, by what the operating system says it used (struct_rusage)."""
+    """Returns the peak memory of a process in bytes; usage: its resources (struct_rusage) from the operating system."""
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def peak_bytes(command: list[str]) -> int:
-    """Returns the most memory that the process of a command had; exits where that fails."""
+    """Returns the peak memory of the process of a command in bytes; exits if the command fails."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status):

@@ -1,5 +1,5 @@
-// Prints the most GFLOP/s that this processor's multiply-adds reach on so many threads, for each dtype of the native code:
-// sums in registers, nothing else.
+// Prints the peak GFLOP/s of this processor's multiply-adds on a given number of threads, for each dtype of the native
+// code. The measured loop does nothing but add products to sums in registers.
 
 #include <chrono>
 #include <cstdio>
@@ -9,17 +9,17 @@
 
 template <typename T>
 float Work(int64_t rounds) {
-  constexpr int kSums = 12;  // more than a multiply-add's cycles, fewer than AVX2's registers
+  constexpr int kSums = 12;  // more than a multiply-add's latency in cycles, fewer than AVX2's registers
   Vector sums[kSums];
   const float value = 1;
 #pragma GCC unroll 12
   for (int s = 0; s < kSums; s++) {
     sums[s] = Zero();
-    asm volatile("" : "+v"(sums[s]));  // else the compiler would see that all sums are equal
+    asm volatile("" : "+v"(sums[s]));  // otherwise the compiler would see that all sums are equal
   }
   for (int64_t i = 0; i < rounds; i++) {
     Vector one = Broadcast(&value);
-    asm volatile("" : "+v"(one));  // else the compiler would see that every round does the same
+    asm volatile("" : "+v"(one));  // otherwise the compiler would see that all rounds do the same
 #pragma GCC unroll 12
     for (int s = 0; s < kSums; s++) sums[s] = T::MultiplyAdd(one, one, sums[s]);
   }

@@ -1,7 +1,7 @@
-"""Predicts a training step of ResNet-50 on many devices, from published figures and stated assumptions.
+"""Predicts the time of a training step of ResNet-50 on many devices, from published figures and stated assumptions.
 
 `python -m scripts.benchmark scaling` prints the assumptions and the predictions, as tables in Markdown; `--measure`
-holds the way of predicting against one and two processes of this machine, a core each, instead.
+instead compares the method of prediction with one and two processes on this machine, on one core each.
 """
 
 import argparse
@@ -28,18 +28,18 @@ from fer_jax.system import processes
 from scripts.benchmark.peers import ours
 
 # Assumptions that no data sheet gives.
-ATTAINED = 0.5  # the share of the peaks, of arithmetic and of memory, that a kernel attains
-KERNEL_SECONDS = 3e-6  # what a kernel takes at least, from its launch to the next one's
-KERNELS_PER_NORM = 8  # a convolution and a batch norm: three products, and passes over their results
-MEMORY_PASSES = 7  # how often in a step what a convolution or a norm wrote is written or read
+ATTAINED = 0.5  # the share of the peak rates of arithmetic and of memory that a kernel attains
+KERNEL_SECONDS = 3e-6  # the least time of a kernel, from its launch to the next one's
+KERNELS_PER_NORM = 8  # of a convolution and its batch norm: three products, and passes over their results
+MEMORY_PASSES = 7  # how often a step writes or reads the output of a convolution or a norm
 OPTIMIZER_PASSES = 7  # Adam reads gradient, parameter and two moments, and writes the latter three
-HOP_SECONDS = 5e-6  # what a message takes from one device to another, however small
+HOP_SECONDS = 5e-6  # the time of a message from one device to another, however small
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """peak: FLOP/s; memory: bytes/s; rings: of the networks that an all-reduce runs over one after the other, the
-    number of devices and the bytes/s in which a device sends.
+    """peak: FLOP/s; memory: bytes/s; rings: (number of devices, bytes/s that a device sends) of each network that an
+    all-reduce runs over, one after the other.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Device:
 
 
 def h100(nodes: int, per_node: int) -> Device:
-    # NVLink 900 GB/s in both directions together, memory 3.35 TB/s: https://www.nvidia.com/en-us/data-center/h100/
-    # One 400 Gb/s network card a GPU: https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html
+    # NVLink 900 GB/s for both directions together, memory 3.35 TB/s: https://www.nvidia.com/en-us/data-center/h100/
+    # One 400 Gb/s network card per GPU: https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html
     name, rings = f"{nodes * per_node} H100", ((per_node, 450e9), (nodes, 50e9))
     return Device(name, flops.PEAKS["NVIDIA H100 80GB HBM3"], 3.35e12, tuple(ring for ring in rings if ring[0] > 1))
 
 
 def v5e(side: int) -> Device:
     # 819 GB/s of memory, 1,600 Gb/s over four links, a torus of 16x16: https://cloud.google.com/tpu/docs/v5e
-    # Taken as both directions together: 25 GB/s a link and direction, two links on an axis.
+    # The links' rate is taken to be for both directions together: 25 GB/s per link and direction, two links per axis.
     return Device(f"{side * side} TPU v5e", flops.PEAKS["TPU v5 lite"], 819e9, 2 * ((side, 50e9),) if side > 1 else ())
 
 
@@ -66,7 +66,7 @@ SYSTEMS = (h100(1, 1), h100(1, 8), h100(8, 8), v5e(1), v5e(16))
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """flops: to train on an image; activations: values of an image that convolutions and norms write."""
+    """flops: those of training on an image; activations: the values per image that convolutions and norms write."""
 
     flops: int
     activations: int
@@ -76,7 +76,7 @@ class Network:
 
 
 def describe_network(model_config: dict | None = None) -> Network:
-    """Traces the network of configs/resnet50.py, with the changes of `model_config`."""
+    """Traces the network of configs/resnet50.py with the changes in `model_config`, and returns its figures."""
     model = ours.make_network({"model": model_config or {}})
     image = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
 
@@ -97,17 +97,17 @@ def describe_network(model_config: dict | None = None) -> Network:
 
 
 def device_seconds(network: Network, device: Device, batch: int) -> float:
-    """A step's time on one device: the longest of arithmetic, memory and kernels, none of which waits for another."""
+    """Returns a step's seconds on one device: the longest of arithmetic, memory and kernels, taken to overlap."""
     arithmetic = network.flops * batch / (device.peak * ATTAINED)
     moved = 2 * MEMORY_PASSES * network.activations * batch + 4 * OPTIMIZER_PASSES * network.parameters
     return max(arithmetic, moved / (device.memory * ATTAINED), KERNELS_PER_NORM * network.norms * KERNEL_SECONDS)
 
 
 def all_reduce_seconds(size: float, device: Device) -> float:
-    """The time to sum `size` bytes over all devices: ring by ring, each with the part that the one before left.
+    """Returns the seconds to sum `size` bytes over all devices, ring by ring, each with what the previous one left.
 
     A ring of n sends 2 (n-1)/n of its bytes (Patarasuk & Yuan 2009, https://doi.org/10.1016/j.jpdc.2008.09.002). Small
-    messages go up and down a tree instead, whose hops they pay.
+    messages go up and down a tree instead, and each hop takes HOP_SECONDS.
     """
     seconds = 0.0
     for members, bandwidth in device.rings:
@@ -117,10 +117,10 @@ def all_reduce_seconds(size: float, device: Device) -> float:
 
 
 def step_seconds(network: Network, device: Device, batch: int, *, sync: bool, gradient_bytes: int) -> float:
-    """Adds up what a device does and what it waits for; nothing is taken to overlap.
+    """Returns the seconds of a step: a device's work plus its waiting for others; nothing is taken to overlap.
 
-    sync: batch statistics over all devices, summed forward and backward norm by norm; otherwise they travel with the
-    gradients, whose values take `gradient_bytes` each.
+    sync: batch statistics are over all devices, summed norm by norm forward and backward; otherwise they are summed
+    together with the gradients, whose values take `gradient_bytes` each.
     """
     seconds = device_seconds(network, device, batch)
     if not device.rings:
@@ -140,7 +140,7 @@ WAYS = {
 
 
 def predict(network: Network) -> str:
-    """Returns the table: for each system and batch per device, milliseconds, images/s and efficiency of each way."""
+    """Returns a table: for each system and batch per device, milliseconds, images/s and efficiency of each way."""
     lines = ["| devices | batch each | " + " | ".join(f"{way}: ms | images/s | efficiency" for way in WAYS) + " |"]
     lines.append("|---|---:|" + "---:|---:|---:|" * len(WAYS))
     for device in SYSTEMS:
@@ -178,7 +178,7 @@ def assumptions(network: Network) -> str:
 
 
 def work(spec: dict) -> None:
-    """A process of `measure`: prints what its steps and the all-reduces in them take, in seconds."""
+    """Runs as a process of `measure`: prints the seconds of its steps and of the all-reduces in them."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[spec["process_index"]]})
     if spec["process_count"] > 1:
@@ -213,7 +213,7 @@ def work(spec: dict) -> None:
 
 
 def measure(batch: int, rounds: int, model: dict) -> str:
-    """Predicts two processes from one and from all-reduces alone, all measured, and returns it in words."""
+    """Predicts a step of two processes from measurements of one and of all-reduces; returns the result in words."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
@@ -244,8 +244,8 @@ def measure(batch: int, rounds: int, model: dict) -> str:
 
     one, two = run(1), run(2)
     norms = describe_network(model).norms
-    # Gloo takes the arrays of an all-reduce one after the other, each in at least the time of a small message: kernels,
-    # scales and biases, the head's two; statistics either beside them, or norm by norm, forward and backward.
+    # Gloo reduces one array after the other, each in at least the time of a small message. The arrays are the kernels,
+    # scales and biases, the head's two, and the statistics, beside them or norm by norm, forward and backward.
     messages = (3 * norms + 2) + 2 * norms
     seconds = one["own"] + two["gradients"] + messages * two["statistics"]
     lines = [

@@ -1,21 +1,21 @@
-"""Minutes of training to an accuracy on FER-2013: python -m scripts.benchmark time_to_accuracy --target 65 [...]
+"""Times training to an accuracy on FER-2013: python -m scripts.benchmark time_to_accuracy --target 65 [...]
 
     python -m scripts.benchmark time_to_accuracy --target 60 65 68 --data fer2013.csv --runs 3
 
-Trains the same recipe (--config, with --config.KEY=VALUE as the command takes them) by the command itself ('ours') and
-by a PyTorch program (peers/torch_recipe.py, 'pytorch'), n runs each, one after the other, of the config's seed and the
-ones that follow it.
+Trains the same recipe (--config, with --config.KEY=VALUE as for the command) with the command itself ('ours') and with
+a PyTorch program (peers/torch_recipe.py, 'pytorch'), n runs each, one after the other, with the config's seed and those
+that follow it.
 
 The clock is that of the field's speed records: it runs while epochs are trained, from the first step on, with batches,
-augmentation and the moving average; it stands while the program starts and compiles, evaluates and saves. The target is
-reached at the end of the first epoch after which validation (PublicTest), in the config's one evaluation view, is
-classified as well as that by the weights or by their moving average, as both programs measure after each epoch. Runs
-go to their end, since the learning rate's end is part of the recipe, so one run answers every target.
+augmentation and the moving average; it stops while the program starts, compiles, evaluates and saves. The target is
+reached at the end of the first epoch after which either the weights or their moving average have that accuracy on
+validation (PublicTest), in the config's single evaluation view; both programs measure both after each epoch. Runs are
+trained to their end, since the end of the learning rate schedule is part of the recipe, so one run answers all targets.
 
-A run is a line of --json, written when it ends; what is there already, of the same recipe, data and machine, isn't run
-again. Beside that file is a folder of the same name with the workdirs of our runs: their evaluation and curves, and
-what a run that was stopped goes on from. Choose another file for another version of the code. Run it on a machine that
-does nothing else.
+A run is a line of --json, written when it ends; a run with the same recipe, data and machine that is there already
+isn't repeated. A folder beside that file, with the same name, has the workdirs of our runs: their evaluations and
+curves, and the checkpoints from which a stopped run resumes. Choose another file for another version of the code. Run
+this on a machine that is otherwise idle.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from fer_jax.options.table import OPTIONS
 from fer_jax.system import command_line
 
 CONTESTANTS = ("ours", "pytorch")
-# What the PyTorch program has beside the options that change no results.
+# The options that the PyTorch program supports, besides those that change no results.
 _IN_TORCH = {
     *("seed", "num_epochs", "batch_size", "preprocessing.standardize"),
     *(f"augment.{key}" for key in ("flip", "rotation", "zoom", "shift", "crop")),
@@ -56,16 +56,16 @@ _IN_TORCH = {
     *("loss.label_smoothing", "ema.half_life", "evaluation.view", "model.sync_batch_norm", "dataset.source"),
     *("dataset.split_seed", "dataset.image_size", "dataset.resize", "early_stopping.min_delta"),
 }
-# What says where a run's files are, not what it is.
+# Options that don't belong to the recipe: the seed, and the places of the data.
 _PLACES = ("seed", "dataset.path", "dataset.cache_dir")
 
 
 def read_config(path: str, overrides: list[str]) -> config_dict.ConfigDict:
-    """Returns the config of a file with `overrides`, ['--config.KEY=VALUE', ...]; raises UserError."""
+    """Returns the config of a file with `overrides`, ['--config.KEY=VALUE', ...]; raises UserError if one is wrong."""
     matches = (re.match(r"--config\.([^=]+)=", override) for override in overrides)
     config_lib.check_keys([match[1] for match in matches if match])
     words, values = ["time_to_accuracy", *overrides], flags.FlagValues()
-    # Without its own list of words it would look for the overrides in sys.argv.
+    # Without sys_argv, config_flags would look for the overrides in sys.argv.
     config_flags.DEFINE_config_dict("config", command_line.read_config_file(path), flag_values=values, sys_argv=words)
     try:
         words = values(words)
@@ -79,7 +79,7 @@ def read_config(path: str, overrides: list[str]) -> config_dict.ConfigDict:
 
 
 def refuse_what_torch_lacks(config: config_dict.ConfigDict, dataset: Dataset) -> None:
-    """Raises UserError where the PyTorch program would train by another recipe."""
+    """Raises UserError if the PyTorch program would train by another recipe."""
     for key, value in config_lib.flatten(config):
         option = OPTIONS[key]
         if option.changes_results and key not in _IN_TORCH and value != option.default:
@@ -98,12 +98,12 @@ def refuse_what_torch_lacks(config: config_dict.ConfigDict, dataset: Dataset) ->
 
 
 def run_ours(arguments, config: config_dict.ConfigDict, dataset: Dataset, settings: dict) -> dict:
-    """Trains by the command; returns {epochs: [{epoch, seconds, accuracy}], versions, workdir}."""
+    """Trains with the command; returns {epochs: [{epoch, seconds, accuracy}], versions, workdir}."""
     recipe = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     workdir = arguments.json.with_suffix("") / f"{recipe}_seed{config.seed}"
     command = [sys.executable, "-m", "fer_jax.main", f"--config={arguments.config}", *arguments.overrides]
     command += [f"--config.seed={config.seed}", f"--workdir={workdir}"]
-    # Patience changes no epoch, and every epoch counts here.
+    # Patience only ends a run early, and all epochs are needed here.
     command += [f"--config.early_stopping.patience={config.num_epochs}"]
     command += [f"--data={arguments.data}"] if arguments.data else []
     if status := subprocess.run(command, stdout=sys.stderr, check=False).returncode:
@@ -116,11 +116,11 @@ def run_ours(arguments, config: config_dict.ConfigDict, dataset: Dataset, settin
 
 
 def read_epochs(events: list[dict], *, batch_size: int) -> list[dict]:
-    """Returns [{epoch, seconds, loss, accuracy: {kind: share}}] of a whole run's metrics.jsonl."""
+    """Returns [{epoch, seconds, loss, accuracy: {kind: share}}] from the metrics.jsonl of a complete run."""
     epochs, steps_before = [], 0
     for number in sorted({event["epoch"] for event in events}):
         of_epoch = [event for event in events if event["epoch"] == number]
-        # The last one's speed is that of the epoch, over the seconds in which it was trained.
+        # The last event's speed is the mean of the epoch, over the seconds spent on training.
         last = [event for event in of_epoch if event["kind"] == "train"][-1]
         images = (last["step"] - steps_before) * batch_size
         steps_before = last["step"]
@@ -131,7 +131,7 @@ def read_epochs(events: list[dict], *, batch_size: int) -> list[dict]:
 
 
 def run_pytorch(arguments, config: config_dict.ConfigDict, dataset: Dataset, settings: dict) -> dict:
-    """Trains by the PyTorch program; returns as `run_ours`, without a workdir, and how it was run."""
+    """Trains with the PyTorch program; returns {epochs, versions, how}, the latter the program's first line."""
     with tempfile.TemporaryDirectory() as folder:
         return _run_pytorch(arguments, config, dataset, settings, pathlib.Path(folder))
 
@@ -141,7 +141,7 @@ def _run_pytorch(
 ) -> dict:
     recipe, data = folder / "recipe.json", folder / "data.npz"
     values = config.to_dict()
-    # What is chosen by the machine or from other options is said in full.
+    # The view may be chosen by other options, so it is passed as resolved.
     values["evaluation"]["view"] = make_preprocessing(config, dataset.image_shape).view
     recipe.write_text(json.dumps(values))
     splits = {name: dataset.split(name) for name in ("train", "validation")}
@@ -172,7 +172,7 @@ RUN: dict[str, Callable] = {"ours": run_ours, "pytorch": run_pytorch}
 
 
 def reached(epochs: list[dict], target: float) -> tuple[int, float] | None:
-    """Returns the first epoch that reaches `target`, a share, and the seconds trained until its end; None if none."""
+    """Returns the first epoch that reaches `target`, a fraction, and the seconds trained until its end, or None."""
     seconds = 0.0
     for epoch in epochs:
         seconds += epoch["seconds"]
@@ -196,7 +196,7 @@ def table(rows: dict[str, list[dict]], targets: list[float]) -> str:
         for target in targets:
             found = [reached(run["epochs"], target / 100) for run in runs]
             minutes = [seconds / 60 for _, seconds in filter(None, found)]
-            # A mean over those that made it alone would favour who seldom does.
+            # A mean over only the runs that reach the target flatters a contestant that seldom does.
             share = "" if len(minutes) == len(runs) else f" ({len(minutes)} of {len(runs)} runs)"
             cells.append(f"{spread(minutes, 2)}{share}" if minutes else "not reached")
         cells.append(spread([sum(epoch["seconds"] for epoch in run["epochs"]) / 60 for run in runs], 2))
@@ -207,7 +207,7 @@ def table(rows: dict[str, list[dict]], targets: list[float]) -> str:
 
 
 def settings_of(name: str, arguments, config: config_dict.ConfigDict, dataset: Dataset, machine: dict) -> dict:
-    """Returns by what a run of a contestant is known, but for its seed."""
+    """Returns the settings that identify a run of a contestant, except for its seed."""
     kept = {key: value for key, value in config_lib.flatten(config) if key not in _PLACES}
     kept = {key: value for key, value in kept.items() if value != OPTIONS[key].default}
     settings = {"contestant": name, "config": kept, "dataset_fingerprint": dataset.fingerprint}
@@ -216,15 +216,15 @@ def settings_of(name: str, arguments, config: config_dict.ConfigDict, dataset: D
 
 
 def describe_machine() -> dict:
-    # Here, since __main__ imports this module; the rest of a machine's description is there.
+    # Imported here, since __main__ imports this module; it has the rest of a machine's description.
     from scripts.benchmark import __main__ as benchmark
 
     return benchmark.describe_machine() | {"accelerator": find_accelerator()}
 
 
 def find_accelerator() -> str | None:
-    """Returns what JAX calls the accelerator that it computes on; None where that is the CPU."""
-    # In a process of its own, since this one would keep a part of the device's memory.
+    """Returns JAX's name for the accelerator that it computes on, or None if that is the CPU."""
+    # JAX starts in a process of its own, since this process would keep a part of the device's memory.
     code = "import jax; device = jax.devices()[0]; print(device.device_kind if device.platform != 'cpu' else '')"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -233,7 +233,7 @@ def find_accelerator() -> str | None:
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """Returns the runs of a file, without one that was cut off as it was written."""
+    """Returns the runs in a file, without a line whose writing was interrupted."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
@@ -253,7 +253,7 @@ def measure(arguments) -> None:
         )
     if not shutil.which(arguments.peers_python):
         raise UserError(f"--peers-python={arguments.peers_python}: there is no such program")
-    # Of several GPUs ours would take all, and the PyTorch program the first.
+    # With several GPUs, ours would use all, and the PyTorch program only the first.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     if arguments.data:
         config.dataset.path = os.fspath(arguments.data)
@@ -268,7 +268,7 @@ def measure(arguments) -> None:
             print(f"pytorch is left out: {arguments.peers_python} has no torch (--peers-python names another)")
     path.parent.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict]] = {name: [] for name in contestants}
-    # Turns go round, so that what changes on the machine in these hours falls on both.
+    # The contestants alternate, so that changes of the machine over the hours affect both.
     first = config.seed
     for seed in range(first, first + arguments.runs):
         for name in contestants:

@@ -1,7 +1,8 @@
-"""Tells where the time of a training step goes, by kind of operation: python -m scripts.benchmark trace --net NET
+"""Measures where the time of a training step goes, by kind of operation: python -m scripts.benchmark trace --net NET
 
-XLA's own trace of some steps, whose operations are looked up in the compiled program. The figures are the threads'
-time, so on two cores they add up to less than twice the step's: the native code's helpers, and waiting, are in none.
+XLA traces some steps, and the operations of the trace are looked up in the compiled program. The figures are thread
+time. On two cores they add up to less than twice the step's time, since they include neither the native code's helper
+threads nor waiting.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import time
 from scripts.benchmark.peers import NETS, SIZES, make_specs
 
 STEPS = 5
-# The first that matches an operation's target or name says its kind.
+# The first pattern that matches an operation's target or name determines its kind.
 KINDS = [
     (r"fer_jax_conv_kernel", "convolution: dW"),
     (r"fer_jax_conv_input", "convolution: dx"),
@@ -38,7 +39,7 @@ def kind_of(name: str) -> str:
 
 
 def names_of_operations(program: str) -> dict[str, str]:
-    """Returns {operation: what `kind_of` takes}; program: a compiled program as XLA writes it."""
+    """Returns {operation: its name for `kind_of`}; program: the text of a compiled program, as XLA writes it."""
     names, inner = {}, collections.defaultdict(list)
     computation = ""
     for line in program.splitlines():
@@ -55,7 +56,7 @@ def names_of_operations(program: str) -> dict[str, str]:
 
 
 def milliseconds_by_kind(events: list[dict], names: dict[str, str], steps: int) -> dict[str, float]:
-    """Returns {kind: ms a step, summed over threads}, the most first; events: of a trace."""
+    """Returns {kind: ms per step, summed over threads}, the largest first; events: those of a trace."""
     total = collections.Counter()
     for event in events:
         if event.get("ph") == "X" and (operation := event.get("args", {}).get("hlo_op")) in names:
@@ -64,9 +65,9 @@ def milliseconds_by_kind(events: list[dict], names: dict[str, str], steps: int) 
 
 
 def measure(spec: dict) -> tuple[float, dict[str, float]]:
-    """Returns the ms of a step, without and `milliseconds_by_kind` with a trace; spec: of `peers.ours`."""
+    """Returns the ms of a step without tracing, and `milliseconds_by_kind` with it; spec: see `peers.ours`."""
     with tempfile.TemporaryDirectory() as folder:
-        # Before JAX looks for devices, which is when XLA reads its flags.
+        # This must precede JAX's first look at the devices, at which XLA reads its flags.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder} --xla_dump_hlo_as_text"
         import jax
 

@@ -1,7 +1,7 @@
 """Draws training faces as the training step augments them: python -m scripts.draw augmented OUT.png [--config=FILE].
 
-A row for each face, the original first, then the same position of the batch at nine steps, a crop within a white frame.
-The last row stretches every range, so that what lies outside the image shows.
+Each row shows a face: the original first, then the same position of the batch at nine steps; crops have a white frame.
+The last row widens every range, so that the fill outside the image shows.
 """
 
 import argparse
@@ -24,7 +24,7 @@ STRONG = AugmentConfig(flip=0.5, rotation=45.0, zoom=0.4, shift=0.25)
 
 
 def augmented(images: np.ndarray, config: AugmentConfig, seed: int) -> np.ndarray:
-    """Maps uint8 [N, 48, 48, 1] to float32 [N, 1 + STEPS, 48, 48]: the original, then as each step makes it."""
+    """Maps uint8 [N, 48, 48, 1] to float32 [N, 1 + STEPS, 48, 48]: the original, then its augmentation at each step."""
 
     def augment_all(images):
         scaled = scale_pixels(images)
@@ -38,14 +38,14 @@ def augmented(images: np.ndarray, config: AugmentConfig, seed: int) -> np.ndarra
 
 
 def frame(views, size: int):
-    """Returns [N, size, size, 1] of [N, n, n, 1]: each in the middle of white."""
+    """Pads images [N, n, n, 1] with white on all sides to [N, size, size, 1]."""
     before = (size - views.shape[1]) // 2
     around = (before, size - views.shape[1] - before)
     return jax.numpy.pad(views, ((0, 0), around, around, (0, 0)), constant_values=1.0)
 
 
 def draw_sheet(path: str, config) -> None:
-    """Writes the PNG, with the ranges and the seed of `config`."""
+    """Writes the PNG, with the augmentation ranges and the seed of `config`."""
     images = embedded.make(sizes={"train": FACES}).split("train").images
     rows = {
         f"face {i + 1}": row for i, row in enumerate(augmented(images, AugmentConfig(**config.augment), config.seed))

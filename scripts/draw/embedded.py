@@ -1,4 +1,4 @@
-"""Draws a labelled sheet of the embedded data set: python -m scripts.draw embedded OUT.png."""
+"""Draws a labelled sheet of the embedded dataset: python -m scripts.draw embedded OUT.png."""
 
 import sys
 

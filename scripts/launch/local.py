@@ -1,8 +1,8 @@
 """Runs the command as several processes on this machine: python -m scripts.launch.local --processes N [--] OPTIONS
 
-OPTIONS are those of `python -m fer_jax.main`. On a machine with several accelerators one process uses them all without
-this; it is there to try what several hosts will do. A signal goes to all processes; when one fails, the others are
-given a minute to notice. The exit status is that of the first process that failed.
+OPTIONS are those of `python -m fer_jax.main`. This script is for trying out a run on several hosts with one
+machine; to use all accelerators of the machine, a single process is enough. Signals are forwarded to all processes.
+When one fails, the others get a minute to notice. The exit status is that of the first process that failed.
 """
 
 import argparse
@@ -23,13 +23,13 @@ def free_port() -> int:
 
 
 def start(num_processes: int, options: list[str]) -> list[subprocess.Popen]:
-    """Starts the processes; process 0 is the one that speaks and writes."""
+    """Starts the processes; process 0 is the one that prints and writes files."""
     common = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}", "JAX_NUM_PROCESSES": str(num_processes)}
     return [
         subprocess.Popen(
             [sys.executable, "-m", "fer_jax.main", *options],
             env=os.environ | common | {"JAX_PROCESS_ID": str(process_id)},
-            # The terminal sends Ctrl-C to its whole group; from `main` alone each process has it once.
+            # The terminal sends Ctrl-C to its process group. In a group of its own a process gets it once, from `main`.
             process_group=0,
         )
         for process_id in range(num_processes)
@@ -37,7 +37,7 @@ def start(num_processes: int, options: list[str]) -> list[subprocess.Popen]:
 
 
 def wait(processes: list[subprocess.Popen]) -> int:
-    """Waits for all; gives the status of the first that failed, or 0."""
+    """Waits for all processes; returns the status of the first that failed, or 0."""
     status, deadline = 0, None
     while any(process.poll() is None for process in processes):
         failed = [process.returncode for process in processes if process.returncode]

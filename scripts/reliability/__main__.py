@@ -1,6 +1,6 @@
 """Tries to break a run: python -m scripts.reliability PART [--help]
 
-kills       kills a run again and again, and holds what becomes of it against an undisturbed one
+kills       kills a run again and again, and compares the outcome with that of an undisturbed run
 fuzz        reads thousands of broken files and folders
 soak        watches a long run of a tiny network
 sanitizers  runs the tests of the native code under AddressSanitizer and UndefinedBehaviorSanitizer

@@ -1,9 +1,9 @@
 """Feeds the readers of FER-2013 broken files: python -m scripts.reliability fuzz [--csv N] [--folders N] [--seed N]
 
-Each input is a small sound csv (plain or gzipped) or image folder with some mutations: bytes turned, cut out, doubled,
-swapped, replaced by telling ones; files and folders renamed, emptied, exchanged. A reader must either say what is wrong
-(UserError) or give exactly what an independent, slow reading of the same bytes gives, within SECONDS and MEMORY.
-Prints how many of each there were; fails at the first input that breaks this, and keeps it.
+Each input is a small valid csv (plain or gzipped) or image folder with some mutations: bytes flipped, cut out, doubled,
+swapped, replaced by critical ones; files and folders renamed, deleted or overwritten. A reader must either report an error
+(UserError) or return exactly what an independent, slow reader returns for the same bytes, within SECONDS and MEMORY.
+Prints the number of inputs of each outcome; fails at the first input that violates this, and keeps it.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def sound_csv(generator: random.Random) -> bytes:
 
 
 def mutate(content: bytes, generator: random.Random) -> bytes:
-    """Changes 1 to 4 things, as often as not near the beginning or the end of a line, where a csv tells something."""
+    """Applies 1 to 4 mutations, half of them near a line break or a comma, where the structure of a csv is."""
     for _ in range(generator.randint(1, 4)):
         places = [0, len(content)] + [i for i, byte in enumerate(content) if byte in b"\n,"]
         place = generator.choice(places) + generator.randint(-6, 6) if generator.random() < 0.5 else None
@@ -68,7 +68,7 @@ def mutate(content: bytes, generator: random.Random) -> bytes:
 
 
 def read_slowly(content: bytes) -> dict[str, list[tuple[int, list[int]]]]:
-    """Returns {split: [(label, pixels)]} of a csv; raises ValueError, KeyError or csv.Error where it is none."""
+    """Returns {split: [(label, pixels)]} of a csv; raises ValueError, KeyError or csv.Error if it is invalid."""
     rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True, skipinitialspace=True)
     columns = [name.strip().lower() for name in next(rows)]
     columns = [COLUMNS.get(name, name) for name in columns]
@@ -91,7 +91,7 @@ def fail(message: str):
 
 
 class TooLong(BaseException):
-    """An input took more than SECONDS. Not an Exception, which a reader may turn into a UserError."""
+    """Raised if an input takes more than SECONDS. Not an Exception, which a reader may turn into a UserError."""
 
 
 def stop(*_) -> None:
@@ -176,7 +176,7 @@ def check_folder(folder: pathlib.Path, generator: random.Random) -> str:
         assert name in (*SPLITS, "unsplit"), name
         assert len(split) > 0, name
         assert split.images.shape == (len(split), 48, 48, 1), split.images.shape
-    # Every label is what its folder says: counted by class folder, whatever the files are called.
+    # Each label must be that of its folder: files are counted by class folder, whatever their names.
     count = collections.Counter()
     names = {"anger": "angry", "sadness": "sad", "fear": "fear", "joy": "happy"}
     for path in folder.rglob("*"):
@@ -188,7 +188,7 @@ def check_folder(folder: pathlib.Path, generator: random.Random) -> str:
 
 
 def fuzz(num_csv: int, num_folders: int, seed: int, folder: pathlib.Path) -> dict[str, int]:
-    """Returns how many were refused and accepted; raises AssertionError at a wrong one, with where it is kept."""
+    """Returns the numbers of refused and accepted inputs; at a failure raises AssertionError with the input's path."""
     results = collections.Counter()
     signal.signal(signal.SIGALRM, stop)
     for check, path, number in ((check_csv, folder / "f.csv", num_csv), (check_folder, folder / "faces", num_folders)):

@@ -1,10 +1,11 @@
-"""Kills a run again and again, and holds what becomes of it against a run that was left alone.
+"""Kills a run again and again, and compares the outcome with that of an undisturbed run.
 
-`python -m scripts.reliability kills --kills 100` trains a tiny network. At random moments, most of them within what is
-easily hurt (preparing the data, an epoch, an evaluation, a checkpoint's write, the report), the process gets SIGKILL,
-and the same command is given again. When a run ends, weights, optimizer state, batch statistics, metrics.jsonl,
-history.csv, TensorBoard's events and reports must be those of the undisturbed run, bit for bit but for what the clock
-says; then the next run begins. Prints how many kills of each kind there were; fails at the first difference.
+`python -m scripts.reliability kills --kills 100` trains a tiny network. At random moments, most of them in the
+vulnerable phases (preparing the data, an epoch, an evaluation, a checkpoint's write, the report), the process gets
+SIGKILL, and the same command is started again. When a run ends, its weights, optimizer state, batch statistics,
+metrics.jsonl, history.csv, TensorBoard events and reports must equal those of the undisturbed run, bit for bit except
+for what the clock measures; then the next run begins. Prints the number of kills of each kind; fails at the first
+difference.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import numpy as np
 
 from tests.support.tiny_run import PROCESSES, TINY, run_command, write_faces
 
-STEPS = 5  # of an epoch
+STEPS = 5  # per epoch
 CLOCK = ("images_per_second", "tflops_per_second")
 
 
@@ -35,15 +36,15 @@ def options(data: pathlib.Path, workdir: pathlib.Path, prepared: pathlib.Path, e
         "dataset.cache_dir": prepared,
         "checkpoint.every_steps": 2,
         "log.every_steps": 1,
-        "model.conv": "auto",  # the one that trains
+        "model.conv": "auto",  # the implementation that real runs use
     }
     command = ["--config=configs/resnet50.py", f"--workdir={workdir}"]
     return command + [f"--config.{key}={value}" for key, value in values.items()]
 
 
 def start(arguments: list[str], log: str) -> multiprocessing.process.BaseProcess:
-    """Starts the command; what it prints goes to `log`."""
-    # The restart for huge pages would load everything anew.
+    """Starts the command and appends its output to `log`."""
+    # The restart for huge pages would import everything a second time.
     process = PROCESSES.Process(target=_log_command, args=(arguments, log, os.environ | {"GLIBC_TUNABLES": ""}))
     process.start()
     return process
@@ -85,7 +86,7 @@ def is_running(workdir: pathlib.Path, prepared: pathlib.Path) -> bool:
     return True
 
 
-# What is waited for, and the longest time after it, in seconds, until the kill.
+# Name: (the condition to wait for, the longest delay in seconds from then to the kill).
 MOMENTS = {
     "while preparing the data": (is_preparing, 0.3),
     "while training": (is_training, 1.0),
@@ -97,7 +98,7 @@ MOMENTS = {
 
 
 def kill_at(moment: str, arguments: list[str], log: str, workdir, prepared, generator: random.Random) -> str:
-    """Starts the command and kills it at the moment; returns 'killed', or 'finished' where it ended before."""
+    """Starts the command and kills it at the moment; returns 'killed', or 'finished' if it ended first."""
     reached, longest = MOMENTS[moment]
     process = start(arguments, log)
     while process.is_alive() and not reached(workdir, prepared):
@@ -125,7 +126,7 @@ def _check_ended_well(process: multiprocessing.process.BaseProcess, log: str) ->
 
 
 def outcome(workdir: pathlib.Path) -> dict:
-    """Returns everything that a run leaves, without what the clock says."""
+    """Returns everything that a run writes, except for what the clock measures."""
     import jax
     import orbax.checkpoint as ocp
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -150,9 +151,9 @@ def outcome(workdir: pathlib.Path) -> dict:
 
 
 def inject(num_kills: int, seed: int, folder: pathlib.Path, epochs: int = 6, say=print) -> dict[str, int]:
-    """Kills runs of so many epochs until there were `num_kills`; returns how often at which moment.
+    """Kills runs of `epochs` epochs until there were `num_kills` kills; returns their numbers by moment, and of runs.
 
-    Raises AssertionError at a difference.
+    Raises AssertionError if a run differs from the undisturbed one.
     """
     generator, killed, finished = random.Random(seed), collections.Counter(), 0
     data, log = write_faces(folder / "fer2013.csv"), str(folder / "log")
@@ -163,7 +164,7 @@ def inject(num_kills: int, seed: int, folder: pathlib.Path, epochs: int = 6, say
         workdir, prepared = folder / f"run{finished}", folder / f"prepared{finished}"
         arguments, ended = options(data, workdir, prepared, epochs), False
         kills_of_this_run = 0
-        # A few kills a run, so that runs also end; the data are prepared once a run.
+        # Few kills per run, so that runs also end. A run prepares its data only once, unless they are deleted.
         while not ended and kills_of_this_run < 8 and killed.total() < num_kills:
             moment = generator.choice(list(MOMENTS))
             if moment == "while preparing the data" and any(prepared.glob("fer2013-*")):

@@ -1,8 +1,8 @@
 """Runs the tests of the native code under AddressSanitizer and UndefinedBehaviorSanitizer.
 
 `python -m scripts.reliability sanitizers` compiles the library with each (GCC's or clang's runtime must be installed),
-preloads its runtime and runs tests/native. A sanitizer that reports nothing proves nothing unless it can report: first
-each must catch a program that does what it is there to find.
+preloads its runtime and runs tests/native and the tests of pooling. A sanitizer's silence proves nothing unless it is able to report errors, so
+each must first catch a faulty program of the kind that it is meant to find.
 """
 
 import os
@@ -14,7 +14,7 @@ import tempfile
 from fer_jax.native import build
 
 TESTS = ("tests/native/test_conv.py", "tests/native/test_norm.py", "tests/models/test_pool.py")
-# Name: (runtime, the body of a program that is wrong, what is said of it).
+# Name: (runtime, the body of a faulty program, a part of the expected report).
 SANITIZERS = {
     "address": (
         "libasan.so",
@@ -30,7 +30,7 @@ def flags_of(name: str) -> str:
 
 
 def catches(name: str) -> bool:
-    """Whether a sanitizer reports and ends a program that does what it is there to find."""
+    """Returns whether a sanitizer reports and ends a faulty program of the kind that it is meant to find."""
     _, body, message = SANITIZERS[name]
     with tempfile.TemporaryDirectory() as folder:
         source, program = pathlib.Path(folder, "wrong.cc"), pathlib.Path(folder, "wrong")
@@ -42,13 +42,13 @@ def catches(name: str) -> bool:
 
 def run_tests(name: str) -> int:
     """Runs the tests with the library compiled for a sanitizer; returns pytest's status."""
-    # The runtime asks the C++ library for what it intercepts, which Python by itself hasn't loaded.
+    # The runtime looks up the functions that it intercepts in the C++ library, which Python itself doesn't load.
     preloaded = [_find_library(library) for library in (SANITIZERS[name][0], "libstdc++.so.6")]
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {
             "CXXFLAGS": flags_of(name),
             "LD_PRELOAD": " ".join(preloaded),
-            # Python and XLA keep memory until the end, and have their own handler for a division by zero.
+            # Leaks are not reported, because Python and XLA keep memory until the end.
             "ASAN_OPTIONS": "detect_leaks=0",
             "XDG_CACHE_HOME": cache,
         }

@@ -1,9 +1,9 @@
 """Watches a long run of a tiny network: python -m scripts.reliability soak [--steps N]
 
-Starts the command for N steps (default 10,000) of a ResNet-18 of width 2 with a checkpoint every 50 steps, looks at its
+Starts the command for N steps (default 10,000) of a ResNet-10 of width 2 with a checkpoint every 50 steps, samples its
 process once a second, and prints memory, open files, threads, the workdir's size and the number of checkpoints:
-at a quarter of the way, when all is warm, at the end, and the most there ever were of each. Only the workdir may grow,
-by a line of figures every 50 steps.
+after a quarter of the steps, when everything is warm, at the end, and the maximum of each. Only the workdir may grow,
+by a line of metrics every 50 steps.
 """
 
 import argparse
@@ -22,7 +22,7 @@ STEPS_PER_EPOCH = 100
 
 
 def look(pid: int, workdir: pathlib.Path) -> dict[str, int]:
-    """Returns the figures of a process and of its workdir, now."""
+    """Returns the current resource usage of a process and of its workdir."""
     status = dict(line.split(":", 1) for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines())
     files = []
     for folder, _, names in os.walk(workdir):
@@ -31,7 +31,7 @@ def look(pid: int, workdir: pathlib.Path) -> dict[str, int]:
     for path in files:
         try:
             size += path.stat().st_size
-        except FileNotFoundError:  # deleted since
+        except FileNotFoundError:  # deleted in the meantime
             continue
     events = events_of(workdir)
     checkpoints = workdir / "checkpoints"
@@ -46,10 +46,10 @@ def look(pid: int, workdir: pathlib.Path) -> dict[str, int]:
 
 
 def soak(num_steps: int, folder: pathlib.Path) -> list[dict[str, int]]:
-    """Returns what was seen once a second, from the first step on."""
+    """Returns the results of `look` once a second, from the first step on."""
     workdir, seen = folder / "run", []
     values = TINY | {
-        "model.conv": "auto",  # the one that trains
+        "model.conv": "auto",  # the implementation that real runs use
         "dataset.source": "embedded",
         "batch_size": 1_400 // STEPS_PER_EPOCH,
         "num_epochs": -(-num_steps // STEPS_PER_EPOCH),

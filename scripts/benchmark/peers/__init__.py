@@ -1,8 +1,8 @@
-"""The benchmark's contestants: the same networks and the same work, in this and in other libraries.
+"""The benchmark's contestants: the same networks and the same work, in this library and in others.
 
-Each module's `make(spec)` gives a function that does the work once and returns its result, and the network's number of
-parameters; its PACKAGES are those whose versions matter. Where a device works while the host goes on, as in training,
-the function only starts the work, and the module's `wait(result)` returns when that and all before it are done.
+Each module's `make(spec)` returns a function that does the work once and returns its result, and the network's number
+of parameters; its PACKAGES are those whose versions are reported. If the device works asynchronously, as in training,
+the function only starts the work, and the module's `wait(result)` returns when that and all earlier work is done.
 """
 
 import itertools
@@ -22,7 +22,7 @@ PEERS = {
     "keras-xla": {"peer": "keras_resnet", "xla": True},
     "onnxruntime": {"peer": "onnx_resnet"},
 }
-# Depth: (blocks per stage, bottleneck), as in table 1 of He et al. 2016. Our own has them in models/resnet.py.
+# Depth: (blocks per stage, bottleneck), as in table 1 of He et al. 2016. fer_jax's own are in models/resnet.py.
 ARCHITECTURES = {
     10: ((1, 1, 1, 1), False),
     18: ((2, 2, 2, 2), False),
@@ -30,7 +30,7 @@ ARCHITECTURES = {
     50: ((3, 4, 6, 3), True),
 }
 _KEYS = ("depth", "stages", "width", "stem_kernel", "stem_stride", "stem_pool")
-# By depth, stages where they aren't all four, and the stem's kernel, stride and pooling.
+# Named by depth, or by the stages if they aren't all four, and by the stem's kernel, stride and pooling.
 NETS = {
     name: dict(zip(_KEYS, values, strict=True))
     for name, values in {
@@ -42,13 +42,13 @@ NETS = {
         "three-stages-3/1/pool": (18, 3, 64, 3, 1, True),
     }.items()
 }
-# (image size, batch) that a step of each net is measured at where nothing else is said.
+# The (image size, batch) at which a step of each network is measured by default.
 SIZES = dict.fromkeys(NETS, (48, 64)) | {
     "resnet18-3/1/pool": (40, 128),
     "resnet18-3/2/none": (48, 128),
     "three-stages-3/1/pool": (40, 128),
 }
-# Libraries count physical cores, or those of the whole machine; these are the ones this process may use.
+# The cores that this process may use; libraries would count physical cores, or those of the whole machine.
 NUM_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -62,11 +62,11 @@ def make_specs(
     image_size: int,
     peers_python: str | None = None,
 ) -> dict[str, dict]:
-    """Returns {contestant: what its worker is started with}; peers_python: the interpreter of other libraries."""
+    """Returns {contestant: the spec of its worker}; peers_python: the interpreter for the other libraries."""
     specs = {}
     for peer, dtype in itertools.product(peers, dtypes):
         if peer == "onnxruntime" and (task, dtype) != ("inference", "float32"):
-            continue  # all that it does on CPU
+            continue  # the only case of ONNX Runtime on CPU
         spec = PEERS[peer] | {"task": task, "batch": batch, "image_size": image_size}
         if spec["peer"] == "ours":
             spec["model"] = NETS[net] | {"dtype": dtype, "conv": spec.pop("conv")}
@@ -77,7 +77,7 @@ def make_specs(
 
 
 def keep_programs() -> None:
-    """Makes JAX keep what it compiles, as the command does: a run that has to compile little has time to measure."""
+    """Makes JAX cache compiled programs, as the command does: a run that compiles little has more time to measure."""
     from fer_jax.system import compilation_cache
     from fer_jax.system.terminal import Terminal
 
@@ -85,8 +85,8 @@ def keep_programs() -> None:
 
 
 def jax_peak_memory() -> int | None:
-    """Returns the most bytes of an accelerator that JAX had in use; None on a CPU."""
-    import jax  # which the other libraries' interpreter needn't have
+    """Returns JAX's peak memory use of an accelerator, in bytes; None on a CPU."""
+    import jax  # the other libraries' interpreter may lack it
 
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 

@@ -1,4 +1,4 @@
-"""ResNet v1.5 in plain Flax, as its documentation would have it: stock layers, jit and Adam of optax, no other code."""
+"""ResNet v1.5 in plain Flax, in the style of its documentation: only stock layers, jit and optax's Adam."""
 
 import functools
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class ResNet(nn.Module):
                 if self.squeeze_excitation:
                     hidden = nn.relu(nn.Dense(max(8, features // 16), dtype=self.dtype)(y.mean((1, 2))))
                     y = y * nn.sigmoid(nn.Dense(features, dtype=self.dtype)(hidden))[:, None, None]
-                # Dropping whole images, which scales those that are left.
+                # Stochastic depth: whole images are dropped, and the others scaled.
                 rate = self.stochastic_depth * number / last
                 y = nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
                 if x.shape != y.shape:

@@ -17,7 +17,7 @@ PACKAGES = ("keras", "tensorflow")
 
 
 def conv_norm(x, features: int, kernel: int, stride: int = 1):
-    # 'same' is not symmetric where there is a stride.
+    # With a stride, the padding 'same' is not symmetric.
     if stride > 1 and kernel > 1:
         x = layers.ZeroPadding2D(kernel // 2)(x)
     padding = "same" if stride == 1 else "valid"
@@ -39,7 +39,7 @@ def block(x, width: int, stride: int, *, bottleneck: bool):
 def resnet(
     image_size: int, *, depth: int, stages: int, width: int, stem_kernel: int, stem_stride: int, stem_pool: bool
 ) -> keras.Model:
-    """uint8 [batch, image_size, image_size, 1] -> logits float32 [batch, 7]."""
+    """Builds the network: uint8 [batch, image_size, image_size, 1] -> logits float32 [batch, 7]."""
     stage_sizes, bottleneck = ARCHITECTURES[depth]
     images = keras.Input((image_size, image_size, 1), dtype="uint8")
     x = layers.ReLU()(conv_norm(layers.Rescaling(1 / 255)(images), width, stem_kernel, stem_stride))
@@ -65,7 +65,7 @@ def make(spec: dict) -> tuple[Callable[[], Any], int]:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=spec["xla"],
     )
-    # Without predict_on_batch's checks, which a single image would feel.
+    # This avoids predict_on_batch's checks, which take a notable share of the time of a single image.
     predict = tf.function(lambda images: model(images, training=False), jit_compile=spec["xla"])
     run = {"step": lambda: model.train_on_batch(images, labels), "inference": lambda: predict(images).numpy()}
     return run[spec["task"]], sum(weight.shape.num_elements() for weight in model.trainable_weights)

@@ -1,6 +1,6 @@
 """fer_jax itself; with conv 'lax' it is plain Flax with the stock convolutions.
 
-The training step does more than its peers': it augments the images and counts what was right.
+The training step does more than its peers': it augments the images and counts correct predictions.
 """
 
 from collections.abc import Callable
@@ -52,10 +52,10 @@ def _one_device() -> jax.sharding.Mesh:
 
 
 def make_step(spec: dict, mesh: jax.sharding.Mesh):
-    """As `make`, over all devices of a mesh; spec["batch"] is this process's part of the batch."""
+    """Returns the same as `make`, for a step over all devices of a mesh; spec["batch"]: this process's batch size."""
     shape = (spec["image_size"], spec["image_size"], 1)
     train_call, create = make_training(CONFIG, make_network(spec), Preprocessing(shape), mesh, steps_per_epoch=448)
-    # As Program makes it: few of its operations are compiled, where applying the network would compile dozens.
+    # As Program creates it: this compiles only a few operations, whereas applying the network would compile dozens.
     train_state = parallel.replicate(by_operation.trace(create)(), mesh)
     images, labels = make_batch(spec["batch"], spec["image_size"])
     batch = {"image": images, "label": labels, "index": np.arange(len(labels))}
@@ -83,12 +83,12 @@ def _augment(spec: dict):
     config, keys = AugmentConfig(**CONFIG.augment), jax.random.split(jax.random.key(0), spec["batch"])
     images = jnp.ones((spec["batch"], spec["image_size"], spec["image_size"], 1))
     alone = jax.jit(lambda keys, images: jax.vmap(augment, (0, 0, None))(keys, images, config))
-    # One after the other: they don't depend on each other, and would run beside each other.
+    # Each call is waited for: calls don't depend on each other, and would otherwise run concurrently.
     return lambda: jax.block_until_ready(alone(keys, images)), 0
 
 
 def _calls(spec: dict):
-    """Takes spec["steps"] steps as the loop does: batches of the pipeline, put on the device, in calls of some."""
+    """Takes spec["steps"] steps as the loop does: with batches of the pipeline, put on the device, several per call."""
     steps, in_call = spec["steps"], spec["steps_per_call"]
     if steps % in_call:
         raise ValueError(f"{steps} steps are no multiple of {in_call} in a call")
@@ -101,7 +101,7 @@ def _calls(spec: dict):
             "augment.crop": spec["image_size"] if spec["image_size"] < IMAGE_SHAPE[0] else None,
         }
     )
-    # Whole calls: an epoch's last one would have what is left.
+    # An epoch is a whole number of calls: its last call would otherwise have only the steps that are left.
     images_in_call = spec["batch"] * in_call
     split = _random_split(images_in_call * max(1, NUM_IMAGES // images_in_call))
     program = Program(config, make_network(spec), Preprocessing(split.images.shape[1:]), split, _one_device())

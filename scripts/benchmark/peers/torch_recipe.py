@@ -1,14 +1,14 @@
-"""Trains by a recipe of ours in PyTorch: python -m scripts.benchmark.peers.torch_recipe RECIPE.json DATA.npz
+"""Trains by a recipe of fer_jax in PyTorch: python -m scripts.benchmark.peers.torch_recipe RECIPE.json DATA.npz
 
 RECIPE.json is a config of fer_jax (`config.to_dict()`), DATA.npz has train_images, train_labels, validation_images and
 validation_labels: uint8 [N, height, width, 1] and int32 [N]. Network, standardisation, augmentation, loss, optimizer,
-learning rate, moving average and view are those of the config; the draws are PyTorch's own. Each line of standard
-output is a JSON object: first what it runs on and how, then one for each epoch. Imports no JAX.
+learning rate, moving average and view are those of the config; random numbers are PyTorch's own. Each line of standard
+output is a JSON object: first the device and how it is used, then one for each epoch. Imports no JAX.
 
-It is what a fast PyTorch program would be: the data are on the device from the start, a batch is augmented at once by
-one grid_sample, layout is channels-last, bfloat16 is autocast, SGD is fused, and the moving average is one call for all
-tensors. Known to be another: a running variance is the unbiased one, n / (n - 1) of ours, and the head is computed in
-bfloat16.
+The program does what makes PyTorch fast: the data are on the device from the start, one grid_sample augments the whole
+batch, the layout is channels-last, bfloat16 is by autocast, SGD is fused, and the moving average is one call for all
+tensors. Known differences from ours: the running variance is unbiased, n / (n - 1) times ours, and the head is computed
+in bfloat16.
 """
 
 import argparse
@@ -36,7 +36,7 @@ MOMENTUM = 0.9
 # As in fer_jax/recipe/images.py: an image of one grey value becomes zeros.
 STD_EPSILON = 1e-3
 EVALUATION_BATCH = 512
-# The options of config.model that the network here has.
+# The options of config.model that the PyTorch network has.
 MODEL_KEYS = (
     *("depth", "stages", "width", "stem_kernel", "stem_stride", "stem_pool", "zero_init"),
     *("squeeze_excitation", "stochastic_depth", "dropout"),
@@ -44,10 +44,10 @@ MODEL_KEYS = (
 
 
 class Draws(NamedTuple):
-    """How each image of a batch is changed.
+    """The random changes to each image of a batch.
 
     mirrored: bool [batch]. angles: radians, [batch]. zooms: [batch], and shifts, [batch, 2] (rows, columns), both as
-    fractions of the size. corners: int [batch, 2], of the crops (row, column).
+    fractions of the size. corners: int [batch, 2], those of the crops (row, column).
     """
 
     mirrored: torch.Tensor
@@ -58,7 +58,7 @@ class Draws(NamedTuple):
 
 
 def draw(batch: int, augment: dict, image_size: int, generator: torch.Generator) -> Draws:
-    """Draws as `fer_jax.recipe.images.augment` does; augment: a config.augment."""
+    """Draws the changes as `fer_jax.recipe.images.augment` does; augment: a config.augment."""
 
     def uniform(*shape: int) -> torch.Tensor:
         return 2 * torch.rand(shape, generator=generator, device=generator.device) - 1
@@ -74,15 +74,15 @@ def draw(batch: int, augment: dict, image_size: int, generator: torch.Generator)
 
 
 def resample(images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
-    """Returns float32 [batch, 1, size, size] of [batch, 1, n, n]: a bilinear resampling of each image.
+    """Resamples each image bilinearly: float32 [batch, 1, n, n] -> [batch, 1, size, size].
 
-    A crop is turned and zoomed about its own centre; outside of the image is the nearest pixel of its border.
+    A crop is rotated and zoomed about its own centre. Pixels outside the image take the nearest border pixel's value.
     """
     n = images.shape[-1]
     scale = 1 / (1 + draws.zooms)
     cos, sin = draws.angles.cos() * scale, draws.angles.sin() * scale
     sign = 1 - 2 * draws.mirrored.float()
-    # From (row, column) to (row, column), as ours, in pixels about the crop's centre.
+    # Maps (row, column) to (row, column) as fer_jax does, in pixels relative to the crop's centre.
     matrix = torch.stack([torch.stack([cos, -sin * sign], -1), torch.stack([sin, cos * sign], -1)], -2)
     shift = matrix @ (draws.shifts * size)[:, :, None]
     centre = (size - 1) / 2 + draws.corners[:, :, None] - shift
@@ -94,7 +94,7 @@ def resample(images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
 
 
 def preprocess(images: torch.Tensor, *, is_standardized: bool) -> torch.Tensor:
-    """Returns uint8 [batch, 1, n, n] as float32 in [0, 1], or standardised image by image."""
+    """Converts uint8 [batch, 1, n, n] to float32 in [0, 1], or standardised image by image."""
     images = images.float() / 255
     if not is_standardized:
         return images
@@ -103,7 +103,7 @@ def preprocess(images: torch.Tensor, *, is_standardized: bool) -> torch.Tensor:
 
 
 def learning_rate(step: int, optimizer: dict, *, steps_per_epoch: int, num_epochs: int) -> float:
-    """Returns the rate of a step, counted from 0; optimizer: a config.optimizer."""
+    """Returns the learning rate of a step, counted from 0; optimizer: a config.optimizer."""
     warmup = round(optimizer["warmup_epochs"] * steps_per_epoch)
     if step < warmup:
         return optimizer["learning_rate"] * step / warmup
@@ -113,7 +113,7 @@ def learning_rate(step: int, optimizer: dict, *, steps_per_epoch: int, num_epoch
 
 
 class Trainer:
-    """A network and what a step changes; recipe: a config's dict, device: 'cpu' or 'cuda'."""
+    """A network with its optimizer and moving average; recipe: a config's dict, device: 'cpu' or 'cuda'."""
 
     def __init__(self, recipe: dict, *, steps_per_epoch: int, device: str = DEVICE):
         torch.manual_seed(recipe["seed"])
@@ -125,7 +125,7 @@ class Trainer:
         half_life = recipe["ema"]["half_life"]
         self._decay = half_life and 0.5 ** (1 / (half_life * steps_per_epoch))
         self.average = copy.deepcopy(self.network) if half_life else None
-        # Convolutions and the head, not scales and biases.
+        # Weight decay is for the convolutions and the head, not for scales and biases.
         kernels = [p for p in self.network.parameters() if p.ndim > 1]
         vectors = [p for p in self.network.parameters() if p.ndim == 1]
         groups = [{"params": kernels, "weight_decay": recipe["optimizer"]["weight_decay"]}, {"params": vectors}]
@@ -135,7 +135,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[None]:
-        """Takes back, at its end, whatever steps were taken."""
+        """Undoes at its end all steps that were taken in it."""
         modules = [module for module in (self.network, self.average) if module is not None]
         before = copy.deepcopy([module.state_dict() for module in modules])
         optimizer = copy.deepcopy(self._optimizer.state_dict())
@@ -174,7 +174,7 @@ class Trainer:
         return loss.detach()
 
     def accuracy(self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-        """Returns the share of uint8 images [N, 1, n, n] that are classified as labelled, by the recipe's one view."""
+        """Returns the share of uint8 images [N, 1, n, n] that are classified correctly, in the recipe's one view."""
         recipe, correct = self._recipe, 0
         size, n = recipe["augment"]["crop"] or images.shape[-1], images.shape[-1]
         if recipe["evaluation"]["view"] == "whole":
@@ -194,14 +194,14 @@ class Trainer:
 
 
 def dtype_of(recipe: dict) -> str:
-    """Returns the dtype of the computation; auto is chosen as ours, but without JAX."""
+    """Returns the dtype of the computation; auto is resolved as in fer_jax, but without JAX."""
     if recipe["model"]["dtype"] != "auto":
         return recipe["model"]["dtype"]
     return "bfloat16" if DEVICE == "cuda" or accelerators.has_bfloat16() else "float32"
 
 
 def _init_head(head: nn.Linear) -> None:
-    # As Flax initialises dense layers (LeCun normal), whose cut-off at two deviations it makes up for.
+    # As Flax initialises dense layers: LeCun normal, with a factor that makes up for the cut-off at two deviations.
     std = head.in_features**-0.5 / 0.87962566103423978
     nn.init.trunc_normal_(head.weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(head.bias)
@@ -214,10 +214,10 @@ def _tensors(network: nn.Module) -> list[torch.Tensor]:
 
 
 def choose_forward(trainer: Trainer, take_step, how: str, *, calls: int = 8) -> dict:
-    """Sets trainer.forward to the network, eager or compiled, and returns what was found.
+    """Sets trainer.forward to the network, eager or compiled, and returns the choice and the seconds of a step.
 
-    how: 'on', 'off', or 'auto' for the faster of both by the median of `calls` steps; take_step: takes one and waits.
-    Whatever is to be compiled is, and the trainer is as before.
+    how: 'on', 'off', or 'auto' for the faster one by the median of `calls` steps; take_step: takes a step and waits.
+    Afterwards all that needs compiling is compiled, and the trainer's state is as before.
     """
     ways = {"eager": trainer.network, "compiled": torch.compile(trainer.network)}
     ways = {name: ways[name] for name in {"on": ["compiled"], "off": ["eager"], "auto": list(ways)}[how]}
@@ -231,7 +231,7 @@ def choose_forward(trainer: Trainer, take_step, how: str, *, calls: int = 8) -> 
                     take_step()
                     seconds.append(time.perf_counter() - started)
             except Exception as error:
-                # Compiling needs a compiler that may not be there; without, there is still the other way.
+                # torch.compile needs a compiler, which may be missing; the eager network works without.
                 if how == "on":
                     raise
                 found["not_compiled"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:300]
@@ -243,9 +243,9 @@ def choose_forward(trainer: Trainer, take_step, how: str, *, calls: int = 8) -> 
 
 
 def train(recipe: dict, data: dict, *, how: str, say) -> None:
-    """Trains; say: takes what each line says."""
+    """Trains; how: see `choose_forward`; say: is called with the dict of each line of output."""
     torch.set_num_threads(NUM_THREADS)
-    # Products of matrices stay in float32: affine_grid's coordinates would be rounded to a tenth of a pixel by TF32.
+    # Matrix products stay in float32: TF32 would round affine_grid's coordinates to a tenth of a pixel.
     torch.backends.cudnn.benchmark = True
     tensors = {key: torch.from_numpy(value).to(DEVICE) for key, value in data.items()}
     images, labels, validation_images, validation_labels = (
@@ -276,7 +276,7 @@ def train(recipe: dict, data: dict, *, how: str, say) -> None:
         order = torch.randperm(len(labels), generator=generator, device=DEVICE)
         for number in range(steps_per_epoch):
             total += take_step(order[number * batch : (number + 1) * batch])
-        loss = total.item() / steps_per_epoch  # which waits for the device
+        loss = total.item() / steps_per_epoch  # item() waits for the device
         seconds = time.perf_counter() - started
         networks = {"validation": trainer.network, "validation_ema": trainer.average}
         accuracy = {
@@ -297,7 +297,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="torch.compile; auto: faster")
     arguments = parser.parse_args(argv)
-    # Whatever PyTorch prints goes to standard error; standard output is for answers alone.
+    # PyTorch's own output goes to standard error; standard output is for answers only.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with np.load(arguments.data) as data:

@@ -69,7 +69,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """uint8 [batch, 1, height, width], or float32, which isn't scaled -> logits float32 [batch, 7]."""
+    """Maps uint8 [batch, 1, height, width], or float32, which isn't scaled, to logits, float32 [batch, 7]."""
 
     def __init__(
         self,
@@ -133,8 +133,8 @@ def make_network(spec: dict) -> tuple[ResNet, torch.Tensor, torch.Tensor, int]:
 def make(spec: dict) -> tuple[Callable[[], Any], int]:
     """Returns a function that starts the work once and returns its result, and the network's number of parameters.
 
-    spec: {task: 'step' or 'inference', batch, image_size, net: of NETS, dtype, compile}, and platform where it must be
-    that on which JAX computes. Raises RuntimeError where it is another.
+    spec: {task: 'step' or 'inference', batch, image_size, net: of NETS, dtype, compile}, and optionally platform, the
+    one that JAX uses. Raises RuntimeError if PyTorch's is another.
     """
     platform = "gpu" if DEVICE == "cuda" else DEVICE
     if spec.get("platform", platform) != platform:
@@ -142,7 +142,7 @@ def make(spec: dict) -> tuple[Callable[[], Any], int]:
     network, images, labels, num_parameters = make_network(spec)
     network, labels = network.to(DEVICE), labels.to(DEVICE)
     if DEVICE == "cuda":
-        # As JAX does by itself: its own choice among cuDNN's ways, and TF32 where float32 is asked for.
+        # As JAX does by default: autotuning of cuDNN's algorithms, and TF32 for products of float32.
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     autocast = torch.autocast(DEVICE, torch.bfloat16, enabled=spec["dtype"] == "bfloat16")
@@ -170,11 +170,11 @@ def make(spec: dict) -> tuple[Callable[[], Any], int]:
 
 
 def wait(result) -> None:
-    """Returns when the device has done what it was given."""
+    """Waits until the device has completed all work."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
 
 
 def peak_memory() -> int | None:
-    """Returns the most bytes of a GPU that tensors took at once; None without a GPU."""
+    """Returns the peak memory of tensors on the GPU, in bytes; None without a GPU."""
     return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None

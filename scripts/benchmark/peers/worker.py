@@ -1,10 +1,10 @@
-"""A contestant in a process of its own, so that no thread pool and no allocator of another is in its way.
+"""Runs a contestant in a process of its own, so that other contestants' thread pools and allocators don't affect it.
 
 `python -m scripts.benchmark.peers.worker SPEC` builds what the JSON object SPEC describes, calls it twice (which
 compiles), and prints a line of JSON: its versions and number of parameters, or the module that is missing. Then, for
-every number that it reads, it makes one call that isn't counted and so many that are, waits for the last of them, and
-prints the seconds that one of these took on average; for the word memory, the most bytes it had so far. It ends with
-its input, or with an error, which it says before.
+every number n that it reads, it makes one call that isn't counted and n that are, waits for the last one, and prints
+the mean seconds of these n; for the word memory, it prints its peak memory so far, in bytes. It ends with its input, or
+with an error, which it reports first.
 """
 
 import importlib
@@ -22,11 +22,11 @@ WARM_UP_CALLS = 2
 
 
 class Worker:
-    """The benchmark's end of it: starts the process and waits until it is ready; a context manager.
+    """The benchmark's side: starts the process and waits until it is ready; a context manager.
 
     spec: {peer: a module of scripts.benchmark.peers, python: an interpreter if not this one, and what `make` takes}.
-    seconds: see `limit`. versions: {package: version}. Raises ModuleNotFoundError where a package is missing,
-    RuntimeError where the process ends by itself, and TimeoutError where it was ended by its limit.
+    seconds: see `limit`. versions: {package: version}. Raises ModuleNotFoundError if a package is missing,
+    RuntimeError if the process ends by itself, and TimeoutError if its limit ended it.
     """
 
     def __init__(self, spec: dict, *, seconds: float | None = None):
@@ -54,12 +54,12 @@ class Worker:
         return self._answer()
 
     def memory(self) -> dict:
-        """Returns the most bytes it has had: {device: of an accelerator, or None, host: of the process}."""
+        """Returns the peak memory in bytes: {device: that of an accelerator, or None, host: that of the process}."""
         print("memory", file=self._process.stdin, flush=True)
         return self._answer()
 
     def limit(self, seconds: float | None) -> None:
-        """Ends the process in so many seconds, unless this is called again before; None: never."""
+        """Ends the process after `seconds`, unless this is called again before; None: never."""
         if self._timer:
             self._timer.cancel()
         self._timer = None
@@ -73,7 +73,7 @@ class Worker:
         self._process.kill()
 
     def close(self) -> None:
-        """Ends the process, at once."""
+        """Ends the process at once."""
         self.limit(None)
         self._process.kill()
         self._process.communicate()
@@ -96,7 +96,7 @@ class Worker:
 
 
 def serve(spec: dict, requests, answers) -> None:
-    """The process's end of it: builds, says so, and measures until there are no more requests."""
+    """The process's side: builds the contestant, reports that, and answers requests until there are no more."""
 
     def answer(value) -> None:
         print(json.dumps(value), file=answers, flush=True)
@@ -109,7 +109,7 @@ def serve(spec: dict, requests, answers) -> None:
         if peer is None and isinstance(error, ModuleNotFoundError):
             answer({"missing": error.name})
             return
-        # Such as a shared library that isn't there, or an accelerator's memory that is too small.
+        # For example a missing shared library, or an accelerator with too little memory.
         message = next(iter(str(error).strip().splitlines()), "")
         answer({"failed": f"{type(error).__name__}: {message}"[:300]})
         raise
@@ -117,7 +117,7 @@ def serve(spec: dict, requests, answers) -> None:
 
 def _serve(peer, spec: dict, requests, answer) -> None:
     call, num_parameters = peer.make(spec)
-    # Not after each call: no training loop waits for a device that way, and at a millisecond a step it would cost most.
+    # Not called after each call: a training loop doesn't wait each time, which would dominate steps of a millisecond.
     wait = getattr(peer, "wait", lambda result: None)
     for _ in range(WARM_UP_CALLS):
         wait(call())
@@ -129,7 +129,7 @@ def _serve(peer, spec: dict, requests, answer) -> None:
             answer({"device": peer.peak_memory() if hasattr(peer, "peak_memory") else None, "host": used})
             continue
         calls = int(line)
-        wait(call())  # what the others' turns have pushed out of caches and memory comes back
+        wait(call())  # refills caches and memory after the turns of the others
         started = time.perf_counter()
         for _ in range(calls):
             result = call()
@@ -138,7 +138,7 @@ def _serve(peer, spec: dict, requests, answer) -> None:
 
 
 if __name__ == "__main__":
-    # Whatever a library prints goes to standard error; standard output is for answers alone.
+    # The output of libraries goes to standard error; standard output is for answers only.
     private = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve(json.loads(sys.argv[1]), sys.stdin, private)
