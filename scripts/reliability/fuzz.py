@@ -1,9 +1,9 @@
 """Feeds the readers of FER-2013 broken files: python -m scripts.reliability fuzz [--csv N] [--folders N] [--seed N]
 
 Each input is a small valid csv (plain or gzipped) or image folder with some mutations: bytes flipped, cut out, doubled,
-swapped, replaced by critical ones; files and folders renamed, deleted or overwritten. A reader must either report an error
-(UserError) or return exactly what an independent, slow reader returns for the same bytes, within SECONDS and MEMORY.
-Prints the number of inputs of each outcome; fails at the first input that violates this, and keeps it.
+swapped, replaced by critical ones; files and folders renamed, deleted or overwritten. A reader must either report an
+error (UserError) or return exactly what an independent, slow reader returns for the same bytes, within SECONDS and
+MEMORY. Prints the number of inputs of each outcome; fails at the first input that violates this, and keeps it.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Runs the tests of the native code under AddressSanitizer and UndefinedBehaviorSanitizer.
 
 `python -m scripts.reliability sanitizers` compiles the library with each (GCC's or clang's runtime must be installed),
-preloads its runtime and runs tests/native and the tests of pooling. A sanitizer's silence proves nothing unless it is able to report errors, so
-each must first catch a faulty program of the kind that it is meant to find.
+preloads its runtime and runs tests/native and the tests of pooling. A sanitizer's silence proves nothing unless it is
+able to report errors, so each must first catch a faulty program of the kind that it is meant to find.
 """
 
 import os
