@@ -35,4 +35,4 @@ def audit(options: Mapping[str, Any], workdir: Workdir) -> None:
     terminal.say("\n" + audit_report.table(summary))
     with workdir.time_limit():
         audit_report.write(summary, findings, workdir.path)
-    terminal.say(f"\nEach image of it: {workdir.path / 'audit.json'}; the worst to see: {workdir.path / 'audit.png'}")
+    terminal.say(f"\nAll findings: {workdir.path / 'audit.json'}; the worst as pictures: {workdir.path / 'audit.png'}")

@@ -201,7 +201,7 @@ def report_checkpoint(
         compare_with_training(trained, metric_sums["validation"][trained_view], strict, terminal)
     elif strict:
         raise UserError(
-            f"--strict holds a validation accuracy against the one that was logged with step {trained.step}, and there "
+            f"--strict compares the validation accuracy with the one logged with step {trained.step}, and there "
             f"is none {'with it' if is_own else f'on {dataset.name}'}; leave it out"
         )
     else:

@@ -184,7 +184,7 @@ def _find_data(
         return load_own(trained, f"the network in {name}", terminal)
     except UserError as error:
         without = "nothing is evaluated, the file holds no accuracies, and " if file_format == "safetensors" else ""
-        terminal.warn(f"{without}what is written is tried on random images: {error}")
+        terminal.warn(f"{without}the export is verified on random images: {error}")
         return None
 
 
@@ -255,7 +255,7 @@ def _verify(
     # Written with `not`, so that a difference of NaN is refused too.
     if not difference <= bound:
         raise UserError(
-            f"{path} is not written, since it answers otherwise than the network: on {number} {of} {result}; {dtype} "
+            f"{path} is not written, since it differs from the network: on {number} {of} {result}; {dtype} "
             f"explains a difference of {bound:g}"
         )
     terminal.say(f"\nRead back and run on {number} {of}: {result}")

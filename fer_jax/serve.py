@@ -48,9 +48,7 @@ def serve(*, weights: str | None, checkpoint: str | None, detector: str, host: s
     try:
         server = Server((host, port), predict, classifier.class_names)
     except (OSError, OverflowError) as error:
-        raise UserError(
-            f"--host={host} --port={port} can't be listened at: {error}; --port=0 takes a free one"
-        ) from None
+        raise UserError(f"--host={host} --port={port} can't be used: {error}; --port=0 takes a free port") from None
     with server:
         terminal.say(f"{server.url} shows the page; Ctrl-C ends it.")
         if host not in ("127.0.0.1", "localhost", "::1"):

@@ -195,7 +195,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
             try:
                 save(state)
                 checkpoints.wait()
-                terminal.say(f"Stopped and saved at step {step}; the same command goes on from there.")
+                terminal.say(f"Stopped and saved at step {step}; type the same command to resume.")
             except Diverged as diverged:
                 interrupted = _with_advice(diverged, step, checkpoints.latest_step, config)
         except Diverged as error:

@@ -130,7 +130,7 @@ def with_validation(dataset: Dataset, split_seed: int, terminal: Terminal = SILE
     if not held_out.any():
         raise UserError(f"{dataset.name}: no validation images, and too few training images to hold any of them out")
     terminal.warn(
-        f"{dataset.name} tells no validation split: {np.count_nonzero(held_out)} of its {len(train)} training images "
+        f"{dataset.name} has no validation split: {np.count_nonzero(held_out)} of its {len(train)} training images "
         f"(10 % of each class, split seed {split_seed}) are validation."
     )
     parts = {"train": ~held_out, "validation": held_out}

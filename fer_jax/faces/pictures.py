@@ -168,7 +168,7 @@ def _explained(name: str, start: bytes) -> Iterator[None]:
     except (UserError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise UserError(f"{name} is no picture that can be read: {_guess(start)}") from None
+        raise UserError(f"{name} is not a picture that can be read: {_guess(start)}") from None
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{name} is too large: {error}".replace(", could be decompression bomb DOS attack.", "")

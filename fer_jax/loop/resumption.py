@@ -61,7 +61,7 @@ def open_workdir(
             )
         elif found := workdir.files_of_a_run():
             raise UserError(
-                f"{workdir.path} holds {found}, but no config.json, so it is no run of fer_jax, and training would "
+                f"{workdir.path} holds {found}, but no config.json, so it is not a run of fer_jax, and training would "
                 "write over it; choose another --workdir"
             )
         workdir.path.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def restore(
         except Damaged as error:
             terminal.say(f"{error}; it is moved to {checkpoints.set_aside(step)}.")
             continue
-        terminal.say(f"Going on from the checkpoint of step {step}.")
+        terminal.say(f"Resuming from the checkpoint of step {step}.")
         _say_other_convolution(stored, run_metadata, terminal)
         return state, Progress.from_stored(stored["progress"])
     # Starting over would overwrite the metrics of a run that may still be rescued by hand.

@@ -168,7 +168,7 @@ export async function predict(blob, explains) {
   try {
     picture = await createImageBitmap(blob);
   } catch {
-    throw new Error("this is no picture that can be read");
+    throw new Error("this is not a picture that can be read");
   }
   const faces = await find(picture);
   if (!faces.length) return [];

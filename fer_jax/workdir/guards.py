@@ -74,7 +74,7 @@ def time_limit(path: epath.Path, seconds: float) -> Iterator[None]:
         with streams.unheard(sys.stderr):
             print(
                 f"fer_jax: {path}: the file system hasn't answered in {seconds:g} s. What was saved before is kept; "
-                "the same command goes on from there.",
+                "type the same command to resume.",
                 file=sys.stderr,
             )
         os._exit(errors.StorageError.exit_status)

@@ -447,7 +447,7 @@ def test_without_usage_a_tenth_of_each_class_is_validation_and_a_warning_says_so
     assert np.bincount(dataset.splits["train"].labels, minlength=7).tolist() == [51, 0, 0, 27, 11, 0, 1]
     assert dataset.name == "train.csv, 10 % of train as validation, split seed 5"
     assert capsys.readouterr().err == (
-        "fer_jax: warning: train.csv tells no validation split: 10 of its 100 training images (10 % of each "
+        "fer_jax: warning: train.csv has no validation split: 10 of its 100 training images (10 % of each "
         "class, split seed 5) are validation.\n"
     )
     assert_valid(dataset)

@@ -108,7 +108,7 @@ def test_other_data_may_be_evaluated(workdir, make_config, csv_file, tmp_path):
 def test_strict_without_anything_to_hold_against_is_an_error(workdir, csv_file, tmp_path):
     other = tmp_path / "other.csv"
     other.write_text("\n".join(csv_file.read_text().splitlines()[:-1]) + "\n")
-    with pytest.raises(UserError, match=r"--strict holds .* and there is none on other\.csv; leave it out"):
+    with pytest.raises(UserError, match=r"--strict compares .* and there is none on other\.csv; leave it out"):
         run_evaluation(workdir, data=other, strict=True)
     change_metadata(workdir, validation=None)
     with pytest.raises(UserError, match=r"logged with step .*, and there is none with it"):

@@ -103,7 +103,7 @@ def test_without_the_data_the_file_is_written_without_accuracies_and_that_is_sai
     data.unlink()
     status, out, err = run_main("--mode=export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'n.safetensors'}")
     assert status == 0, err
-    assert "warning: nothing is evaluated, the file holds no accuracies, and what is written is tried on random " in err
+    assert "warning: nothing is evaluated, the file holds no accuracies, and the export is verified on random " in err
     assert "gone.csv: there is no such file" in err
     assert "accuracies" not in metadata_of(tmp_path / "n.safetensors")
     assert "n.safetensors: step 5, 7 classes, float32, " in out
@@ -125,7 +125,7 @@ def test_an_onnx_file_is_run_on_validation_images_and_on_random_ones_where_there
     source = f"--weights={tmp_path / 'net.safetensors'}"
     status, out, err = run_main("export", source, "--format=onnx", "--dtype=float16", f"--out={tmp_path / 'half.onnx'}")
     assert status == 0, err
-    assert "warning: what is written is tried on random images: the network in " in err
+    assert "warning: the export is verified on random images: the network in " in err
     assert "Read back and run on 256 random images: probabilities differ by up to " in out
     assert (tmp_path / "half.onnx").stat().st_size < path.stat().st_size
 
@@ -173,7 +173,7 @@ def test_what_answers_otherwise_than_the_network_is_not_kept(tmp_path):
     status, _, err = run_main("export", source, "--format=onnx", "--dtype=float16", f"--out={tmp_path / 'net.onnx'}")
     assert status == 2
     assert re.search(
-        r"net\.onnx is not written, since it answers otherwise than the network: on 256 random images probabilities "
+        r"net\.onnx is not written, since it differs from the network: on 256 random images probabilities "
         r"differ by up to [\d.]+, [\d.]+% of the predictions are equal; float16 explains a difference of 0\.02",
         err,
     )

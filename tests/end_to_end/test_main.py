@@ -127,7 +127,7 @@ def test_a_second_signal_does_not_wait_for_the_save_and_loses_nothing_saved_befo
     assert process.returncode in (143, -signal.SIGTERM)
     process = start(arguments)
     for line in process.stdout:
-        if line.startswith("Going on from the checkpoint of step"):
+        if line.startswith("Resuming from the checkpoint of step"):
             break
     process.kill()
     process.communicate()
@@ -148,7 +148,7 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written_is_one_line_and_status
     before = _contents(tmp_path / "checkpoints")
     status, out, err = run(limited(arguments, 26))  # a checkpoint contains a file of 30 kB
     assert status == 4, err
-    assert "Going on from the checkpoint of step" in out
+    assert "Resuming from the checkpoint of step" in out
     # Orbax's threads print their errors at the same time, possibly in the middle of a line.
     lines = [line for line in err.splitlines() if "fer_jax: " in line]
     assert len(lines) == 1, err

@@ -110,7 +110,7 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, finished, make_config, r
     record.write_text(record.read_text()[:50])
     assert run(make_config(), workdir) == 0
     out = capsys.readouterr().out
-    assert "Going on from the checkpoint of step 5." in out
+    assert "Resuming from the checkpoint of step 5." in out
     assert "it is moved to gs://faces/runs/tiny/damaged/10." in out
     Buckets().get("/faces/runs/tiny/", str(tmp_path / "run"), recursive=True)
     assert_same_run(tmp_path / "run", finished)

@@ -72,7 +72,7 @@ def test_a_picture_without_a_face_and_a_file_that_is_none_are_said(page, tmp_pat
     wait_for_status(page, "No face found")
     (tmp_path / "text.png").write_text("no picture")
     upload(page, tmp_path / "text.png")
-    wait_for_status(page, "no picture that can be read")
+    wait_for_status(page, "not a picture that can be read")
     assert page.find_element("id", "status").get_attribute("class") == "bad"
     (tmp_path / "large.jpg").write_bytes(PHOTOGRAPH.read_bytes() + bytes(21_000_000))
     upload(page, tmp_path / "large.jpg")

@@ -97,7 +97,7 @@ def test_a_checkpoint_goes_on_on_another_topology(number, devices, alone, csv_fi
     shutil.rmtree(workdir / "checkpoints" / "5")
     statuses, outputs = finish(start_several(number, csv_file, workdir, devices=devices, num_epochs=1))
     assert statuses == number * [0], outputs
-    assert "Going on from the checkpoint of step 4." in outputs[0][0]
+    assert "Resuming from the checkpoint of step 4." in outputs[0][0]
     assert f"{number * devices} x cpu (cpu), {number} process" in outputs[0][0]
     assert_same_training(workdir, alone)
 
@@ -117,7 +117,7 @@ def test_a_signal_to_one_process_stops_all_and_another_number_goes_on(alone, csv
     process.send_signal(signal.SIGTERM)
     (status,), ((out, err),) = finish([process])
     assert status == 143, err
-    assert f"Going on from the checkpoint of step {step}." in out
+    assert f"Resuming from the checkpoint of step {step}." in out
 
 
 @pytest.mark.parametrize("victim", [0, 1])

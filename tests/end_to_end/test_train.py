@@ -214,7 +214,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(finished, make
     out = capsys.readouterr().out
     assert "the checkpoint of step 10 " in out
     assert f"it is moved to {tmp_path / 'run' / 'damaged' / '10'}" in out
-    assert "Going on from the checkpoint of step 5" in out
+    assert "Resuming from the checkpoint of step 5" in out
     assert_same_run(tmp_path / "run", finished)
 
 
@@ -489,7 +489,7 @@ def test_a_folder_of_another_program_is_left_as_it_is(name, make_config, run, tm
     theirs = tmp_path / "theirs" / name
     theirs.parent.mkdir(parents=True)
     theirs.write_text("theirs\n")
-    with pytest.raises(UserError, match=rf"holds {name}, but no config\.json, so it is no run of fer_jax"):
+    with pytest.raises(UserError, match=rf"holds {name}, but no config\.json, so it is not a run of fer_jax"):
         run(make_config(), tmp_path / "theirs")
     assert [path for path in (tmp_path / "theirs").rglob("*") if path.is_file()] == [theirs]
     assert theirs.read_text() == "theirs\n"

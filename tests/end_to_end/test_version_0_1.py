@@ -79,7 +79,7 @@ def test_a_run_of_version_0_1_is_repeated_resumed_and_evaluated(tmp_path):
     shutil.copytree(FIXTURE, workdir)
     status, out, err = run(command(workdir), **ENVIRONMENT)
     assert status == 0, err
-    assert "Going on from the checkpoint of step 20" in out
+    assert "Resuming from the checkpoint of step 20" in out
     assert_equal_to_version_0_1(workdir, 40)
 
     # This command may be forked, with the suite's compiler options, because its exact bits are not compared.

@@ -117,7 +117,7 @@ def test_two_faces_none_a_bad_file_and_a_map(page, tmp_path):
     browser_lib.wait_for_status(page, "No face found")
     (tmp_path / "text.png").write_text("no picture")
     browser_lib.upload(page, tmp_path / "text.png")
-    browser_lib.wait_for_status(page, "no picture that can be read")
+    browser_lib.wait_for_status(page, "not a picture that can be read")
     page.find_element("id", "explain").send_keys(" ")
     browser_lib.upload(page, browser_lib.PHOTOGRAPH)
     browser_lib.wait_for_status(page, "One face")

@@ -192,7 +192,7 @@ PNG = encode(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uin
 ENORMOUS = encode(Image.new("1", (20000, 20000)))
 DAMAGED = {
     "empty": (b"", "is empty"),
-    "text": (b"a letter to my aunt", "is no picture that can be read: it is none of JPEG, PNG"),
+    "text": (b"a letter to my aunt", "is not a picture that can be read: it is none of JPEG, PNG"),
     "svg": (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "looks like SVG"),
     "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "looks like HEIC: pip install pillow-heif"),
     "pdf": (b"%PDF-1.7", "looks like PDF"),
