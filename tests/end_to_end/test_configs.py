@@ -13,10 +13,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fer_jax import config as config_lib
 from fer_jax import parallel
 from fer_jax.inference.preprocessing import make_preprocessing
+from fer_jax.loop.initial import read_initial
 from fer_jax.loop.program import make_training
 from fer_jax.models import resnet
 from fer_jax.models.flops import training_flops
 from fer_jax.recipe.state import num_parameters
+from fer_jax.system.terminal import Terminal
 from tests.end_to_end.conftest import read_metrics
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -68,3 +70,22 @@ def test_the_recipe_for_a_gpu_is_of_the_size_that_it_says_and_lowers_for_one():
     lowered = train_call.trace(state, parallel.replicate(data, mesh), batches).lower(lowering_platforms=("cuda",))
     assert "convolution" in lowered.as_text()
     assert jnp.dtype(model.dtype) == jnp.bfloat16
+
+
+def test_the_experiment_on_a_folder_starts_from_all_of_the_packaged_network_but_its_head(capsys):
+    config = read(next(path for path in CONFIGS if path.stem == "finetune"))
+    assert (config.dataset.classes, config.dataset.resize, config.optimizer.learning_rate) == ("folders", True, 0.01)
+    model = resnet.make(
+        dict(config.model) | {"dtype": "float32", "conv": "lax"},
+        num_classes=3,
+        axis_name=parallel.AXIS_NAME,
+        backend="cpu",
+    )
+    preprocessing = make_preprocessing(config, (48, 48, 1))
+    _, create = make_training(config, model, preprocessing, parallel.make_mesh(), steps_per_epoch=4)
+    state = jax.eval_shape(create)
+    metadata = {"class_names": ["negative", "other", "positive"], "preprocessing": preprocessing.to_metadata()}
+    initial = read_initial(config, metadata, state, Terminal(is_primary=True))
+    assert state.params.keys() - initial["params"].keys() == {"head"}
+    assert initial["batch_stats"].keys() == state.batch_stats.keys()
+    assert "fer2013.safetensors: all but the head (7 classes there, 3 here)." in capsys.readouterr().out
