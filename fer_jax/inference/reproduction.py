@@ -32,11 +32,11 @@ def compare_with_training(trained: TrainedModel, metric_sums: dict, strict: bool
         different += [f"kernels stored in {stored_as}"] if stored_as != "float32" else []
         reason = ", ".join(different) or "device and versions are the same, so look for what else changed"
     message = (
-        f"step {trained.step} had a validation accuracy of {logged:.4%} in training and has {computed:.4%} here, "
+        f"step {trained.step}: its validation accuracy was {logged:.4%} in training and is {computed:.4%} here, "
         f"{abs(computed - logged) * num_images:.0f} of {num_images:,} images ({reason})"
     )
     if abs(computed - logged) * num_images <= max(_BORDERLINE_IMAGES, _BORDERLINE_SHARE * num_images) + 1e-6:
-        terminal.say(f"Restored step {trained.step}: {message}; a few borderline images explain that.")
+        terminal.say(f"Restored {message}; a few borderline images explain that.")
     elif strict:
         raise UserError(f"{message}; that is more than a few borderline images explain")
     else:
