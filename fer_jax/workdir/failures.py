@@ -12,10 +12,10 @@ from fer_jax.system.exits import STORAGE_OP_ERRORS
 # Clients of object storage whose exceptions are not OSErrors.
 _CLIENTS = ("aiohttp.", "gcsfs.", "google.api_core.", "google.auth.", "google.cloud.", "requests.", "urllib3.")
 # TensorStore raises ValueError for everything. Only the message tells a full disk from an array of the wrong shape.
+_REASON = r"No space left|File too large|Read-only file system|Input/output error|[Qq]uota exceeded|Permission denied"
 _TENSORSTORE_MESSAGE = re.compile(
     r"\b(UNAVAILABLE|RESOURCE_EXHAUSTED|PERMISSION_DENIED|DEADLINE_EXCEEDED|UNAUTHENTICATED|DATA_LOSS|ABORTED)\b"
-    r"|\bos_error_code\b|\bOS error\b"
-    r"|No space left|File too large|Read-only file system|Input/output error|[Qq]uota exceeded|Permission denied"
+    rf"|\bos_error_code\b|\bOS error\b|{_REASON}"
 )
 # Messages that don't mean that a file is damaged (DATA_LOSS and NOT_FOUND do).
 _PASSING_MESSAGE = re.compile(
@@ -54,8 +54,13 @@ def may_pass(error: BaseException) -> bool:
 def one_line(error: BaseException) -> str:
     """Returns the message of an exception as one line of at most 600 characters."""
     message = " ".join(str(error).split()) or type(error).__name__
-    # The libraries below begin with what was written and end with the reason, with long paths in between.
-    return message if len(message) <= 600 else f"{message[:300]} ... {message[-295:]}"
+    if len(message) <= 600:
+        return message
+    # The libraries below begin with the file and mostly end with the reason. TensorStore may have it amid long paths.
+    start, end = message[:300], message[-260:]
+    reason = re.search(_REASON, message)
+    is_cut = reason and reason[0] not in start and reason[0] not in end
+    return f"{start} ... {reason[0]} ... {end}" if is_cut else f"{start} ... {end}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -131,7 +131,7 @@ def test_a_second_signal_does_not_wait_for_the_save_and_loses_nothing_saved_befo
             break
     process.kill()
     process.communicate()
-    assert line.startswith("Going on")
+    assert line.startswith("Resuming")
 
 
 def limited(arguments, kilobytes):

@@ -108,3 +108,13 @@ def test_what_may_pass_says_nothing_of_a_file(error, may_pass):
     wrapped = RuntimeError("reading failed")
     wrapped.__cause__ = error
     assert failures.may_pass(wrapped) == may_pass
+
+
+@pytest.mark.parametrize("position", [0, 100, 290, 305, 600, 1200])
+def test_the_reason_stays_in_a_long_message_wherever_it_stands(position):
+    message = "a/long\npath " * 100
+    line = failures.one_line(ValueError(f"{message[:position]}File too large{message[position:]}"))
+    assert "File too large" in line
+    assert "\n" not in line
+    assert len(line) <= 600
+    assert failures.one_line(ValueError("File too large")) == "File too large"
