@@ -195,10 +195,10 @@ def stored_description(
 
 def make_model(model_config: Mapping[str, Any], *, num_classes: int) -> resnet.ResNet:
     """Returns the model of a `config.model` for this process's devices."""
-    dtype, backend = accelerators.resolve_dtype(model_config["dtype"]), jax.default_backend()
-    conv, _ = build.choose(model_config["conv"], dtype=dtype, backend=backend)
+    dtype = accelerators.resolve_dtype(model_config["dtype"])
+    conv, _ = build.choose(model_config["conv"], dtype=dtype, backend=jax.default_backend())
     model_config = dict(model_config) | {"dtype": dtype, "conv": conv}
-    return resnet.make(model_config, num_classes=num_classes, axis_name=parallel.AXIS_NAME, backend=backend)
+    return resnet.make(model_config, num_classes=num_classes, axis_name=parallel.AXIS_NAME)
 
 
 def make_predict(model: resnet.ResNet, preprocessing: Preprocessing, views: Sequence[str] | None = None) -> Callable:

@@ -21,21 +21,18 @@ Padding = Sequence[tuple[int, int]]
 _CACHE_BYTES = 6 * 2**20
 
 
-def resolve(conv: str, backend: str) -> Callable:
+def resolve(conv: str) -> Callable:
     """Returns the function for `flax.linen.Conv`'s `conv_general_dilated`.
 
-    conv: 'auto' (matrix products where `backend` is 'cpu', else XLA's convolution), 'lax', 'matmul' or 'native', which
-    must have been loaded (native/build.py).
+    conv: 'lax', 'matmul' or 'native', which must have been loaded. What 'auto' means is decided in native/build.py.
     """
-    if conv == "auto":
-        conv = "matmul" if backend == "cpu" else "lax"
     functions = {"lax": lax.conv_general_dilated, "matmul": conv_general_dilated, "native": native_conv_general_dilated}
     return functions[conv]
 
 
 def name_of(conv_fn: Callable) -> str:
     """Returns the name under which `resolve` knows a function."""
-    return next(name for name in ("lax", "matmul", "native") if resolve(name, "cpu") is conv_fn)
+    return next(name for name in ("lax", "matmul", "native") if resolve(name) is conv_fn)
 
 
 def native_conv_general_dilated(lhs, rhs, window_strides: Sequence[int], padding: Padding, **others):

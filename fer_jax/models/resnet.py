@@ -234,8 +234,8 @@ class ResNet(nn.Module):
         return nn.Dense(self.num_classes, dtype=jnp.float32, name="head")(x)
 
 
-def make(model_config: Mapping[str, Any], *, num_classes: int, axis_name: str | None, backend: str) -> ResNet:
-    """Returns the model of a `config.model`, to run on `backend` ('cpu', 'gpu' or 'tpu').
+def make(model_config: Mapping[str, Any], *, num_classes: int, axis_name: str | None) -> ResNet:
+    """Returns the model of a `config.model` whose `dtype` and `conv` are not 'auto' (see `native.build.choose`).
 
     axis_name: the mapped axis over which batch statistics are averaged if `sync_batch_norm` is set.
     """
@@ -252,7 +252,7 @@ def make(model_config: Mapping[str, Any], *, num_classes: int, axis_name: str | 
         dtype=jnp.dtype(model_config["dtype"]),
         axis_name=axis_name if model_config["sync_batch_norm"] else None,
         remat=model_config["remat"],
-        conv_fn=resolve(model_config["conv"], backend),
+        conv_fn=resolve(model_config["conv"]),
         batch_norm_momentum=model_config["batch_norm_momentum"],
         squeeze_excitation=model_config["squeeze_excitation"],
         stochastic_depth=model_config["stochastic_depth"],

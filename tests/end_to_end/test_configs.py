@@ -54,7 +54,6 @@ def test_the_recipe_for_a_gpu_is_of_the_size_that_it_says_and_lowers_for_one():
         dict(config.model) | {"dtype": "bfloat16", "conv": "lax"},
         num_classes=7,
         axis_name=parallel.AXIS_NAME,
-        backend="gpu",
     )
     assert training_flops(model, (44, 44, 1)) == pytest.approx(31e9, rel=0.02)
     mesh = parallel.make_mesh()
@@ -79,7 +78,6 @@ def test_the_experiment_on_a_folder_starts_from_all_of_the_packaged_network_but_
         dict(config.model) | {"dtype": "float32", "conv": "lax"},
         num_classes=3,
         axis_name=parallel.AXIS_NAME,
-        backend="cpu",
     )
     preprocessing = make_preprocessing(config, (48, 48, 1))
     _, create = make_training(config, model, preprocessing, parallel.make_mesh(), steps_per_epoch=4)

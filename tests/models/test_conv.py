@@ -172,14 +172,13 @@ def test_padding_by_name_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "backend", "expected"),
+    ("name", "expected"),
     [
-        ("auto", "cpu", conv.conv_general_dilated),
-        ("auto", "gpu", lax.conv_general_dilated),
-        ("auto", "tpu", lax.conv_general_dilated),
-        ("lax", "cpu", lax.conv_general_dilated),
-        ("matmul", "gpu", conv.conv_general_dilated),
+        ("lax", lax.conv_general_dilated),
+        ("matmul", conv.conv_general_dilated),
+        ("native", conv.native_conv_general_dilated),
     ],
 )
-def test_auto_is_matmul_on_cpu_only_and_a_name_overrides_it(name, backend, expected):
-    assert conv.resolve(name, backend) is expected
+def test_an_implementation_has_one_name(name, expected):
+    assert conv.resolve(name) is expected
+    assert conv.name_of(expected) == name

@@ -24,7 +24,7 @@ NETS = {
 
 
 def make(net: str, conv: str, **changes) -> ResNet:
-    return ResNet(**{"stem_kernel": 3, "width": 24, "conv_fn": resolve(conv, "cpu")} | NETS[net] | changes)
+    return ResNet(**{"stem_kernel": 3, "width": 24, "conv_fn": resolve(conv)} | NETS[net] | changes)
 
 
 def trained(model: ResNet, variables, images=IMAGES):

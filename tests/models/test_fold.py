@@ -45,7 +45,7 @@ def test_what_the_native_code_does_not_compute_is_not_folded():
     assert jax.tree.structure(prepared) == jax.tree.structure(variables)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(prepared) if leaf.ndim == 4} == {"bfloat16"}
     # The native code doesn't cover a window of 9.
-    model = ResNet((1,), False, width=8, stem_kernel=9, conv_fn=resolve("native", "cpu"))
+    model = ResNet((1,), False, width=8, stem_kernel=9, conv_fn=resolve("native"))
     native.load()
     variables = model.init(jax.random.key(0), IMAGES, train=False)
     np.testing.assert_array_equal(logits(model, resnet.prepare(model, variables)), logits(model, variables))

@@ -245,8 +245,8 @@ def test_a_block_is_its_shortcut_at_start_only_with_zero_init(zero_init):
 
 def test_make_assembles_what_the_config_says():
     config = runpy.run_path(str(CONFIG))["get_config"]().model
-    config.dtype = "bfloat16"
-    assert resnet.make(config, num_classes=7, axis_name="data", backend="cpu") == ResNet(
+    config.update(dtype="bfloat16", conv="matmul")
+    assert resnet.make(config, num_classes=7, axis_name="data") == ResNet(
         stage_sizes=(3, 4, 6, 3),
         bottleneck=True,
         num_classes=7,
@@ -261,7 +261,7 @@ def test_make_assembles_what_the_config_says():
         depth=18, width=8, stem_kernel=3, stem_stride=1, stem_pool=False, zero_init=True, dtype="float32",
         sync_batch_norm=False, conv="lax",
     )  # fmt: skip
-    assert resnet.make(config, num_classes=5, axis_name="data", backend="cpu") == ResNet(
+    assert resnet.make(config, num_classes=5, axis_name="data") == ResNet(
         stage_sizes=(2, 2, 2, 2),
         bottleneck=False,
         num_classes=5,
@@ -277,13 +277,12 @@ def test_make_assembles_what_the_config_says():
 
 
 @pytest.mark.parametrize(
-    ("backend", "platform", "num_convolutions"), [("gpu", "cuda", 20), ("tpu", "tpu", 20), ("cpu", "cpu", 0)]
+    ("conv_name", "platform", "num_convolutions"), [("lax", "cuda", 20), ("lax", "tpu", 20), ("matmul", "cpu", 0)]
 )
-def test_accelerators_get_stock_convolutions(backend, platform, num_convolutions):
+def test_the_convolutions_of_the_config_are_lowered(conv_name, platform, num_convolutions):
     config = runpy.run_path(str(CONFIG))["get_config"]().model
-    config.dtype = "bfloat16"
-    config.depth = 18
-    model = resnet.make(config, num_classes=7, axis_name=None, backend=backend)
+    config.update(depth=18, dtype="bfloat16", conv=conv_name)
+    model = resnet.make(config, num_classes=7, axis_name=None)
     _, variables = abstract(model)
     step = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     images = jax.ShapeDtypeStruct((2, 48, 48, 1), jnp.float32)

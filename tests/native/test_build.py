@@ -154,6 +154,7 @@ def test_a_user_without_a_home_or_a_cache_is_told_so(compiler, monkeypatch):
 
 def test_the_choice_is_the_fastest_that_there_is(monkeypatch):
     assert build.choose("auto", dtype="bfloat16", backend="gpu") == ("lax", "")
+    assert build.choose("auto", dtype="bfloat16", backend="tpu") == ("lax", "")
     assert build.choose("lax", dtype="float32", backend="cpu") == ("lax", "")
     assert build.choose("matmul", dtype="float32", backend="cpu") == ("matmul", "")
     with pytest.raises(

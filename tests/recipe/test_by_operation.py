@@ -32,7 +32,7 @@ OPTIONS = {"clip_norm": None, "weight_decay": 0.0}
 
 
 def create(*, name: str = "adam", initial=None, has_ema: bool = False, **changes):
-    model = resnet.make(MODEL | changes, num_classes=7, axis_name="data", backend="cpu")
+    model = resnet.make(MODEL | changes, num_classes=7, axis_name="data")
     transformation = optimizer.make_optimizer({"name": name, **OPTIONS}, lambda step: 0.1)
     return functools.partial(
         state.create, model, transformation, seed=3, image_shape=(48, 48, 1), initial=initial, has_ema=has_ema

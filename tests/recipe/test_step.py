@@ -183,7 +183,7 @@ def conv_fn(request):
     """Returns the stock or the native convolution; skips the test if the native one can't be had."""
     if request.param == "native":
         native.load()
-    return conv.resolve(request.param, "cpu")
+    return conv.resolve(request.param)
 
 
 def test_shard_map_and_pmap_take_the_same_steps(conv_fn):
