@@ -10,7 +10,6 @@ from ml_collections import config_dict
 
 from fer_jax import config as config_lib
 from fer_jax import parallel
-from fer_jax.config import expand_path
 from fer_jax.data.dataset import Dataset
 from fer_jax.errors import UserError
 from fer_jax.inference import metrics, weights
@@ -119,7 +118,7 @@ def evaluate_weights(
     """
     terminal = Terminal(is_primary=jax.process_index() == 0)
     # Outside of agreeing_on_errors, whose body must not communicate: putting weights on all devices does.
-    path = os.fspath(weights.resolve(expand_path(path, "--weights")))
+    path = weights.resolve(path, "--weights")
     trained = TrainedModel.load(path)
     with processes.agreeing_on_errors():
         if data is None:

@@ -142,7 +142,7 @@ def _load(source: Workdir | str, checkpoint: str | None) -> tuple[TrainedModel, 
         trained = TrainedModel.load(source, checkpoint or "best")
         selected_on = describe_selection(trained.config, checkpoint or "best")
         return _with_metadata(trained, {"selected_on": selected_on}), str(source.path)
-    path = os.fspath(weights.resolve(expand_path(source, "--weights")))
+    path = weights.resolve(source, "--weights")
     # selected_on is kept from the file's metadata, but not its accuracies: rounding to another dtype may change them.
     trained = TrainedModel.load(path)
     kept = {key: value for key, value in trained.metadata.items() if key != "accuracies"}

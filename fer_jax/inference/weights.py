@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from fer_jax.config import expand_path
 from fer_jax.errors import UserError, naming
 
 SUFFIX = ".safetensors"
@@ -64,14 +65,17 @@ _OPTIONAL = {
 }
 
 
-def resolve(source: str | os.PathLike | None, folder: pathlib.Path | None = None) -> str | os.PathLike:
-    """Returns `source`, or the path of the packaged weights file if it is 'pretrained' or None.
+def resolve(
+    source: str | os.PathLike | None, option: str = "the network's path", folder: pathlib.Path | None = None
+) -> str:
+    """Returns `source` with ~ and variables expanded, or the packaged weights file's path for 'pretrained' and None.
 
-    folder: contains the packaged file; fer_jax.pretrained by default. Raises UserError if the file is missing.
+    option: names `source` in errors. folder: contains the packaged file; fer_jax.pretrained by default. Raises
+    UserError if the packaged file is missing, and as `expand_path` does.
     """
     # A file or folder that is named 'pretrained' takes precedence over the packaged file.
     if source is not None and (os.fspath(source) != PRETRAINED or os.path.exists(source)):
-        return source
+        return expand_path(os.fspath(source), option)
     if folder is None:
         folder = pathlib.Path(str(importlib.resources.files("fer_jax.pretrained")))
     packaged = folder / PRETRAINED_FILE
@@ -80,7 +84,7 @@ def resolve(source: str | os.PathLike | None, folder: pathlib.Path | None = None
             f"this installation of fer_jax has no pretrained weights: {folder} holds no {PRETRAINED_FILE}; name a file "
             "of your own, which --mode=export writes"
         )
-    return packaged
+    return str(packaged)
 
 
 def read_detector() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -45,7 +44,7 @@ def read_initial(
     if config.model.init is None:
         return None
     with processes.agreeing_on_errors():
-        path = os.fspath(weights.resolve(config_lib.expand_path(config.model.init, "config.model.init")))
+        path = weights.resolve(config.model.init, "config.model.init")
         tensors, stored = weights.read_any(path)
         # Shapes without shardings: only the state that `Program.first_state` makes of them is put on all devices.
         wanted = {

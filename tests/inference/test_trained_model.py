@@ -178,18 +178,22 @@ def test_pretrained_is_the_file_of_the_package_unless_something_there_is_called_
     package = tmp_path / "package"
     package.mkdir()
     with pytest.raises(UserError, match=rf"no pretrained weights: {package} holds no fer2013\.safetensors"):
-        weights.resolve("pretrained", package)
+        weights.resolve("pretrained", folder=package)
     # The detector's file is in the same folder.
     (package / "blazeface_full_range.safetensors").touch()
     with pytest.raises(UserError, match="no pretrained weights"):
-        weights.resolve("pretrained", package)
+        weights.resolve("pretrained", folder=package)
     (package / "fer2013.safetensors").touch()
-    assert weights.resolve("pretrained", package) == package / "fer2013.safetensors"
-    assert weights.resolve("other.safetensors", package) == "other.safetensors"
+    assert weights.resolve("pretrained", folder=package) == str(package / "fer2013.safetensors")
+    assert weights.resolve("other.safetensors", folder=package) == "other.safetensors"
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert weights.resolve("~/net.safetensors") == "/home/ada/net.safetensors"
+    with pytest.raises(UserError, match=r"--weights is \$nets/a\.safetensors, and the environment variable nets"):
+        weights.resolve("$nets/a.safetensors", "--weights")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pretrained").mkdir()
-    assert weights.resolve("pretrained", package) == "pretrained"
-    assert weights.resolve(None, package) == package / "fer2013.safetensors"
+    assert weights.resolve("pretrained", folder=package) == "pretrained"
+    assert weights.resolve(None, folder=package) == str(package / "fer2013.safetensors")
 
 
 def without(values: dict, key: str) -> dict:
