@@ -204,12 +204,9 @@ def from_stored(values: Mapping[str, Any], *, source: str) -> config_dict.Config
     return make_config(**values)
 
 
-def save(config: config_dict.ConfigDict, path: epath.Path) -> None:
-    """Writes a run's config.json, whole or not at all."""
-    # Renamed into place, so that a crash never leaves half a config.
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    partial.replace(path)
+def to_json(config: config_dict.ConfigDict) -> str:
+    """Returns the text of a run's config.json, which `load` reads."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 if __name__ == "__main__":

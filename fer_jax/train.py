@@ -29,7 +29,7 @@ from fer_jax.system.terminal import Terminal, describe_speed
 from fer_jax.workdir import report
 from fer_jax.workdir.checkpoints import Checkpoints
 from fer_jax.workdir.events import MetricsWriter, read_events
-from fer_jax.workdir.paths import Workdir
+from fer_jax.workdir.paths import Workdir, write_whole
 
 _OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
 
@@ -88,7 +88,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
         with processes.agreeing_on_errors(), workdir.time_limit():
             if is_primary:
                 # Saved only after `restore`, which makes sure that this is the same run: dataset.path may have changed.
-                config_lib.save(config, workdir.config)
+                write_whole(workdir.config, config_lib.to_json(config))
         if progress.is_complete(config.num_epochs, patience):
             terminal.say(f"The run in {workdir.path} is complete: {progress.epochs} epochs.")
         else:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 from fer_jax import errors
-from fer_jax.workdir.paths import TENSORBOARD, Workdir
+from fer_jax.workdir.paths import TENSORBOARD, Workdir, write_whole
 
 
 class MetricsWriter:
@@ -40,7 +40,7 @@ class MetricsWriter:
                     for event in read_events(workdir)
                     if event["step"] <= step and (event["kind"] == "train" or event["epoch"] <= epochs)
                 ]
-                self._rewrite(kept)
+                write_whole(self._path, "".join(map(_to_line, kept)))
                 self._file = self._closing.enter_context(self._path.open("a"))
                 # TensorBoard's file can't be truncated, so it is written again from the start.
                 for old in workdir.path.glob(TENSORBOARD):
@@ -72,13 +72,6 @@ class MetricsWriter:
             with self._closing, errors.naming(self._path), self._workdir.time_limit():
                 while self._writing:
                     self._writing.popleft().result()
-
-    def _rewrite(self, events: list[dict]) -> None:
-        """Replaces metrics.jsonl atomically by these events: a crash leaves either the old file or the new one."""
-        partial = self._path.with_suffix(".partial")
-        with errors.naming(partial):
-            partial.write_text("".join(map(_to_line, events)))
-        partial.replace(self._path)
 
     def _show(self, event: dict) -> None:
         values = {

@@ -6,6 +6,7 @@ import os
 
 from etils import epath
 
+from fer_jax import errors
 from fer_jax.config import expand_path
 from fer_jax.workdir import guards
 
@@ -77,3 +78,11 @@ class Workdir:
     def time_limit(self) -> contextlib.AbstractContextManager[None]:
         """Returns a context manager that ends the process if its body takes longer than `storage_timeout`."""
         return guards.time_limit(self.path, self._storage_timeout)
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Writes a file, whole or not at all: a crash leaves either the old file or the new one."""
+    partial = path.with_suffix(".partial")
+    with errors.naming(partial):
+        partial.write_text(text)
+    partial.replace(path)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 
 from fer_jax.errors import UserError
-from fer_jax.workdir.paths import Workdir
+from fer_jax.workdir.paths import Workdir, write_whole
 
 
 def read_view(workdir: Workdir, possible: Sequence[str]) -> str | None:
@@ -31,8 +31,6 @@ def read_view(workdir: Workdir, possible: Sequence[str]) -> str | None:
 
 
 def write_view(workdir: Workdir, view: str, metric: str, scores: dict[str, float]) -> None:
-    """Writes the selected view, the metric that selected it and its scores by view, whole or not at all."""
-    # Renamed into place, so that a crash never leaves half a file.
-    partial = workdir.selection.with_suffix(".partial")
-    partial.write_text(json.dumps({"view": view, "metric": metric, "validation": scores}, indent=2) + "\n")
-    partial.replace(workdir.selection)
+    """Writes the selected view, the metric that selected it and its scores by view."""
+    document = {"view": view, "metric": metric, "validation": scores}
+    write_whole(workdir.selection, json.dumps(document, indent=2) + "\n")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -28,7 +27,7 @@ def write(tmp_path):
         folder = tmp_path / name
         (folder / "report").mkdir(parents=True)
         sections = {"model.depth": 18, "dataset.path": "/somewhere/fer2013.csv"} | options
-        config_lib.save(config_lib.make_config(**sections), epath.Path(folder / "config.json"))
+        (folder / "config.json").write_text(config_lib.to_json(config_lib.make_config(**sections)))
         for split, accuracy in (("validation", validation), ("test", test)):
             evaluation = {
                 "split": split,
