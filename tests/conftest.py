@@ -33,6 +33,12 @@ def native_dtype(request):
     return request.param
 
 
+def pytest_runtest_setup(item):
+    # By marker, so that .ci/run finds all of these tests in one run.
+    if item.get_closest_marker("video"):
+        pytest.importorskip("cv2", reason="needs pip install -e '.[video]'")
+
+
 def pytest_collection_modifyitems(items):
     # The longest tests run first, so that no worker is left alone with one of them at the end.
     long = ("test_version_0_1.py", "test_kills.py", "test_scaling.py", "end_to_end", "scripts", "recipe")

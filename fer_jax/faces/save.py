@@ -100,7 +100,8 @@ class Saver:
 
         times, frames = zip(*self._held, strict=True)
         self._held = []
-        size = frames[0].shape[1], frames[0].shape[0]
+        # Explanations make a frame taller, and the first frame may be without a face.
+        size = max(frame.shape[1] for frame in frames), max(frame.shape[0] for frame in frames)
         # VP8, which browsers play and OpenCV's wheels can write.
         path = self._path(self._name, ".webm")
         writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"VP80"), _rate(times), size)
@@ -114,7 +115,7 @@ class Saver:
         import cv2
 
         writer, (width, height) = self._writer
-        # A strip of explanations may be taller than that of the first frame.
+        # A strip of explanations may be taller than those of the held frames.
         fitted = np.zeros((height, width, 3), np.uint8)
         part = pixels[:height, :width]
         fitted[: part.shape[0], : part.shape[1]] = part

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from fer_jax.data import image_file
 from fer_jax.errors import UserError
 from fer_jax.faces import video
 
 # Only these files are read from a folder, which may contain others; a file named by the user is read in any case.
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm")
+PICTURE_SUFFIXES = (*image_file.SUFFIXES, ".avif")
 
 
 class Source(NamedTuple):

@@ -141,12 +141,14 @@ def test_a_named_pipe_that_nobody_reads_any_more_is_the_end_too(folder, tmp_path
     assert len(out.splitlines()) == 1
 
 
+@pytest.mark.video
 @pytest.mark.parametrize(
     ("number", "status", "is_read"),
     [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, True), (signal.SIGHUP, 129, True)],
 )
 def test_a_signal_ends_a_video_whose_saved_part_is_whole(tmp_path, number, status, is_read):
-    cv2 = pytest.importorskip("cv2")
+    import cv2
+
     source, written = tmp_path / "long.avi", tmp_path / "answers.json"
     writer = cv2.VideoWriter(str(source), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 64))
     for frame in range(5000):
@@ -179,8 +181,8 @@ def test_a_signal_ends_a_video_whose_saved_part_is_whole(tmp_path, number, statu
     capture.release()
 
 
+@pytest.mark.video
 def test_a_video_is_read_and_written(folder, tmp_path, capsys):
-    pytest.importorskip("cv2")
     predict(folder / "three.gif", save=str(tmp_path))
     capsys.readouterr()
     (video,) = tmp_path.glob("*.webm")

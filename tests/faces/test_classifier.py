@@ -252,8 +252,10 @@ def test_the_top_expression_is_of_one_picture(classifier, photograph):
             classifier.top(several)
 
 
+@pytest.mark.video
 def test_a_video_s_frames_are_classified(classifier, photograph, tmp_path):
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra `video`")
+    import cv2
+
     path = str(tmp_path / "film.avi")
     writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 25, (200, 200))
     for picture in [photograph, np.full_like(photograph, (200, 120, 60))] * 10:

@@ -32,8 +32,8 @@ def test_without_opencv_yunet_says_what_to_install(monkeypatch):
         detectors.make_detector("yunet:detector.onnx")
 
 
+@pytest.mark.video
 def test_yunet_s_file_must_be_there_and_be_one(tmp_path):
-    pytest.importorskip("cv2", reason="OpenCV is in the extra `video`")
     with pytest.raises(UserError, match=r"nothing\.onnx, the detector's file, is not there"):
         detectors.make_detector(f"yunet:{tmp_path}/nothing.onnx")
     (tmp_path / "text.onnx").write_text("no network")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fer_jax.faces import overlay
 from fer_jax.faces.answers import Answer
 from fer_jax.faces.save import Saver
 from fer_jax.faces.sources import expand
@@ -113,8 +114,10 @@ def save_video(out, times: list[float]) -> list[str]:
     return saver.not_saved
 
 
+@pytest.mark.video
 def test_a_camera_s_video_is_as_fast_as_its_frames_came_once_the_first_was_compiled(tmp_path):
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra `video`")
+    import cv2
+
     # The compilation, four frames that the camera's driver buffered, then 25 frames a second, one of them late.
     gaps = [8.0, *[0.01] * 4, *[0.04] * 12, 0.5, *[0.04] * 12]
     for number in (1, 2, 10, 11, 12, len(gaps)):
@@ -128,8 +131,10 @@ def test_a_camera_s_video_is_as_fast_as_its_frames_came_once_the_first_was_compi
         capture.release()
 
 
+@pytest.mark.video
 def test_a_video_of_one_frame_and_one_after_a_video_that_can_not_be_written_are_whole(tmp_path, monkeypatch):
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra `video`")
+    import cv2
+
     assert save_video(tmp_path / "one", [0.0]) == []
     frames = np.zeros((2, 48, 64, 3), np.uint8)
     # No file can have a name this long.
@@ -144,3 +149,21 @@ def test_a_video_of_one_frame_and_one_after_a_video_that_can_not_be_written_are_
         capture = cv2.VideoCapture(str(path))
         assert sum(capture.read()[0] for _ in range(count + 1)) == count
         capture.release()
+
+
+@pytest.mark.video
+def test_a_video_has_room_for_explanations_that_its_first_frame_has_not(tmp_path):
+    import cv2
+
+    explanation = overlay.as_data_url(Image.new("RGB", (192, 192), "white"))
+    face = {"box": [0, 0, 24, 24], "emotion": "happy", "score": 0.9, "explanation": explanation}
+    with Saver(str(tmp_path), []) as saver:
+        for number, faces in enumerate(([], [face])):
+            saver.save(Answer("camera 0", faces, number, number / 10), np.zeros((48, 64, 3), np.uint8))
+    capture = cv2.VideoCapture(str(tmp_path / "camera_0_fer.webm"))
+    frames = [capture.read()[1] for _ in range(2)]
+    capture.release()
+    # Two captions of 14 pixels and the explanation, of the picture's width.
+    assert [frame.shape for frame in frames] == [(48 + 64 + 28, 64, 3)] * 2
+    assert frames[0][60:100].max() < 30
+    assert frames[1][60:100].min() > 220

@@ -15,7 +15,8 @@ def names(*words) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for name in ("b.JPG", "a.png", "notes.txt", "clip.mp4", "more/c.webp", "more/odd", "empty/readme.md"):
+    pictures = ("b.JPG", "a.png", "more/c.webp", "more/d.jfif", "more/e.avif")
+    for name in (*pictures, "notes.txt", "clip.mp4", "more/odd", "empty/readme.md"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -24,11 +25,11 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_folder_is_its_pictures_and_videos_by_name_and_those_of_its_folders(folder):
-    assert names(".") == ["./a.png", "./b.JPG", "./clip.mp4", "./more/c.webp"]
+    assert names(".") == ["./a.png", "./b.JPG", "./clip.mp4", "./more/c.webp", "./more/d.jfif", "./more/e.avif"]
 
 
 def test_words_keep_their_order_and_a_file_is_taken_whatever_it_is_called(folder):
-    assert names("more/odd", "a.png", "more") == ["more/odd", "a.png", "more/c.webp"]
+    assert names("more/odd", "a.png", "more") == ["more/odd", "a.png", "more/c.webp", "more/d.jfif", "more/e.avif"]
 
 
 def test_a_pattern_is_sorted_and_may_reach_into_folders(folder):

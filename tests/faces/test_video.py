@@ -23,7 +23,8 @@ def animation() -> bytes:
 @pytest.fixture
 def film(tmp_path):
     """Writes a video of the same shades, at ten frames a second, and returns its path."""
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is in the extra `video`")
+    import cv2
+
     path = str(tmp_path / "film.avi")
     writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
     for shade in SHADES:
@@ -57,6 +58,7 @@ def test_an_animated_picture_needs_no_opencv(monkeypatch):
     assert [frame.pixels[0, 0].tolist() for frame in frames] == [[0] * 3, [120] * 3, [240] * 3]
 
 
+@pytest.mark.video
 def test_a_video_s_frames_come_with_their_times_in_rgb(film):
     frames = list(video.frames(film))
     assert [frame.index for frame in frames] == [0, 1, 2, 3, 4]
@@ -66,6 +68,7 @@ def test_a_video_s_frames_come_with_their_times_in_rgb(film):
         np.testing.assert_allclose(frame.pixels.mean(axis=(0, 1)), (0, 0, shade), atol=8)
 
 
+@pytest.mark.video
 def test_one_frame_in_so_many(film):
     assert [(frame.index, round(frame.time, 1)) for frame in video.frames(film, every=3)] == [(0, 0.0), (3, 0.3)]
     for every in (0, -1):
@@ -80,8 +83,8 @@ def test_without_opencv_a_video_says_what_to_install(monkeypatch):
             next(video.frames(source))
 
 
+@pytest.mark.video
 def test_what_is_no_video_is_said(tmp_path):
-    pytest.importorskip("cv2", reason="OpenCV is in the extra `video`")
     with pytest.raises(UserError, match=r"clip\.mp4 is not there"):
         next(video.frames(str(tmp_path / "clip.mp4")))
     (tmp_path / "clip.mp4").write_bytes(b"no video")
