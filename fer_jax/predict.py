@@ -128,7 +128,7 @@ def predict(
     if unreadable and not num_answers:
         raise UserError("none of the files can be read")
     if saver and (not_saved := saver.not_saved):
-        raise UserError(f"{len(not_saved):,} videos are not saved: {'; '.join(not_saved[:_NAMED])}")
+        raise UserError(f"{len(not_saved):,} files are not saved: {'; '.join(not_saved[:_NAMED])}")
     if stop.received:
         raise Stopped(stop.received)
     if require_face and not num_faces:

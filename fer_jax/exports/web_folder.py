@@ -21,7 +21,7 @@ _BEGIN, _END = "// predict: begin\n", "// predict: end\n"
 _PREDICT = """const network = import("./fer.js");
 const predict = async (body, isFrame) => (await network).predict(body, $("explain").checked && !isFrame);
 """
-_PRIVACY = "The picture is sent to this computer's own server, which keeps nothing of it."
+_PRIVACY = "The picture is sent to this page's server, which keeps nothing of it."
 _HERE = "The picture stays in this browser."
 
 

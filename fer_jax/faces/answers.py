@@ -15,9 +15,14 @@ class Answer(NamedTuple):
     time: float | None = None
 
 
+def as_text(name: str) -> str:
+    """Returns a file's name with the bytes escaped that are no text, which can't be printed."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def as_lines(answer: Answer) -> list[str]:
     """Returns one line per face, or a single line that says there is no face."""
-    where = answer.file if answer.time is None else f"{answer.file} {answer.time:.2f} s"
+    where = as_text(answer.file) + ("" if answer.time is None else f" {answer.time:.2f} s")
     if not answer.faces:
         return [f"{where}: no face"]
     lines = []
@@ -48,6 +53,6 @@ class CsvWriter:
     def write(self, answer: Answer) -> None:
         for number, face in enumerate(answer.faces):
             probabilities = [face["emotions"][name] for name in self._class_names]
-            row = [answer.file, answer.frame, answer.time, number, *face["box"], face["emotion"], face["score"]]
-            self._writer.writerow([*row, *probabilities, face["face_score"]])
+            row = [as_text(answer.file), answer.frame, answer.time, number, *face["box"], face["emotion"]]
+            self._writer.writerow([*row, face["score"], *probabilities, face["face_score"]])
         self._file.flush()

@@ -86,7 +86,9 @@ class YuNetDetector:
         found = []
         for picture in pictures:
             scale = min(1.0, (2 if small_faces else 1) * self._MAX_SIDE / max(picture.shape[:2]))
-            image = self._cv2.resize(picture, None, fx=scale, fy=scale, interpolation=self._cv2.INTER_AREA)
+            # A line of pixels, 3000 x 1, keeps one.
+            size = tuple(max(1, round(scale * length)) for length in picture.shape[1::-1])
+            image = self._cv2.resize(picture, size, interpolation=self._cv2.INTER_AREA)
             self._network.setInputSize(image.shape[1::-1])
             _, rows = self._network.detect(np.ascontiguousarray(image[..., ::-1]))
             # Without a face OpenCV returns None.

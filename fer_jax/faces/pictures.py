@@ -74,8 +74,8 @@ def frames(source: Any) -> Iterator[tuple[float, np.ndarray]]:
             image.seek(number)
             pixels = _upright_pixels(image)
             yield time, pixels
-            # In some formats the duration is known only once the frame is decoded.
-            time += image.info.get("duration", 0) / 1000
+            # In some formats the duration is known only once the frame is decoded. Browsers take 100 ms for none.
+            time += (image.info.get("duration") or 100) / 1000
 
 
 def _is_array(source: Any) -> bool:
@@ -153,8 +153,12 @@ def _open_file(source: Any) -> tuple[str, io.BufferedIOBase, bytes]:
                 "Pillow or an array"
             )
         name, file = _UNNAMED, io.BytesIO(content)
-    start = file.read(512)
-    file.seek(0)
+    try:
+        start = file.read(512)
+        file.seek(0)
+    except OSError as error:  # a disk that fails, or a device
+        file.close()
+        raise UserError(f"{name} can't be read: {error.strerror or error}") from None
     if not start:
         file.close()
         raise UserError(f"{name} is empty")

@@ -11,7 +11,7 @@ import numpy as np
 from fer_jax.errors import UserError
 from fer_jax.faces import pictures
 from fer_jax.faces.annotation import annotate
-from fer_jax.faces.answers import Answer
+from fer_jax.faces.answers import Answer, as_text
 from fer_jax.faces.detectors import import_opencv
 
 # Used if the times of the frames tell no rate. Animated pictures and cameras may have frames at any pace.
@@ -19,6 +19,8 @@ _FRAMES_PER_SECOND = 10.0
 # How many frames of a video are held until its rate is known. A camera's first gap includes the compilation, and then
 # its driver delivers the frames buffered meanwhile at once, usually four: the median of ten gaps is robust to that.
 _HELD = 12
+# The longest side of a JPEG that libjpeg writes.
+_MAX_JPEG = 65_500
 
 
 class Saver:
@@ -27,7 +29,8 @@ class Saver:
     For files in a folder among `words`, the subfolders are kept. An existing file of that name, whether of this run, of
     an earlier one or the user's own, is kept, and the original suffix or a number is added to the new file's name.
 
-    not_saved: the error of each file that isn't written, such as a video without OpenCV, which writes videos.
+    not_saved: the error of each file that isn't written, such as a video without OpenCV, which writes videos, or a
+    picture that is too large for a JPEG.
     """
 
     def __init__(self, folder: str, words: Sequence[str]):
@@ -63,6 +66,8 @@ class Saver:
             # Drawn at the file's full resolution, though the classifier may have used a lower one.
             drawn = annotate(pictures.read(picture, reduce=False).pixels, answer.faces)
             if answer.frame is None:
+                if max(drawn.size) > _MAX_JPEG:
+                    raise UserError(f"{answer.file} has {drawn.width} x {drawn.height} pixels, too many for a JPEG")
                 drawn.save(self._path(answer.file, ".jpg"), quality=92)
             elif self._writer:
                 self._write(np.asarray(drawn))
@@ -85,6 +90,8 @@ class Saver:
         absolute = os.path.abspath(name)
         root = next((root for root in roots if os.path.commonpath([root, absolute]) == root), None)
         relative = os.path.relpath(absolute, root) if root else os.path.basename(name)
+        # OpenCV crashes on a name whose bytes are no text.
+        relative = as_text(relative)
         stem, own_suffix = ("stdin", "") if relative == "-" else os.path.splitext(relative.replace(" ", "_"))
         # a.jpg and a.png are two pictures, and so are x/a.jpg and y/a.jpg.
         stems = [stem, *([f"{stem}_{own_suffix[1:]}"] if own_suffix else [])]

@@ -27,6 +27,8 @@ from fer_jax.errors import UserError
 MAX_BODY = 20_000_000
 # Seconds after which a silent connection is closed. A client sending a byte a minute would keep a thread forever.
 _PATIENCE = 30
+# Bodies in memory at a time. Each client sends one, and there may be any number of clients.
+_MAX_BODIES = 8
 _QUERY = {"explain": None, "faces": "all", "frame": "0"}
 
 
@@ -56,6 +58,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.predict, self.class_names = predict, class_names
         # Processing two pictures at once would be no faster and take twice the memory.
         self.lock = threading.Lock()
+        self.bodies = threading.BoundedSemaphore(_MAX_BODIES)
         self.page = importlib.resources.files("fer_jax").joinpath("page", "index.html").read_bytes()
         # Set before the constructor makes the socket, which has one address family.
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -117,14 +120,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             raise Refused(
                 HTTPStatus.BAD_REQUEST, f"there is no option {unknown[0][:50]!r}; there are {', '.join(_QUERY)}"
             )
-        picture = self._body()
-        is_mine = self.server.lock.acquire(blocking=query["frame"] != "1")
-        if not is_mine:
-            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "busy with another picture; this frame is dropped")
-        try:
-            return _json(self.server.predict(picture, query["explain"], query["faces"]))
-        finally:
-            self.server.lock.release()
+        with self.server.bodies:
+            picture = self._body()
+            is_mine = self.server.lock.acquire(blocking=query["frame"] != "1")
+            if not is_mine:
+                raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "busy with another picture; this frame is dropped")
+            try:
+                return _json(self.server.predict(picture, query["explain"], query["faces"]))
+            finally:
+                self.server.lock.release()
 
     def _body(self) -> bytes:
         if "Transfer-Encoding" in self.headers or "Content-Length" not in self.headers:
@@ -132,8 +136,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         text = self.headers["Content-Length"]
         if not text.isascii() or not text.isdigit():
             raise Refused(HTTPStatus.BAD_REQUEST, f"Content-Length is {text[:50]!r}; it must be a number of bytes")
+        # Twenty digits are too many in any case, and thousands of them are more than int() takes.
+        length = int(text.lstrip("0")[:20] or 0)
         # Checked before the body is read, so that no client can exhaust the memory.
-        if (length := int(text)) > MAX_BODY:
+        if length > MAX_BODY:
             raise Refused(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"the picture has {length:,} bytes; {MAX_BODY:,} are taken at most",
@@ -170,7 +176,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.FORBIDDEN, f"Host is {host[:100]!r}, which is not this server")
         # Any page that is open in the browser can send a request here; only this server's own page is answered.
         origin = self.headers.get("Origin")
-        if origin and urllib.parse.urlsplit(origin).netloc.lower() != host.lower():
+        if origin and origin.partition("://")[2].lower() != host.lower():
             raise Refused(HTTPStatus.FORBIDDEN, f"a page of {origin[:100]!r} may not ask this server")
 
     def _send(self, status: HTTPStatus, content_type: str, content: bytes) -> None:

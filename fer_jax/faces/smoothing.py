@@ -23,7 +23,9 @@ class Smoother:
 
     def __call__(self, faces: list[dict], time: float) -> list[dict]:
         """Returns the smoothed faces of a frame; faces: as `Classifier` returns them; time: the frame's, in seconds."""
-        kept = math.exp(-max(0.0, time - self._time) / self._seconds) if math.isfinite(self._time) else 0.0
+        passed = time - self._time
+        # A video without times gives the same one for every frame; its faces would never change.
+        kept = math.exp(-passed / self._seconds) if 0 < passed < math.inf else 0.0
         left, smoothed = list(self._last), []
         for face in faces:
             before = max(left, key=lambda other: overlap(other[0], face["box"]), default=None)

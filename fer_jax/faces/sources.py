@@ -2,6 +2,7 @@
 
 import glob
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -24,10 +25,11 @@ class Source(NamedTuple):
 def expand(words: Sequence[str]) -> Iterator[Source]:
     """Yields the pictures, videos and cameras that the words denote, in the order of the words.
 
-    A word is a picture or video; a folder, for all pictures and videos in it and its subfolders, sorted by name; a
-    pattern such as 'a*.jpg'; '-' for standard input; or the number of a camera.
+    A word is a picture or video; a pipe with a picture, such as the shell's <(command); a folder, for all pictures and
+    videos in it and its subfolders, sorted by name; a pattern such as 'a*.jpg'; '-' for standard input; or the number
+    of a camera.
 
-    Raises UserError if nothing has that name.
+    Raises UserError if nothing has that name or a file of that name is a device.
     """
     for word in words:
         if word == "-":
@@ -39,8 +41,10 @@ def expand(words: Sequence[str]) -> Iterator[Source]:
                 yield Source(path, path)
             if not found:
                 raise UserError(f"{word} has no pictures or videos in it: {' '.join(PICTURE_SUFFIXES)} ...")
-        elif os.path.exists(word) or "://" in word:
+        elif os.path.isfile(word) or "://" in word:
             yield Source(word, word)
+        elif os.path.exists(word):
+            yield Source(word, _content_of_pipe(word))
         # Tested after the files: a file whose name is a number takes precedence over the camera.
         elif word.isdigit():
             yield Source(f"camera {word}", int(word))
@@ -61,6 +65,14 @@ def refuse_output(path: str, option: str, sources: Sequence[Source]) -> None:
     files = [source.value for source in sources if isinstance(source.value, str) and os.path.exists(source.value)]
     if os.path.exists(path) and any(os.path.samefile(path, file) for file in files):
         raise UserError(f"{option} is {path}, which is to be looked at itself; answers go to another file")
+
+
+def _content_of_pipe(word: str) -> bytes:
+    # Read at once, because a pipe can be opened only once.
+    if not stat.S_ISFIFO(os.stat(word).st_mode):
+        raise UserError(f"{word} is a device; 0 is the first camera, and - reads a picture from standard input")
+    with open(word, "rb") as file:
+        return file.read()
 
 
 def _files_of(folder: str) -> Iterator[str]:

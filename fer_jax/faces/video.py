@@ -10,6 +10,7 @@ import numpy as np
 
 from fer_jax.errors import UserError
 from fer_jax.faces import pictures
+from fer_jax.faces.answers import as_text
 from fer_jax.faces.detectors import import_opencv
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ogv", ".3gp")
@@ -56,11 +57,14 @@ def _decode(source: int | str | os.PathLike, every: int) -> Iterator[VideoFrame]
     cv2 = import_opencv(name)
     if not is_camera and "://" not in name and not os.path.isfile(name):
         raise UserError(f"{name} is not there")
+    # OpenCV crashes on a file name whose bytes are no text, which Python has as surrogates.
+    if as_text(name) != name:
+        raise UserError(f"{name!r} can't be opened: OpenCV takes only file names in UTF-8; rename it")
     capture = cv2.VideoCapture(source if is_camera else name)
     try:
         if not capture.isOpened():
             raise UserError(f"{name} can't be opened" + ("" if is_camera else ": it is no video that OpenCV reads"))
-        start = time.monotonic()
+        start, is_read = time.monotonic(), False
         # Skipped frames are grabbed but not decoded.
         for index in itertools.count():
             if not capture.grab():
@@ -70,7 +74,10 @@ def _decode(source: int | str | os.PathLike, every: int) -> Iterator[VideoFrame]
                 seconds = time.monotonic() - start if is_camera else capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
                 is_decoded, pixels = capture.retrieve()
                 if is_decoded:
+                    is_read = True
                     yield VideoFrame(index, seconds, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+        if not is_read:
+            raise UserError(f"{name} can be opened, but no frame of it can be read")
     finally:
         # Makes the camera available to other programs again, however the loop ends.
         capture.release()

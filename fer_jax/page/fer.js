@@ -158,7 +158,10 @@ async function draw(picture, face, map, rows, columns, part) {
   context.resetTransform();
   context.drawImage(small.canvas, ...part.map((share) => share * side));
   const bytes = new Uint8Array(await (await context.canvas.convertToBlob()).arrayBuffer());
-  return `data:image/png;base64,${btoa(String.fromCharCode(...bytes))}`;
+  // One by one: a call takes 65,536 arguments at most in Safari, and a sharp face has more bytes.
+  let text = "";
+  for (const byte of bytes) text += String.fromCharCode(byte);
+  return `data:image/png;base64,${btoa(text)}`;
 }
 
 // Returns the faces of a picture, a Blob, as `fer_jax.Classifier` does.

@@ -70,7 +70,7 @@ def test_a_folder_is_answered_in_order_in_every_form_and_what_can_not_be_read_is
     out = tmp_path / "drawn"
     # Without OpenCV everything is done, except that the animation isn't saved.
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(UserError, match=r"1 videos are not saved: .*three\.gif.*OpenCV"):
+    with pytest.raises(UserError, match=r"1 files are not saved: .*three\.gif.*OpenCV"):
         predict(folder, json=str(tmp_path / "f.json"), csv=str(tmp_path / "f.csv"), save=str(out), explain="layercam")
     printed, err = capsys.readouterr()
     assert "22 pictures, 21 faces, " in err
@@ -114,6 +114,16 @@ def test_two_pictures_of_one_name_are_both_saved(tmp_path, capsys):
         image.save(tmp_path / "a.bmp")
     predict(tmp_path / "a.png", tmp_path / "a.bmp", save=str(tmp_path / "out"), faces="none")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_bmp_fer.jpg", "a_fer.jpg"]
+
+
+def test_a_name_whose_bytes_are_no_text_is_escaped(tmp_path, capsys):
+    name = os.fsdecode(b"f\xe9.jpg")
+    (tmp_path / name).write_bytes(PHOTOGRAPH.read_bytes())
+    predict(tmp_path / name, csv=str(tmp_path / "f.csv"), json=str(tmp_path / "f.json"))
+    escaped = str(tmp_path / "f\\udce9.jpg")
+    assert capsys.readouterr().out.startswith(f"{escaped}: ")
+    assert pd.read_csv(tmp_path / "f.csv")["file"].tolist() == [escaped]
+    assert json.loads((tmp_path / "f.json").read_text())["file"] == str(tmp_path / name)
 
 
 @pytest.mark.parametrize("asked", [[], ["--json=-"], ["--csv=-"]])

@@ -181,6 +181,19 @@ def test_an_animation_is_its_frames_at_their_times(format):
     np.testing.assert_array_equal(pictures.read(content).pixels, np.zeros((8, 8, 3)))
 
 
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_frames_without_a_duration_take_a_tenth_of_a_second_as_in_browsers(format):
+    first, *others = (Image.new("L", (8, 8), shade) for shade in (0, 120, 240))
+    content = encode(first, format, save_all=True, append_images=others, duration=0, lossless=True)
+    assert [time for time, _ in pictures.frames(content)] == pytest.approx([0, 0.1, 0.2])
+
+
+def test_a_file_that_can_not_be_read_is_named():
+    # Reading the memory of address 0 fails as a bad disk does.
+    with pytest.raises(UserError, match="/proc/self/mem can't be read: Input/output error"):
+        pictures.read("/proc/self/mem")
+
+
 def test_pages_and_single_pictures_are_no_animation(tmp_path):
     pages = encode(Image.new("L", (8, 8)), "TIFF", save_all=True, append_images=[Image.new("L", (8, 8))])
     for source in (pages, encode(CORNERS), encode(CORNERS, "GIF"), CORNERS, Image.fromarray(CORNERS), ASTRONAUT):

@@ -167,3 +167,19 @@ def test_a_video_has_room_for_explanations_that_its_first_frame_has_not(tmp_path
     assert [frame.shape for frame in frames] == [(48 + 64 + 28, 64, 3)] * 2
     assert frames[0][60:100].max() < 30
     assert frames[1][60:100].min() > 220
+
+
+def test_a_picture_that_is_too_large_for_a_jpeg_is_named_and_the_others_are_saved(here):
+    Image.new("L", (65_501, 1)).save("panorama.png")
+    draw("b.png")
+    with Saver("out", []) as saver:
+        for source in expand(["panorama.png", "b.png"]):
+            saver.save(Answer(source.name, []), source.value)
+    assert saver.not_saved == ["panorama.png has 65501 x 1 pixels, too many for a JPEG"]
+    assert os.listdir("out") == ["b_fer.jpg"]
+
+
+def test_bytes_of_a_name_that_are_no_text_are_escaped(here):
+    name = os.fsdecode(b"f\xe9.png")
+    draw(name)
+    assert save(here / "out", name) == {"f\\udce9_fer.jpg": 8}

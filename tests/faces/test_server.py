@@ -108,6 +108,8 @@ def test_one_connection_serves_many_pictures(server):
         ),
         ("POST", "/predict", b"12", {"Content_Length": "two"}, 400, "Content-Length is 'two'"),
         ("POST", "/predict", None, {"Content_Length": "20000001"}, 413, "has 20,000,001 bytes; 20,000,000 are taken"),
+        ("POST", "/predict", None, {"Content_Length": "9" * 5000}, 413, "bytes; 20,000,000 are taken at most"),
+        ("POST", "/predict", b"12", {"Origin": "http://["}, 403, "a page of 'http://[' may not ask"),
         ("POST", "/predict", None, {"Transfer_Encoding": "chunked"}, 411, "Content-Length is missing"),
         ("DELETE", "/predict", None, {}, 501, "Unsupported method ('DELETE')"),
     ],
@@ -176,6 +178,27 @@ def test_a_frame_is_dropped_while_another_picture_is_worked_on_and_a_picture_wai
         assert ask(server, "POST", "/predict?frame=1", b"12")[0] == 503
         may_end.set()
         assert first.result()[0] == waiting.result()[0] == 200
+        server.shutdown()
+
+
+def test_a_ninth_body_is_read_when_one_of_eight_is_done_with():
+    start = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n1234"
+    with (
+        server_lib.Server(("127.0.0.1", 0), predict, ()) as server,
+        concurrent.futures.ThreadPoolExecutor() as executor,
+        contextlib.ExitStack() as stalled,
+    ):
+        executor.submit(server.serve_forever)
+        clients = [stalled.enter_context(socket.create_connection(server.server_address)) for _ in range(8)]
+        for client in clients:
+            client.sendall(start)
+        # Until all eight are being read, further bodies are taken.
+        while server.bodies.acquire(blocking=False):
+            server.bodies.release()
+        ninth = executor.submit(ask, server, "POST", "/predict", b"12")
+        assert not concurrent.futures.wait([ninth], 0.5).done
+        clients[0].sendall(b"5")
+        assert ninth.result()[0] == 200
         server.shutdown()
 
 

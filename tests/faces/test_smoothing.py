@@ -45,3 +45,9 @@ def test_of_a_flickering_face_one_thing_is_said():
         (found,) = smoother([face(0.75 if number % 2 == 0 else 0.45)], number / 25)
         said.add(found["emotion"])
     assert said == {"happy"}
+
+
+def test_frames_without_times_are_not_mixed():
+    smoother = Smoother()
+    smoother([face(1.0)], 0.0)
+    assert smoother([face(0.2)], 0.0) == [face(0.2)]

@@ -1,7 +1,9 @@
 """The sources that the words of the command line stand for."""
 
 import io
+import os
 import sys
+import threading
 
 import pytest
 
@@ -71,3 +73,14 @@ def test_answers_are_not_written_over_what_is_looked_at_or_is_called_a_picture(f
     for path in ("b.JPG", "new.png", "IMG_0001.HEIC", "clip.mp4"):
         with pytest.raises(UserError, match=f"--csv is {path}, which is named as a picture or video"):
             refuse_output(path, "--csv", sources)
+
+
+def test_a_pipe_is_read_once_and_a_device_is_refused(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[b"picture"])
+    writer.start()
+    assert list(expand([str(pipe)])) == [(str(pipe), b"picture")]
+    writer.join()
+    with pytest.raises(UserError, match="/dev/zero is a device; 0 is the first camera"):
+        list(expand(["/dev/zero"]))

@@ -1,6 +1,8 @@
 """The frames of videos and animated pictures."""
 
 import io
+import os
+import pathlib
 import sys
 
 import numpy as np
@@ -92,3 +94,16 @@ def test_what_is_no_video_is_said(tmp_path):
         next(video.frames(str(tmp_path / "clip.mp4")))
     with pytest.raises(UserError, match="camera 63 can't be opened"):
         next(video.frames(63))
+
+
+@pytest.mark.video
+def test_a_video_without_a_frame_and_a_name_that_is_no_text_are_said(film, tmp_path):
+    # The file ends after its header.
+    header = pathlib.Path(film).read_bytes().partition(b"movi")[0] + b"movi"
+    (tmp_path / "cut.avi").write_bytes(header)
+    with pytest.raises(UserError, match=r"cut\.avi can be opened, but no frame of it can be read"):
+        list(video.frames(str(tmp_path / "cut.avi")))
+    name = os.fsdecode(os.fsencode(tmp_path / "f") + b"\xe9.avi")
+    pathlib.Path(film).rename(name)
+    with pytest.raises(UserError, match=r"f\\udce9\.avi' can't be opened: OpenCV takes only file names in UTF-8"):
+        list(video.frames(name))
