@@ -213,7 +213,7 @@ def report_checkpoint(
         trained = trained.with_view(max(scores, key=scores.get))
         if jax.process_index() == 0:
             with workdir.time_limit():
-                selection.write_view(workdir, trained.preprocessing.view, metric, scores)
+                selection.write_view(workdir, trained.preprocessing.view, metric, scores, step=trained.step)
 
     for split in splits:
         # The validation split may have been evaluated for the comparison already.

@@ -26,7 +26,7 @@ from fer_jax.recipe.state import num_parameters
 from fer_jax.system import collector, processes
 from fer_jax.system.signals import Stopped, StopRequest
 from fer_jax.system.terminal import Terminal, describe_speed
-from fer_jax.workdir import report
+from fer_jax.workdir import report, selection
 from fer_jax.workdir.checkpoints import Checkpoints
 from fer_jax.workdir.events import MetricsWriter, read_events
 from fer_jax.workdir.paths import Workdir, write_whole
@@ -275,8 +275,11 @@ def _report(
     """Evaluates the best checkpoint on validation and test, unless its reports exist already."""
     splits = [split for split in ("validation", "test") if split in dataset.splits]
     views = evaluate.split_views(config)
+    # Reports that were written by --mode=evaluate don't choose the view.
+    own = make_preprocessing(config, dataset.image_shape).view
+    is_chosen = set(views) <= {own} or selection.is_of(workdir, best_step)
     # The config may name other views than when the reports were written.
-    if all(report.is_reported(workdir.report, split, step=best_step, views=views) for split in splits):
+    if is_chosen and all(report.is_reported(workdir.report, split, step=best_step, views=views) for split in splits):
         terminal.say(f"Report, curves and confusion matrices: {workdir.report}")
         return
     evaluate.report_checkpoint(

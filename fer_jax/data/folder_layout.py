@@ -168,8 +168,12 @@ def _check_classes(folder, files: list[ImageFile], class_names: tuple[str, ...],
         return
     if len(class_names) < 2:
         raise UserError(f"{os.fspath(folder)}: one class only, {class_names[0]}; there must be two or more")
-    if doubled := [name for name in class_names if [other.lower() for other in class_names].count(name.lower()) > 1]:
-        raise UserError(f"{os.fspath(folder)}: class folders that differ in case only: {', '.join(doubled)}")
+    plain = [name.strip().lower() for name in class_names]
+    if doubled := [name for name, same in zip(class_names, plain, strict=True) if plain.count(same) > 1]:
+        raise UserError(f"{os.fspath(folder)}: class folders that differ in case or blanks only: {', '.join(doubled)}")
+    # Class names are stored with the run and printed.
+    if unprintable := [name for name in class_names if name.encode(errors="ignore").decode() != name]:
+        raise UserError(f"{os.fspath(folder)}: the name of the class folder {unprintable[0]!r} isn't UTF-8; rename it")
     # A class without training images could be evaluated, but never predicted correctly.
     trained = {file.class_folder for file in files if file.split in ("train", UNSPLIT)}
     if trained and (untrained := sorted(set(of_folder) - trained)):

@@ -49,12 +49,13 @@ def label_of(folder: str, class_names: Sequence[str]) -> int | None:
     """Returns the label of the images of a class folder, or None if the folder is none of `class_names`.
 
     FER-2013's classes are also recognised by their other names (anger, happiness, ...), by their number (0 to 6, in the
-    order of fer2013.csv) and by a number before the name ('0 angry', where only the name counts). Case doesn't matter.
+    order of fer2013.csv) and by a number before the name ('0 angry', where only the name counts). Case and
+    blanks around a name don't matter.
     """
     name = folder.strip().lower()
     # Synonyms are known only for FER-2013's classes.
     if tuple(class_names) != CLASS_NAMES:
-        names = [known.lower() for known in class_names]
+        names = [known.strip().lower() for known in class_names]
         return names.index(name) if name in names else None
     if is_number_of_class(name):
         return int(name)

@@ -86,7 +86,8 @@ def resolve(config: config_dict.ConfigDict, workdir: Workdir, terminal: Terminal
     if stored != "auto":
         reason = "as the run in this workdir started"
     elif jax.default_backend() != "cpu":
-        reason = "accelerators compute in it"
+        is_fast = resolved.model.dtype == "bfloat16"
+        reason = "accelerators compute in it" if is_fast else "this GPU has no bfloat16 arithmetic"
     else:
         has = "has" if resolved.model.dtype == "bfloat16" else "has no"
         reason = f"this processor {has} bfloat16 arithmetic"

@@ -46,7 +46,15 @@ def resolve_dtype(dtype: str) -> str:
 
     if dtype != "auto":
         return dtype
-    return "bfloat16" if jax.default_backend() != "cpu" or has_bfloat16() else "float32"
+    is_fast = has_bfloat16() if jax.default_backend() == "cpu" else gpu_has_bfloat16(jax.devices()[0])
+    return "bfloat16" if is_fast else "float32"
+
+
+def gpu_has_bfloat16(device) -> bool:
+    """Returns whether a device of JAX computes in bfloat16: all do but NVIDIA's GPUs before Ampere, such as the T4."""
+    # '7.5' on NVIDIA's GPUs, another kind of text on AMD's, missing on TPUs.
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]
+    return not major.isdecimal() or int(major) >= 8
 
 
 def has_bfloat16(*cpuinfo: pathlib.Path) -> bool:

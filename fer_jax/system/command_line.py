@@ -169,6 +169,9 @@ def _refuse_others(words: list[str], commands: Mapping[str, Command]) -> None:
         if absl_flags.FLAGS[name].present and name not in commands[mode].flags.split():
             takers = [f"--mode={other}" for other, command in commands.items() if name in command.flags.split()]
             raise UserError(f"--{name} goes with {' and '.join(takers)}, not with --mode={mode}")
+        # An unset variable of the shell, as in --data="$FER", which would silently be the default.
+        if absl_flags.FLAGS[name].present and absl_flags.FLAGS[name].value == "":
+            raise UserError(f"--{name} is empty; give it a value or leave it out")
 
 
 def read_config_file(argument: str) -> config_dict.ConfigDict:

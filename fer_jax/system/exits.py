@@ -92,8 +92,11 @@ def _is_of_storage(error: Exception) -> bool:
         return error.filename is not None or error.errno in _FULL | _FORBIDDEN | _FAILING
     # TensorFlow is not imported only for this check.
     tensorflow = sys.modules.get("tensorflow")
-    return tensorflow is not None and isinstance(
-        error, tuple(getattr(tensorflow.errors, name) for name in STORAGE_OP_ERRORS)
+    if tensorflow is None or not isinstance(error, tensorflow.errors.OpError):
+        return False
+    # Without a connection a bucket raises FailedPreconditionError, which would be a bug elsewhere.
+    return isinstance(error, tuple(getattr(tensorflow.errors, name) for name in STORAGE_OP_ERRORS)) or (
+        isinstance(error, tensorflow.errors.FailedPreconditionError) and "gs://" in str(error)
     )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -70,6 +71,8 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
             "config.parallel.num_processes and config.parallel.process_id, or start it by a launcher that JAX knows; "
             "Open MPI from version 5 on needs pip install mpi4py"
         ) from error
+    # JAX's own handler only takes note of the signal. Until there is something to save it ends the process.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def require_agreement(values: Mapping[str, str | int | float | None]) -> None:

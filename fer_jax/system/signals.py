@@ -68,7 +68,9 @@ class StopRequest:
         from jax.experimental import multihost_utils
 
         received = int(np.max(multihost_utils.process_allgather(np.int32(self.received or 0))))
-        self.received = signal.Signals(received) if received else None
+        # Not reset: a signal may have arrived during the call, and counts at the next question.
+        if received:
+            self.received = signal.Signals(received)
         return received > 0
 
     def check(self, number: int) -> None:

@@ -79,7 +79,7 @@ def time_limit(path: epath.Path, seconds: float) -> Iterator[None]:
             )
         os._exit(errors.StorageError.exit_status)
 
-    timer = threading.Timer(seconds, leave)
+    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), leave)
     timer.daemon = True
     timer.start()
     try:

@@ -17,12 +17,15 @@ TENSORBOARD = "events.out.tfevents.*"
 class Workdir:
     """The folder of a run, local or in a bucket (gs://...), and the path of each file and folder in it.
 
-    path: may begin with ~ and contain environment variables.
+    path: may begin with ~ and contain environment variables. UserError is raised for any other address, as s3://.
     storage_timeout: the seconds after which `time_limit` gives up on a file system that doesn't answer.
     """
 
     def __init__(self, path: str | os.PathLike, *, storage_timeout: float = 600.0):
-        self.path = epath.Path(expand_path(os.fspath(path), "the workdir"))
+        expanded = expand_path(os.fspath(path), "the workdir")
+        if "://" in expanded and not expanded.startswith("gs://"):
+            raise errors.UserError(f"the workdir is {expanded}; it must be a local folder or gs://BUCKET/FOLDER")
+        self.path = epath.Path(expanded)
         self._storage_timeout = storage_timeout
 
     @property

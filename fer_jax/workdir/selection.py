@@ -1,7 +1,7 @@
 """selection.json: the view that was selected on validation after the training of a run, for its best checkpoint.
 
-{"view": the view that the network is shown, "metric": the name of the metric by which it was the best, "validation":
-{view: its value of that metric}}.
+{"view": the view that the network is shown, "step": the step of that checkpoint, "metric": the name of the metric by
+which the view was the best, "validation": {view: its value of that metric}}.
 """
 
 import json
@@ -30,7 +30,15 @@ def read_view(workdir: Workdir, possible: Sequence[str]) -> str | None:
         ) from None
 
 
-def write_view(workdir: Workdir, view: str, metric: str, scores: dict[str, float]) -> None:
-    """Writes the selected view, the metric that selected it and its scores by view."""
-    document = {"view": view, "metric": metric, "validation": scores}
+def is_of(workdir: Workdir, step: int) -> bool:
+    """Returns whether a view was selected for the checkpoint of `step`."""
+    try:
+        return json.loads(workdir.selection.read_text())["step"] == step
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def write_view(workdir: Workdir, view: str, metric: str, scores: dict[str, float], *, step: int) -> None:
+    """Writes the selected view, the metric that selected it, its scores by view, and the checkpoint's step."""
+    document = {"view": view, "step": step, "metric": metric, "validation": scores}
     write_whole(workdir.selection, json.dumps(document, indent=2) + "\n")

@@ -1,7 +1,8 @@
 """Runs the command as several processes on this machine: python -m scripts.launch.local --processes N [--] OPTIONS
 
 OPTIONS are those of `python -m fer_jax.main`. This script is for trying out a run on several hosts with one
-machine; to use all accelerators of the machine, a single process is enough. Signals are forwarded to all processes.
+machine, on its CPU unless JAX_PLATFORMS names another device; to use all accelerators of the machine, a single process
+is enough. Signals are forwarded to all processes.
 When one fails, the others get a minute to notice. The exit status is that of the first process that failed.
 """
 
@@ -28,7 +29,8 @@ def start(num_processes: int, options: list[str]) -> list[subprocess.Popen]:
     return [
         subprocess.Popen(
             [sys.executable, "-m", "fer_jax.main", *options],
-            env=os.environ | common | {"JAX_PROCESS_ID": str(process_id)},
+            # Each process would take all GPUs, and NCCL refuses two processes on one.
+            env={"JAX_PLATFORMS": "cpu"} | os.environ | common | {"JAX_PROCESS_ID": str(process_id)},
             # The terminal sends Ctrl-C to its process group. In a group of its own a process gets it once, from `main`.
             process_group=0,
         )

@@ -52,6 +52,10 @@ def run_tests(name: str) -> int:
             "ASAN_OPTIONS": "detect_leaks=0",
             "XDG_CACHE_HOME": cache,
         }
+        # Where the library can't be loaded the tests are skipped, as if nothing had been found.
+        load = [sys.executable, "-c", "from fer_jax.native import build; build.load()"]
+        if status := subprocess.run(load, env=environment).returncode:
+            return status
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-o", "addopts=", *TESTS]
         return subprocess.run(command, env=environment).returncode
 

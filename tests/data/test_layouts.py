@@ -1,6 +1,7 @@
 """Files and folders as people have them: what is read from each, and what is reported."""
 
 import gzip
+import os
 import pathlib
 import tracemalloc
 
@@ -185,12 +186,21 @@ def test_the_class_folders_are_the_classes_on_request(tmp_path, random_images):
     [
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "test/c/1.png"], "test/c: a class without images in the tr"),
         (["train/a/1.png", "val/a/1.png"], "one class only, a"),
-        (["train/a/1.png", "train/b/1.png", "val/A/1.png"], "class folders that differ in case only: A, a"),
+        (["train/a/1.png", "train/b/1.png", "val/a /1.png"], "in case or blanks only: a, a "),
+        ([os.fsdecode(b"train/tr\xe4ne/1.png"), "train/b/1.png"], r"class folder 'tr\\udce4ne' isn't UTF-8; rename"),
+        (["train/a/1.png", "train/b/1.png", "val/A/1.png"], "class folders that differ in case or blanks only: A, a"),
     ],
 )
 def test_classes_that_can_not_be_meant_are_an_error(tmp_path, random_images, paths, expected):
     with pytest.raises(UserError, match=expected):
         files.read(write_folder(tmp_path, random_images(len(paths)), paths), form=FOLDERS)
+
+
+def test_blanks_around_the_name_of_a_class_do_not_matter(tmp_path, random_images):
+    folder = write_folder(tmp_path, random_images(2), ["train/joy /1.png", "train/sad/1.png"])
+    dataset = files.read_published(folder, form=FOLDERS)
+    assert dataset.class_names == ("joy ", "sad")
+    assert labels_of(dataset) == {"train": [0, 1]}
 
 
 def test_a_csv_has_no_class_folders(tmp_path, csv_bytes, random_images):

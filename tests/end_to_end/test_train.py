@@ -482,6 +482,10 @@ def test_views_that_are_asked_for_later_are_reported_and_one_is_chosen(finished,
         report = json.loads((tmp_path / "run" / "report" / f"evaluation_{split}.json").read_text())
         assert list(report["views"]) == ["whole", "whole_mirrored"]
         assert report["view"] == json.loads((tmp_path / "run" / "selection.json").read_text())["view"]
+    # As if the run had been stopped before its report, and evaluated by --mode=evaluate meanwhile.
+    (tmp_path / "run" / "selection.json").unlink()
+    assert run(config, tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "selection.json").read_text())["view"] == report["view"]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "events.out.tfevents.1", "selection.json", "checkpoints/1"])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -51,6 +52,14 @@ def test_a_processor_computes_in_bfloat16_where_linux_says_so(cpuinfo, expected,
     (tmp_path / "cpuinfo").write_text("processor\t: 0\n" + cpuinfo)
     assert accelerators.has_bfloat16(tmp_path / "cpuinfo") == expected
     assert not accelerators.has_bfloat16(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [("7.5", False), ("8.0", True), ("12.0", True), ("gfx942", True), (None, True)]
+)
+def test_gpus_compute_in_bfloat16_from_ampere_on(capability, expected):
+    device = types.SimpleNamespace(**{} if capability is None else {"compute_capability": capability})
+    assert accelerators.gpu_has_bfloat16(device) == expected
 
 
 @pytest.mark.parametrize(("flags", "expected"), [({"avx2", "avx512_bf16"}, "bfloat16"), ({"avx2"}, "float32")])

@@ -204,6 +204,7 @@ def test_a_command_has_a_help_of_its_own():
             ["--config=resnet50", "--out=net.onnx"],
             "--out goes with --mode=export and --mode=predict, not with --mode=train",
         ),
+        (["audit", "--data="], "--data is empty; give it a value or leave it out"),
         (["audit", "--split=test"], "--split goes with --mode=evaluate, not with --mode=audit"),
         (
             ["train", "--weights=a.safetensors"],

@@ -112,7 +112,8 @@ def test_tensorflow_errors_are_told_apart():
     assert "/nowhere/run" in str(missing)
     assert "\n" not in str(missing)
     assert failure(lambda: tf.reshape(tf.zeros(6), (4,))) is None  # InvalidArgumentError
-    for name in ("PermissionDeniedError", "UnavailableError", "ResourceExhaustedError", "DeadlineExceededError"):
+    storage = ("PermissionDeniedError", "UnavailableError", "ResourceExhaustedError", "DeadlineExceededError")
+    for name in (*storage, "FailedPreconditionError"):
         assert type(exits.as_known_error(getattr(tf.errors, name)(None, None, "gs://bucket/run"))) is StorageError
     for name in ("InternalError", "UnimplementedError", "FailedPreconditionError"):
         assert exits.as_known_error(getattr(tf.errors, name)(None, None, "ours")) is None

@@ -1,5 +1,6 @@
 """Processes that compare values and agree on errors, in real processes over gloo."""
 
+import signal
 import textwrap
 import time
 
@@ -149,3 +150,11 @@ def test_a_process_without_memory_is_not_taken_for_a_lost_one():
     assert "too little memory (RESOURCE_EXHAUSTED" in line
     assert "config.batch_size" in line
     assert other == 5, err
+
+
+def test_a_signal_before_there_is_anything_to_save_ends_the_process():
+    # JAX's handler, which notes that a machine is to be preempted, would swallow it.
+    # With one process only this call joins: `join_processes` has nothing to do.
+    script = "import os, signal; processes.initialize(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)"
+    ((status, _, err),) = workers.run(script, 1)
+    assert status == -signal.SIGTERM, err

@@ -6,7 +6,10 @@ import subprocess
 import sys
 import textwrap
 
+import jax
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from fer_jax.system.signals import Stopped, StopRequest
 
@@ -116,3 +119,17 @@ def test_a_second_signal_ends_a_process_that_is_slow_to_stop(number):
         assert child.poll() is None
         child.send_signal(number)
         assert child.wait(30) == -number
+
+
+def test_a_signal_that_arrives_while_the_processes_ask_each_other_counts_at_the_next_question(before, monkeypatch):
+    def gather(received):
+        signal.raise_signal(signal.SIGTERM)
+        return np.array([received, 0])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with StopRequest() as stop:
+        monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+        assert not stop.should_stop(20)
+        monkeypatch.setattr(multihost_utils, "process_allgather", lambda received: np.array([0, received]))
+        assert stop.should_stop(40)
+        assert stop.received == signal.SIGTERM

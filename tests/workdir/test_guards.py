@@ -79,6 +79,13 @@ def test_a_body_that_waits_too_long_ends_the_process_with_the_path_and_status_4(
     assert process.wait(50) == 4
 
 
+def test_a_limit_of_centuries_is_none(tmp_path, capsys):
+    with Workdir(tmp_path, storage_timeout=1e12).time_limit():
+        # The timer's thread begins to wait before the body ends.
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_bucket_is_trained_on_with_a_warning(capsys):
     with guards.hold_lock(Workdir("gs://faces/run"), Terminal(is_primary=True)):
         pass
