@@ -3,8 +3,8 @@
 Runs whose options are equal, except for the seed and options that change no results, form one row: the mean over the
 seeds, their standard deviation, the 95 % interval of the mean (Student's t) and each seed's accuracy. Rows other than
 the baseline also have their effect, the difference of the means, with its 95 % interval (Welch's t, unpaired). One seed
-has no interval. The commands that reproduce the runs follow. All runs must be evaluated on the same images and labels,
-and trained on the same data, except for FER+'s votes in the targets.
+has no interval, and neither have seeds with equal accuracies. The commands that reproduce the runs follow. All runs
+must be evaluated on the same images and labels, and trained on the same data, except for FER+'s votes in the targets.
 """
 
 import argparse
@@ -14,15 +14,20 @@ import math
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 from ml_collections import config_dict
 
 from fer_jax import config as config_lib
 from fer_jax.errors import UserError
+from fer_jax.inference.preprocessing import VIEWS
+from fer_jax.loop.progress import Progress
 from fer_jax.options.table import OPTIONS
 from fer_jax.system import command_line
+from fer_jax.workdir.events import read_events
+from fer_jax.workdir.paths import Workdir
 
 SPLITS = ("validation", "test")
 # FER-2013's own names of these splits, for a dataset with the fingerprint of all of FER-2013 (docs/results.md).
@@ -30,6 +35,8 @@ _FER2013 = "7fcc111d81f1638f"
 _OFFICIAL = {"validation": "PublicTest", "test": "PrivateTest"}
 # A run may be resumed with another patience, but the epoch at which it ends affects the result.
 _ENDS_ELSEWHERE = {"early_stopping.patience"}
+# It changes no weights, but the accuracy is that of the best of these views.
+_VIEWS = "evaluation.report_views"
 # Options of the training targets. They count as changing no results, since the dataset's fingerprint covers them.
 _TARGETS = ("dataset.ferplus_task", "dataset.ferplus_target_weight")
 # Options that only change the data, by whose fingerprint runs are compared; a command needs them to recreate the data.
@@ -38,11 +45,16 @@ _OF_THE_DATA = ("dataset.source", "dataset.classes", "dataset.image_size", "data
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run. evaluations: the content of its evaluation_<split>.json, by split."""
+    """A finished run.
+
+    evaluations: the content of its evaluation_<split>.json, by split. views: the views of which the best on validation
+    was chosen.
+    """
 
     path: epath.Path
     config: config_dict.ConfigDict
     evaluations: dict[str, dict]
+    views: frozenset[str]
 
     def value(self, key: str):
         return dict(config_lib.flatten(self.config))[key]
@@ -53,7 +65,7 @@ class Run:
             key: value
             for key, value in config_lib.flatten(self.config)
             if key != "seed" and (OPTIONS[key].changes_results or key in _ENDS_ELSEWHERE or key in _TARGETS)
-        }
+        } | {_VIEWS: ",".join(view for view in VIEWS if view in self.views)}
 
     def targets(self) -> tuple:
         """Returns the values of _TARGETS."""
@@ -75,7 +87,43 @@ def read_run(path: str, splits: Sequence[str]) -> Run:
     evaluations = {split: _read_evaluation(folder, split) for split in splits}
     if len({evaluation["checkpoint_step"] for evaluation in evaluations.values()}) > 1:
         raise UserError(f"{path}: its reports are of different checkpoints; the same command again writes them anew")
-    return Run(folder, config, evaluations)
+    # The reports of an unfinished run may be of --mode=evaluate, or of the run before it was extended.
+    if complaint := _incomplete(read_events(Workdir(folder)), config):
+        raise UserError(f"{path}: {complaint}")
+    return Run(folder, config, evaluations, _candidates(folder, config, next(iter(evaluations.values()))))
+
+
+def _incomplete(events: Sequence[dict], config: config_dict.ConfigDict) -> str | None:
+    """Returns why a run with these events has not ended as its config says, or None if it has."""
+    scores: dict[int, float] = {}
+    for event in events:
+        # The better of the weights and of their average counts.
+        if event["kind"].startswith("validation"):
+            score = event.get(config.early_stopping.metric, -math.inf)
+            scores[event["epoch"]] = max(score, scores.get(event["epoch"], -math.inf))
+    progress = Progress()
+    for epoch in sorted(scores):
+        if progress.is_complete(config.num_epochs, config.early_stopping.patience):
+            return f"it has trained {len(scores)} epochs, and by its config would have ended after {progress.epochs}"
+        progress.end_epoch({"loss": 0.0, "score": scores[epoch]}, min_delta=config.early_stopping.min_delta)
+    if not progress.is_complete(config.num_epochs, config.early_stopping.patience):
+        return f"it has trained {len(scores)} of {config.num_epochs} epochs; the same command again finishes it"
+    return None
+
+
+def _candidates(folder: epath.Path, config: config_dict.ConfigDict, evaluation: dict) -> frozenset[str]:
+    path = Workdir(folder).selection
+    if not path.exists():
+        return frozenset([evaluation.get("view", _training_view(dict(config_lib.flatten(config))))])
+    try:
+        return frozenset(json.loads(path.read_text())["validation"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} can't be read: {error}") from None
+
+
+def _training_view(values: Mapping[str, Any]) -> str:
+    view = values["evaluation.view"]
+    return view if view != "auto" else "centre_crop" if values["augment.crop"] else "whole"
 
 
 def _read_evaluation(folder: epath.Path, split: str) -> dict:
@@ -181,28 +229,33 @@ def group(runs: Sequence[Run], baseline: Run) -> list[list[Run]]:
 
 
 def interval_of_mean(values: Sequence[float]) -> tuple[float, float] | None:
-    """Returns the 95 % interval of the mean by Student's t, or None for one value."""
+    """Returns the 95 % interval of the mean by Student's t, or None for one value and for equal ones."""
     from scipy import stats
 
-    if len(values) < 2:
+    # That two seeds agree by chance doesn't make their mean certain.
+    if not _have_spread(values):
         return None
-    mean, error = statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
-    # Equal values have an interval of zero width, for which scipy returns nan.
-    return tuple(map(float, stats.t.interval(0.95, len(values) - 1, mean, error))) if error else (mean, mean)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return tuple(map(float, stats.t.interval(0.95, len(values) - 1, statistics.mean(values), error)))
+
+
+def _have_spread(values: Sequence[float]) -> bool:
+    return len(values) > 1 and statistics.variance(values) > 0
 
 
 def interval_of_effect(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float] | None:
-    """Returns the 95 % interval of the difference of the means by Welch's t, or None where either has one value."""
+    """Returns the 95 % interval of the difference of the means by Welch's t.
+
+    None where either side has one value or equal ones.
+    """
     from scipy import stats
 
-    if min(len(values), len(baseline)) < 2:
+    if not (_have_spread(values) and _have_spread(baseline)):
         return None
     effect = statistics.mean(values) - statistics.mean(baseline)
     # The squared standard errors of both means, and the degrees of freedom by Welch and Satterthwaite.
     # stats.ttest_ind would give a warning if runs are nearly equal.
     errors = [statistics.variance(group) / len(group) for group in (values, baseline)]
-    if not any(errors):
-        return effect, effect
     degrees = sum(errors) ** 2 / (errors[0] ** 2 / (len(values) - 1) + errors[1] ** 2 / (len(baseline) - 1))
     return tuple(map(float, stats.t.interval(0.95, degrees, effect, math.sqrt(sum(errors)))))
 
@@ -219,11 +272,12 @@ def table(groups: Sequence[Sequence[Run]], split: str) -> list[str]:
     ]
     accuracies = [[100 * evaluation["accuracy"] for evaluation in members] for members in evaluations]
     for number, (members, values) in enumerate(zip(groups, accuracies, strict=True)):
-        interval = _in_words(interval_of_mean(values))
+        interval = _in_words(interval_of_mean(values), values)
         effect, effect_interval = "", ""
         if number:
             effect = f"{statistics.mean(values) - statistics.mean(accuracies[0]):+.2f}"
-            effect_interval = _in_words(interval_of_effect(values, accuracies[0]), "+.2f")
+            sides = min(values, accuracies[0], key=len)
+            effect_interval = _in_words(interval_of_effect(values, accuracies[0]), sides, "+.2f")
         cells = [
             _describe_difference(groups[0][0], members[0]) if number else "baseline",
             str(len(members)),
@@ -240,8 +294,11 @@ def table(groups: Sequence[Sequence[Run]], split: str) -> list[str]:
     return lines
 
 
-def _in_words(interval: tuple[float, float] | None, form: str = ".2f") -> str:
-    return "one seed" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}"
+def _in_words(interval: tuple[float, float] | None, values: Sequence[float], form: str = ".2f") -> str:
+    """Returns an interval, or why there is none; values: those of it, or the fewer ones if it compares two sides."""
+    if interval is None:
+        return "one seed" if len(values) < 2 else "equal seeds"
+    return f"{interval[0]:{form}} to {interval[1]:{form}}"
 
 
 def _describe_difference(baseline: Run, run: Run) -> str:
@@ -263,6 +320,8 @@ def command(run: Run) -> str:
     for path in sorted(command_line.CONFIGS.glob("*.py")):
         try:
             there = dict(config_lib.flatten(command_line.read_config_file(str(path))))
+            views = {_training_view(there), *filter(None, (there[_VIEWS] or "").split(","))}
+            there[_VIEWS] = ",".join(view for view in VIEWS if view in views)
         except UserError:
             continue  # an experiment that takes an argument
         different = {key: value for key, value in wanted.items() if value != there[key]}

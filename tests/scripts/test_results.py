@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fer_jax import config as config_lib
+from fer_jax.system import command_line
 from scripts import results
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,11 +24,18 @@ VOTES = {"dataset.ferplus": "/somewhere/fer2013new.csv"}
 def write(tmp_path):
     """Returns a function that writes the config and the reports of a finished run and returns its folder."""
 
-    def write(name, validation, test, *, extra=None, **options):
+    def write(name, validation, test, *, extra=None, epochs=None, **options):
         folder = tmp_path / name
         (folder / "report").mkdir(parents=True)
         sections = {"model.depth": 18, "dataset.path": "/somewhere/fer2013.csv"} | options
-        (folder / "config.json").write_text(config_lib.to_json(config_lib.make_config(**sections)))
+        config = config_lib.make_config(**sections)
+        (folder / "config.json").write_text(config_lib.to_json(config))
+        # The accuracy rises, so that no run stops early.
+        events = [
+            {"step": epoch, "epoch": epoch, "kind": "validation", "loss": 1.0, "accuracy": epoch / 100}
+            for epoch in range(1, 1 + (epochs or config.num_epochs))
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
         for split, accuracy in (("validation", validation), ("test", test)):
             evaluation = {
                 "split": split,
@@ -274,6 +282,38 @@ def test_a_seed_that_is_there_twice_is_refused(write, capsys):
     assert f"{runs[0]} and {runs[1]} are both seed 0 of one experiment" in capsys.readouterr().err
 
 
+def test_a_run_that_has_not_ended_as_its_config_says_is_refused(write, capsys):
+    cut, shortened = write("cut", 0.6, 0.6, epochs=20), write("shortened", 0.6, 0.6, epochs=25, num_epochs=10)
+    stopped = {"early_stopping.patience": 3, "early_stopping.min_delta": 0.5}
+    early = write("early", 0.6, 0.6, epochs=4, seed=1, **stopped)
+    late = write("late", 0.6, 0.6, epochs=9, seed=2, **stopped)
+    assert results.main([cut, shortened, late, early]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"scripts.results: {cut}: it has trained 20 of 25 epochs; the same command again finishes it",
+        f"scripts.results: {shortened}: it has trained 25 epochs, and by its config would have ended after 10",
+        f"scripts.results: {late}: it has trained 9 epochs, and by its config would have ended after 4",
+    ]
+    assert results.main([early]) == 0
+
+
+def test_views_among_which_the_best_was_chosen_are_a_part_of_the_experiment(write, capsys):
+    alone, two = write("alone", 0.6, 0.6), write("two", 0.6, 0.7, seed=1)
+    selected = {"view": "whole_mirrored", "validation": {"whole": 0.5, "whole_mirrored": 0.6}}
+    (pathlib.Path(two) / "selection.json").write_text(json.dumps(selected))
+    assert results.main([alone, two, "--split=test"]) == 0
+    page = capsys.readouterr().out
+    assert [row[0] for row in rows_of(page)] == ["baseline", "`evaluation.report_views=whole,whole_mirrored`"]
+    *_, first, second, _ = page.splitlines()
+    assert "report_views" not in first
+    assert "--config.evaluation.report_views=whole,whole_mirrored" in second
+    # The views of a packaged experiment need no option.
+    recipe = write("recipe", 0.6, 0.6, epochs=40)
+    (pathlib.Path(recipe) / "config.json").write_text(config_lib.to_json(command_line.read_config_file("wrn16_4")))
+    four = dict.fromkeys(["centre_crop", "whole", "whole_mirrored", "ten_crops"], 0.5)
+    (pathlib.Path(recipe) / "selection.json").write_text(json.dumps({"validation": four}))
+    assert "report_views" not in results.command(results.read_run(recipe, ["test"]))
+
+
 def test_a_split_that_is_asked_for_is_all_that_is_needed(write, capsys):
     run = write("a", 0.6, 0.7)
     (pathlib.Path(run) / "report" / "evaluation_test.json").unlink()
@@ -281,14 +321,23 @@ def test_a_split_that_is_asked_for_is_all_that_is_needed(write, capsys):
     assert rows_of(capsys.readouterr().out)[0][2] == "60.00"
 
 
-def test_equal_values_have_intervals_of_no_width():
-    assert results.interval_of_mean([60.0, 60.0]) == (60.0, 60.0)
-    assert results.interval_of_effect([61.0, 61.0], [60.0, 60.0]) == (1.0, 1.0)
+def test_values_that_are_equal_by_chance_have_no_interval(write, capsys):
+    runs = [write(f"a{seed}", 0.6, 0.6, seed=seed) for seed in (0, 1)]
+    runs += [write(f"b{seed}", 0.6, 0.5 + seed / 10, seed=seed, **{"model.width": 32}) for seed in (0, 1)]
+    assert results.main([*runs, "--split=test"]) == 0
+    baseline, narrow = rows_of(capsys.readouterr().out)
+    assert baseline[3:5] == ["0.00", "equal seeds"]
+    assert narrow[5:7] == ["-5.00", "equal seeds"]
+
+
+def test_fewer_than_two_values_have_no_interval():
     assert results.interval_of_mean([60.0]) is None
     assert results.interval_of_effect([61.0, 62.0], [60.0]) is None
 
 
-VALUES = st.lists(st.integers(0, 1000).map(lambda number: number / 10), min_size=2, max_size=6)
+VALUES = st.lists(st.integers(0, 1000).map(lambda number: number / 10), min_size=2, max_size=6).filter(
+    lambda values: len(set(values)) > 1
+)
 
 
 @given(VALUES, VALUES, st.integers(-50, 50))
