@@ -87,7 +87,7 @@ def evaluate(
         else:
             dataset = load_other(trained, path, split, asked or own.dataset, terminal)
         dataset.split(split)
-    _agree_on(dataset, terminal)
+    _agree_on(trained, dataset, terminal)
     with stop:
         report_checkpoint(
             trained,
@@ -128,7 +128,7 @@ def evaluate_weights(
         dataset.split(split)
         if workdir is not None and jax.process_index() == 0:
             workdir.path.mkdir(parents=True, exist_ok=True)
-    _agree_on(dataset, terminal)
+    _agree_on(trained, dataset, terminal)
     name = os.path.basename(path)
     with stop:
         report_checkpoint(
@@ -152,8 +152,15 @@ def describe_selection(config: config_dict.ConfigDict, checkpoint: str) -> str:
     return by if checkpoint == "best" else f"not selected ({checkpoint})"
 
 
-def _agree_on(dataset: Dataset, terminal: Terminal) -> None:
-    processes.require_agreement({"the dataset": f"{dataset.name} ({dataset.fingerprint})"})
+def _agree_on(trained: TrainedModel, dataset: Dataset, terminal: Terminal) -> None:
+    # A run that is still training may have saved its next checkpoint between two processes' looking for the best one.
+    processes.require_agreement(
+        {
+            "the dataset": f"{dataset.name} ({dataset.fingerprint})",
+            "the checkpoint's step": trained.step,
+            "the view": trained.preprocessing.view,
+        }
+    )
     terminal.say(f"Data set: {dataset.describe()}")
 
 

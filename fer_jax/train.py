@@ -17,7 +17,7 @@ from fer_jax.inference.trained_model import TrainedModel, describe_computation, 
 from fer_jax.loop.initial import read_initial
 from fer_jax.loop.meter import Meter, Profiler
 from fer_jax.loop.program import Program
-from fer_jax.loop.resumption import Saver, open_workdir, resolve, restore
+from fer_jax.loop.resumption import Saver, open_workdir, require_visible, resolve, restore
 from fer_jax.loop.start import start
 from fer_jax.models import flops
 from fer_jax.native import build
@@ -67,6 +67,8 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
         with processes.agreeing_on_errors():
             if is_primary:
                 open_workdir(stack, config, workdir, terminal)
+        with processes.agreeing_on_errors(), workdir.time_limit():
+            require_visible(workdir)
         # A separate stack, since the report needs the last checkpoint and the lock must outlive both.
         saving = stack.enter_context(contextlib.ExitStack())
         checkpoints = saving.enter_context(Checkpoints(workdir))
@@ -275,10 +277,9 @@ def _report(
     """Evaluates the best checkpoint on validation and test, unless its reports exist already."""
     splits = [split for split in ("validation", "test") if split in dataset.splits]
     views = evaluate.split_views(config)
-    # Reports that were written by --mode=evaluate don't choose the view.
+    # Reports by --mode=evaluate don't choose the view, and the config may name others than when they were written.
     own = make_preprocessing(config, dataset.image_shape).view
     is_chosen = set(views) <= {own} or selection.is_of(workdir, best_step)
-    # The config may name other views than when the reports were written.
     if is_chosen and all(report.is_reported(workdir.report, split, step=best_step, views=views) for split in splits):
         terminal.say(f"Report, curves and confusion matrices: {workdir.report}")
         return

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import time
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,19 @@ def open_workdir(
             )
         workdir.path.mkdir(parents=True, exist_ok=True)
         stack.enter_context(guards.hold_lock(workdir, terminal))
+
+
+def require_visible(workdir: Workdir, seconds: float = 60) -> None:
+    """Raises UserError if this process doesn't see the workdir that the first process has opened."""
+    deadline = time.monotonic() + seconds
+    # A network file system may show a new file late.
+    while not (workdir.is_in_bucket or workdir.lock.exists()):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"process {jax.process_index()} doesn't see {workdir.lock}, which process 0 has made; all processes of "
+                "a run must share its workdir"
+            )
+        time.sleep(0.5)
 
 
 def resolve(config: config_dict.ConfigDict, workdir: Workdir, terminal: Terminal) -> config_dict.ConfigDict:

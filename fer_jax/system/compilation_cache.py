@@ -21,10 +21,14 @@ def enable(terminal: Terminal) -> None:
 
     If the user has set a cache for JAX (JAX_COMPILATION_CACHE_DIR, empty for none), it is left as it is. Must precede
     the first compilation. Every process may call it: all of them read, and the first process of a run writes.
+    Several processes with GPUs keep no programs.
     """
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    # GPUs share the trials of kernels: a process that compiles would wait for one that finds its program, for hours.
+    if jax.process_count() > 1 and jax.default_backend() == "gpu":
         return
     # Machines may share a home folder, and code with another processor's instructions would crash the process.
     flags = hashlib.sha256(" ".join(sorted(machine.processor_flags())).encode()).hexdigest()[:16]

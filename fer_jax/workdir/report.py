@@ -159,7 +159,9 @@ def table(evaluation: dict) -> str:
     ]
     others = evaluation.get("without_copies", evaluation)
     if copies := evaluation["num_examples"] - others["num_examples"]:
-        lines.append(f"  accuracy           {describe_accuracy(others)} without the {copies:,} that are in its train split too")
+        lines.append(
+            f"  accuracy           {describe_accuracy(others)} without the {copies:,} that are in its train split too"
+        )
     views = evaluation.get("views", {})
     if len(views) > 1:
         lines += ["", f"  {'view':<17}{'accuracy':>10}{'loss':>10}"]
