@@ -1,6 +1,7 @@
 """The command `fer-jax serve`: a page in the browser that shows which expressions faces have."""
 
 import io
+import threading
 import webbrowser
 
 from PIL import Image
@@ -57,5 +58,6 @@ def serve(*, weights: str | None, checkpoint: str | None, detector: str, host: s
                 f"machine, ssh -L {server.server_address[1]}:localhost:{server.server_address[1]} is the safer way"
             )
         if opens:
-            webbrowser.open(server.url)
+            # In a thread, because a text browser would wait for the page, and this for the browser.
+            threading.Thread(target=webbrowser.open, args=[server.url], daemon=True).start()
         server.serve_forever()

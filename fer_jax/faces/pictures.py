@@ -1,6 +1,8 @@
 """Reads pictures as arrays, upright and in RGB: files, bytes, file objects, Pillow images and arrays."""
 
 import contextlib
+import functools
+import importlib
 import io
 import os
 from collections.abc import Iterator
@@ -11,8 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fer_jax.errors import UserError
 
-# Naming the formats keeps a renamed file from reaching one of Pillow's rarer decoders. HEIF is available if the user
-# has registered pillow-heif.
+# Naming the formats keeps a renamed file from reaching one of Pillow's rarer decoders. HEIF needs pillow-heif.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 _ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "AVIF")
 # A larger JPEG is decoded at a half, a quarter or an eighth of its size, as long as its shorter side keeps this many
@@ -118,6 +119,14 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+@functools.cache
+def _init() -> None:
+    """Makes Pillow know all the formats that it can read here."""
+    Image.init()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+
+
 @contextlib.contextmanager
 def _opened(source: Any) -> Iterator[Image.Image]:
     """Opens a picture, and turns any error with it, here or in the block, into a UserError of one line."""
@@ -128,7 +137,7 @@ def _opened(source: Any) -> Iterator[Image.Image]:
         return
     name, file, start = _open_file(source)
     with file, _explained(name, start):
-        Image.init()
+        _init()
         formats = [name for name in _FORMATS if name in Image.OPEN]
         yield Image.open(file, formats=formats)
 
@@ -186,7 +195,7 @@ def _explained(name: str, start: bytes) -> Iterator[None]:
 def _guess(start: bytes) -> str:
     """Returns a hint at what a file that Pillow can't identify is, by its first bytes."""
     if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return "it looks like HEIC: pip install pillow-heif, and call pillow_heif.register_heif_opener() before"
+        return "it looks like HEIC, which pip install pillow-heif lets Pillow read"
     if b"<svg" in start.lower():
         return "it looks like SVG, a drawing; save it as PNG"
     if start.startswith(b"%PDF"):

@@ -12,7 +12,7 @@ from fer_jax.errors import UserError
 from fer_jax.faces import video
 
 # Only these files are read from a folder, which may contain others; a file named by the user is read in any case.
-PICTURE_SUFFIXES = (*image_file.SUFFIXES, ".avif")
+PICTURE_SUFFIXES = (*image_file.SUFFIXES, ".avif", ".heic", ".heif")
 
 
 class Source(NamedTuple):
@@ -60,7 +60,7 @@ def refuse_output(path: str, option: str, sources: Sequence[Source]) -> None:
     path: the file for the answers, given by `option`. sources: the inputs.
     """
     # Users who take --json for a switch type --json photo.jpg, perhaps without naming the picture again.
-    if path.lower().endswith((*PICTURE_SUFFIXES, ".heic", ".heif", *video.SUFFIXES)):
+    if path.lower().endswith(PICTURE_SUFFIXES + video.SUFFIXES):
         raise UserError(f"{option} is {path}, which is named as a picture or video; answers go to another file")
     files = [source.value for source in sources if isinstance(source.value, str) and os.path.exists(source.value)]
     if os.path.exists(path) and any(os.path.samefile(path, file) for file in files):

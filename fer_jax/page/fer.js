@@ -166,13 +166,22 @@ async function draw(picture, face, map, rows, columns, part) {
 
 // Returns the faces of a picture, a Blob, as `fer_jax.Classifier` does.
 export async function predict(blob, explains) {
-  const { about, network } = await started;
   let picture;
   try {
     picture = await createImageBitmap(blob);
   } catch {
     throw new Error("this is not a picture that can be read");
   }
+  try {
+    return await answer(picture, explains);
+  } finally {
+    // The collector of garbage doesn't see the decoded pixels, 190 MB of a large photograph.
+    picture.close();
+  }
+}
+
+async function answer(picture, explains) {
+  const { about, network } = await started;
   const faces = await find(picture);
   if (!faces.length) return [];
   const [height, width, channels] = about.image_shape, count = height * width * channels;

@@ -207,7 +207,7 @@ DAMAGED = {
     "empty": (b"", "is empty"),
     "text": (b"a letter to my aunt", "is not a picture that can be read: it is none of JPEG, PNG"),
     "svg": (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "looks like SVG"),
-    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "looks like HEIC: pip install pillow-heif"),
+    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "looks like HEIC, which pip install pillow-heif"),
     "pdf": (b"%PDF-1.7", "looks like PDF"),
     "cut off": (PNG[: len(PNG) // 2], "is damaged, cut off or of a kind that can't be read"),
     "cut off soon": (PNG[:12], "is (no picture .* starts like one, and is )?(cut off or damaged|damaged, cut off)"),

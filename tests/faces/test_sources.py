@@ -17,7 +17,7 @@ def names(*words) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    pictures = ("b.JPG", "a.png", "more/c.webp", "more/d.jfif", "more/e.avif")
+    pictures = ("b.JPG", "a.png", "more/c.webp", "more/d.jfif", "more/e.avif", "more/f.HEIC")
     for name in (*pictures, "notes.txt", "clip.mp4", "more/odd", "empty/readme.md"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -27,11 +27,26 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_folder_is_its_pictures_and_videos_by_name_and_those_of_its_folders(folder):
-    assert names(".") == ["./a.png", "./b.JPG", "./clip.mp4", "./more/c.webp", "./more/d.jfif", "./more/e.avif"]
+    assert names(".") == [
+        "./a.png",
+        "./b.JPG",
+        "./clip.mp4",
+        "./more/c.webp",
+        "./more/d.jfif",
+        "./more/e.avif",
+        "./more/f.HEIC",
+    ]
 
 
 def test_words_keep_their_order_and_a_file_is_taken_whatever_it_is_called(folder):
-    assert names("more/odd", "a.png", "more") == ["more/odd", "a.png", "more/c.webp", "more/d.jfif", "more/e.avif"]
+    assert names("more/odd", "a.png", "more") == [
+        "more/odd",
+        "a.png",
+        "more/c.webp",
+        "more/d.jfif",
+        "more/e.avif",
+        "more/f.HEIC",
+    ]
 
 
 def test_a_pattern_is_sorted_and_may_reach_into_folders(folder):
