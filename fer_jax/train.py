@@ -206,6 +206,7 @@ def train(config: config_dict.ConfigDict, workdir: Workdir, stop: StopRequest) -
             profiler.stop()
             terminal.end_epoch()
         if is_primary:
+            writer.sync()
             with workdir.time_limit():
                 report.write_history(
                     read_events(workdir),
@@ -295,6 +296,5 @@ def _report(
         stop=stop,
         terminal=terminal,
     )
-    if "test" not in splits:
-        terminal.say(f"\n{dataset.name} has no test split, so there is no report on it.")
-    terminal.say(f"\nReport, curves and confusion matrices: {workdir.report}")
+    missing = "" if "test" in splits else f"\n{dataset.name} has no test split, so there is no report on it.\n"
+    terminal.say(f"{missing}\nReport, curves and confusion matrices: {workdir.report}")

@@ -1,5 +1,7 @@
 """Draws the results of a classifier onto pictures."""
 
+import functools
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +38,14 @@ def annotate(picture: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> Image.I
     return _with_strip(image, explained) if explained else image
 
 
+@functools.cache
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    # Pillow's own font has no letter beyond ASCII; class names may be in any language.
+    import matplotlib  # only where something is drawn, because it takes a while to import
+
+    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
 def _with_strip(image: Image.Image, faces: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Returns a picture with its faces' explanations below it, in rows, and a legend of the colours."""
     side = min(image.width, max(96, image.width // 6))
@@ -44,7 +54,7 @@ def _with_strip(image: Image.Image, faces: Sequence[Mapping[str, Any]]) -> Image
     rows = -(-len(faces) // columns)
     whole = Image.new("RGB", (image.width, image.height + rows * (side + caption) + caption), _DARK)
     whole.paste(image)
-    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(caption * 0.7)
+    draw, font = ImageDraw.Draw(whole), _font(caption * 0.7)
     for number, face in enumerate(faces):
         x, y = number % columns * side, image.height + number // columns * (side + caption)
         whole.paste(overlay.from_data_url(face["explanation"]).resize((side, side)), (x, y))
@@ -60,7 +70,7 @@ def _with_strip(image: Image.Image, faces: Sequence[Mapping[str, Any]]) -> Image
 
 def _label(draw: ImageDraw.ImageDraw, size: tuple[int, int], box, text: str, line: int) -> None:
     """Writes a face's label above its box, or inside it if there is no room, and never outside the picture."""
-    font = ImageFont.load_default(max(10, 7 * line))
+    font = _font(max(10, 7 * line))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     margin = 2 * line
     width, height = right - left + 2 * margin, bottom - top + 2 * margin

@@ -164,7 +164,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         except Exception as error:
-            self.log_error("%s: %s", type(error).__name__, error)
+            print(f"fer_jax: {type(error).__name__}: {error}", file=sys.stderr)
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             content_type, content = _json({"error": f"a mistake of ours: {type(error).__name__}: {error}"})
         self._send(status, content_type, content)
@@ -207,11 +207,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(status, *_json({"error": f"{message or status.phrase}"[:200]}))
 
     def log_message(self, format, *args) -> None:
-        # A line for each frame of a webcam would hide the messages that matter.
+        # A line for each frame of a webcam, or for each connection that a browser keeps, would hide what matters.
         pass
-
-    def log_error(self, format, *args) -> None:
-        print(f"fer_jax: {format % args}", file=sys.stderr)
 
 
 def _json(value) -> tuple[str, bytes]:

@@ -13,6 +13,8 @@ from fer_jax.faces import video
 
 # Only these files are read from a folder, which may contain others; a file named by the user is read in any case.
 PICTURE_SUFFIXES = (*image_file.SUFFIXES, ".avif", ".heic", ".heif")
+# What --save writes. Its folder may be in the one that is read.
+OWN_ENDINGS = ("_fer.jpg", "_fer.webm")
 
 
 class Source(NamedTuple):
@@ -26,8 +28,8 @@ def expand(words: Sequence[str]) -> Iterator[Source]:
     """Yields the pictures, videos and cameras that the words denote, in the order of the words.
 
     A word is a picture or video; a pipe with a picture, such as the shell's <(command); a folder, for all pictures and
-    videos in it and its subfolders, sorted by name; a pattern such as 'a*.jpg'; '-' for standard input; or the number
-    of a camera.
+    videos in it and its subfolders, sorted by name, except for hidden ones and those that `Saver` wrote; a pattern such
+    as 'a*.jpg'; '-' for standard input; or the number of a camera.
 
     Raises UserError if nothing has that name or a file of that name is a device.
     """
@@ -76,8 +78,13 @@ def _content_of_pipe(word: str) -> bytes:
 
 
 def _files_of(folder: str) -> Iterator[str]:
-    for parent, folders, names in os.walk(folder):
-        folders.sort()  # os.walk visits them in this order
+    """Yields the pictures and videos, and the folders that can't be listed, which are reported when they are read."""
+    unlisted: list[str] = []
+    for parent, folders, names in os.walk(folder, onerror=lambda error: unlisted.append(error.filename)):
+        # Hidden ones are a Mac's ._*.jpg, thumbnails and deleted pictures. os.walk visits the folders in this order.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name.lower().endswith(PICTURE_SUFFIXES + video.SUFFIXES):
+            is_hidden_or_ours = name.startswith(".") or name.endswith(OWN_ENDINGS)
+            if name.lower().endswith(PICTURE_SUFFIXES + video.SUFFIXES) and not is_hidden_or_ours:
                 yield os.path.join(parent, name)
+    yield from unlisted

@@ -54,16 +54,20 @@ class MetricsWriter:
             event = {"step": step, "epoch": epoch, "kind": kind, **without_nonfinite(values)}
             with self._workdir.time_limit(), errors.naming(self._path):
                 self._file.write(_to_line(event | self._common))
-                self._file.flush()
+                # In a bucket each flush uploads the whole file.
+                if not self._workdir.is_in_bucket:
+                    self._file.flush()
                 self._show(event)
 
     def sync(self) -> None:
-        """Flushes metrics.jsonl to disk (fsync)."""
+        """Flushes metrics.jsonl to disk (fsync) or uploads it to the bucket."""
         if self._file:
             # Object storage has no file descriptor.
             no_descriptor = contextlib.suppress(AttributeError, io.UnsupportedOperation)
-            with self._workdir.time_limit(), errors.naming(self._path), no_descriptor:
-                os.fsync(self._file.fileno())
+            with self._workdir.time_limit(), errors.naming(self._path):
+                self._file.flush()
+                with no_descriptor:
+                    os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes both files, after everything is written."""

@@ -54,3 +54,13 @@ def test_a_picture_without_faces_stays_as_it_is():
 
 def test_the_smallest_pictures_can_be_drawn_upon():
     assert annotate(np.zeros((3, 2, 3), np.uint8), [face(0, 0, 2, 3)]).size == (2, 3)
+
+
+def test_letters_beyond_ascii_are_drawn():
+    def label(emotion: str) -> np.ndarray:
+        return np.asarray(
+            annotate(np.full((300, 400, 3), 128, np.uint8), [face(100, 120, 80, 60) | {"emotion": emotion}])
+        )
+
+    # A font without the letters would draw the same box for each of them.
+    assert (label("ö") != label("ж")).any()

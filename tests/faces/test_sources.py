@@ -99,3 +99,24 @@ def test_a_pipe_is_read_once_and_a_device_is_refused(tmp_path):
     writer.join()
     with pytest.raises(UserError, match="/dev/zero is a device; 0 is the first camera"):
         list(expand(["/dev/zero"]))
+
+
+def test_hidden_files_and_what_was_saved_before_are_left_out_of_a_folder(folder):
+    others = ("._a.png", ".thumbnails/a.png", "predictions/a_fer.jpg", "predictions/clip_fer.webm")
+    for name in others:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    assert not set(names(".")) & {f"./{name}" for name in others}
+    assert names("predictions/a_fer.jpg") == ["predictions/a_fer.jpg"]
+
+
+def test_a_folder_that_can_not_be_listed_is_among_the_sources(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "more":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert names(".") == ["./a.png", "./b.JPG", "./clip.mp4", "./more"]

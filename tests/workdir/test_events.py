@@ -70,6 +70,16 @@ def test_an_event_is_in_the_file_as_soon_as_it_is_written(tmp_path):
             assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == number
 
 
+def test_in_a_bucket_where_a_flush_uploads_the_file_events_wait_for_a_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(Workdir, "is_in_bucket", True)
+    with opened(tmp_path) as writer:
+        for event in EVENTS:
+            writer.write(**event)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+        writer.sync()
+        assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == len(EVENTS)
+
+
 @pytest.mark.parametrize(
     ("step", "epochs", "kept"),
     [
