@@ -204,6 +204,19 @@ def from_stored(values: Mapping[str, Any], *, source: str) -> config_dict.Config
     return make_config(**values)
 
 
+def training_view(config: Mapping[str, Any]) -> str:
+    """Returns the view that a config's network is shown while it trains; 'auto' is that of its training images."""
+    view = config["evaluation"]["view"]
+    if view == "auto":
+        return "centre_crop" if config["augment"]["crop"] else "whole"
+    return view
+
+
+def report_views(config: config_dict.ConfigDict) -> list[str]:
+    """Returns the views that a config adds to reports beside the network's own."""
+    return config.evaluation.report_views.split(",") if config.evaluation.report_views else []
+
+
 def to_json(config: config_dict.ConfigDict) -> str:
     """Returns the text of a run's config.json, which `load` reads."""
     return json.dumps(config.to_dict(), indent=2) + "\n"

@@ -94,7 +94,7 @@ def evaluate(
             workdir,
             dataset,
             splits=[split],
-            views=split_views(own if config is None else config),
+            views=config_lib.report_views(own if config is None else config),
             selected_on=describe_selection(own, checkpoint),
             strict=strict,
             stop=stop,
@@ -136,7 +136,7 @@ def evaluate_weights(
             workdir,
             dataset,
             splits=[split],
-            views=split_views(trained.config),
+            views=config_lib.report_views(trained.config),
             selected_on=f"{trained.metadata.get('selected_on', 'not known how it was selected')}; in {name}",
             weights_file=name,
             strict=strict,
@@ -261,11 +261,6 @@ def _report_name(trained: TrainedModel, dataset: Dataset, split: str, weights_fi
     if trained.metadata.get("dataset_fingerprint") == dataset.fingerprint:
         return name
     return f"{name}_{as_file_name(dataset.name)}_{dataset.fingerprint[:8]}"
-
-
-def split_views(config: config_dict.ConfigDict) -> list[str]:
-    """Returns the views that a config adds to reports beside the network's own."""
-    return config.evaluation.report_views.split(",") if config.evaluation.report_views else []
 
 
 def make_evaluator(

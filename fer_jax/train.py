@@ -277,10 +277,9 @@ def _report(
 ) -> None:
     """Evaluates the best checkpoint on validation and test, unless its reports exist already."""
     splits = [split for split in ("validation", "test") if split in dataset.splits]
-    views = evaluate.split_views(config)
+    views = config_lib.report_views(config)
     # Reports by --mode=evaluate don't choose the view, and the config may name others than when they were written.
-    own = make_preprocessing(config, dataset.image_shape).view
-    is_chosen = set(views) <= {own} or selection.is_of(workdir, best_step)
+    is_chosen = set(views) <= {config_lib.training_view(config)} or selection.is_of(workdir, best_step)
     if is_chosen and all(report.is_reported(workdir.report, split, step=best_step, views=views) for split in splits):
         terminal.say(f"Report, curves and confusion matrices: {workdir.report}")
         return
@@ -296,5 +295,6 @@ def _report(
         stop=stop,
         terminal=terminal,
     )
-    missing = "" if "test" in splits else f"\n{dataset.name} has no test split, so there is no report on it.\n"
-    terminal.say(f"{missing}\nReport, curves and confusion matrices: {workdir.report}")
+    if "test" not in splits:
+        terminal.say(f"\n{dataset.name} has no test split, so there is no report on it.")
+    terminal.say(f"\nReport, curves and confusion matrices: {workdir.report}")

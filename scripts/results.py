@@ -14,15 +14,13 @@ import math
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from etils import epath
 from ml_collections import config_dict
 
 from fer_jax import config as config_lib
 from fer_jax.errors import UserError
-from fer_jax.inference.preprocessing import VIEWS
 from fer_jax.loop.progress import Progress
 from fer_jax.options.table import OPTIONS
 from fer_jax.system import command_line
@@ -65,7 +63,7 @@ class Run:
             key: value
             for key, value in config_lib.flatten(self.config)
             if key != "seed" and (OPTIONS[key].changes_results or key in _ENDS_ELSEWHERE or key in _TARGETS)
-        } | {_VIEWS: ",".join(view for view in VIEWS if view in self.views)}
+        } | {_VIEWS: ",".join(sorted(self.views))}
 
     def targets(self) -> tuple:
         """Returns the values of _TARGETS."""
@@ -114,16 +112,11 @@ def _incomplete(events: Sequence[dict], config: config_dict.ConfigDict) -> str |
 def _candidates(folder: epath.Path, config: config_dict.ConfigDict, evaluation: dict) -> frozenset[str]:
     path = Workdir(folder).selection
     if not path.exists():
-        return frozenset([evaluation.get("view", _training_view(dict(config_lib.flatten(config))))])
+        return frozenset([evaluation.get("view", config_lib.training_view(config))])
     try:
         return frozenset(json.loads(path.read_text())["validation"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} can't be read: {error}") from None
-
-
-def _training_view(values: Mapping[str, Any]) -> str:
-    view = values["evaluation.view"]
-    return view if view != "auto" else "centre_crop" if values["augment.crop"] else "whole"
 
 
 def _read_evaluation(folder: epath.Path, split: str) -> dict:
@@ -319,11 +312,11 @@ def command(run: Run) -> str:
     candidates = []
     for path in sorted(command_line.CONFIGS.glob("*.py")):
         try:
-            there = dict(config_lib.flatten(command_line.read_config_file(str(path))))
-            views = {_training_view(there), *filter(None, (there[_VIEWS] or "").split(","))}
-            there[_VIEWS] = ",".join(view for view in VIEWS if view in views)
+            config = command_line.read_config_file(str(path))
         except UserError:
             continue  # an experiment that takes an argument
+        views = {config_lib.training_view(config), *config_lib.report_views(config)}
+        there = dict(config_lib.flatten(config)) | {_VIEWS: ",".join(sorted(views))}
         different = {key: value for key, value in wanted.items() if value != there[key]}
         # The command line can't unset an option, so an experiment that doesn't set it comes first.
         candidates.append((None in different.values(), len(different), path.stem, different))

@@ -49,8 +49,8 @@ def label_of(folder: str, class_names: Sequence[str]) -> int | None:
     """Returns the label of the images of a class folder, or None if the folder is none of `class_names`.
 
     FER-2013's classes are also recognised by their other names (anger, happiness, ...), by their number (0 to 6, in the
-    order of fer2013.csv) and by a number before the name ('0 angry', where only the name counts). Case and
-    blanks around a name don't matter.
+    order of fer2013.csv) and by a number before the name ('0 angry', where only the name counts). Case and blanks
+    around a name don't matter.
     """
     name = folder.strip().lower()
     # Synonyms are known only for FER-2013's classes.

@@ -39,9 +39,12 @@ def annotate(picture: np.ndarray, faces: Sequence[Mapping[str, Any]]) -> Image.I
 
 
 @functools.cache
-def _font(size: float) -> ImageFont.FreeTypeFont:
-    # Pillow's own font has no letter beyond ASCII; class names may be in any language.
-    import matplotlib  # only where something is drawn, because it takes a while to import
+def _font(size: float, is_ascii: bool) -> ImageFont.FreeTypeFont:
+    """Returns a font of this size; is_ascii: whether it needs no letters beyond ASCII, as class names may have."""
+    # Pillow's own font has no others.
+    if is_ascii:
+        return ImageFont.load_default(size)
+    import matplotlib  # takes a quarter of a second
 
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
@@ -54,7 +57,7 @@ def _with_strip(image: Image.Image, faces: Sequence[Mapping[str, Any]]) -> Image
     rows = -(-len(faces) // columns)
     whole = Image.new("RGB", (image.width, image.height + rows * (side + caption) + caption), _DARK)
     whole.paste(image)
-    draw, font = ImageDraw.Draw(whole), _font(caption * 0.7)
+    draw, font = ImageDraw.Draw(whole), _font(caption * 0.7, all(face["emotion"].isascii() for face in faces))
     for number, face in enumerate(faces):
         x, y = number % columns * side, image.height + number // columns * (side + caption)
         whole.paste(overlay.from_data_url(face["explanation"]).resize((side, side)), (x, y))
@@ -70,7 +73,7 @@ def _with_strip(image: Image.Image, faces: Sequence[Mapping[str, Any]]) -> Image
 
 def _label(draw: ImageDraw.ImageDraw, size: tuple[int, int], box, text: str, line: int) -> None:
     """Writes a face's label above its box, or inside it if there is no room, and never outside the picture."""
-    font = _font(max(10, 7 * line))
+    font = _font(max(10, 7 * line), text.isascii())
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     margin = 2 * line
     width, height = right - left + 2 * margin, bottom - top + 2 * margin

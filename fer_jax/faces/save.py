@@ -13,6 +13,7 @@ from fer_jax.faces import pictures
 from fer_jax.faces.annotation import annotate
 from fer_jax.faces.answers import Answer, as_text
 from fer_jax.faces.detectors import import_opencv
+from fer_jax.faces.sources import SAVED_PICTURE, SAVED_VIDEO
 
 # Used if the times of the frames tell no rate. Animated pictures and cameras may have frames at any pace.
 _FRAMES_PER_SECOND = 10.0
@@ -68,7 +69,7 @@ class Saver:
             if answer.frame is None:
                 if max(drawn.size) > _MAX_JPEG:
                     raise UserError(f"{answer.file} has {drawn.width} x {drawn.height} pixels, too many for a JPEG")
-                drawn.save(self._path(answer.file, ".jpg"), quality=92)
+                drawn.save(self._path(answer.file, SAVED_PICTURE), quality=92)
             elif self._writer:
                 self._write(np.asarray(drawn))
             else:
@@ -84,7 +85,7 @@ class Saver:
             self._refused.add(name)
             self.not_saved.append(str(error))
 
-    def _path(self, name: str, suffix: str) -> str:
+    def _path(self, name: str, ending: str) -> str:
         # Standard input, cameras and URLs are in none of the folders.
         roots = self._roots if os.path.exists(name) else []
         absolute = os.path.abspath(name)
@@ -96,7 +97,7 @@ class Saver:
         # a.jpg and a.png are two pictures, and so are x/a.jpg and y/a.jpg.
         stems = [stem, *([f"{stem}_{own_suffix[1:]}"] if own_suffix else [])]
         numbered = (f"{stem}_{number}" for number in itertools.count(len(stems) + 1))
-        paths = (os.path.join(self._folder, f"{stem}_fer{suffix}") for stem in itertools.chain(stems, numbered))
+        paths = (os.path.join(self._folder, f"{stem}{ending}") for stem in itertools.chain(stems, numbered))
         path = next(path for path in paths if not os.path.lexists(path))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         return path
@@ -110,7 +111,7 @@ class Saver:
         # Explanations make a frame taller, and the first frame may be without a face.
         size = max(frame.shape[1] for frame in frames), max(frame.shape[0] for frame in frames)
         # VP8, which browsers play and OpenCV's wheels can write.
-        path = self._path(self._name, ".webm")
+        path = self._path(self._name, SAVED_VIDEO)
         writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"VP80"), _rate(times), size)
         if not writer.isOpened():
             raise UserError(f"{path} can't be written by this OpenCV")

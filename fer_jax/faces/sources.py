@@ -13,8 +13,8 @@ from fer_jax.faces import video
 
 # Only these files are read from a folder, which may contain others; a file named by the user is read in any case.
 PICTURE_SUFFIXES = (*image_file.SUFFIXES, ".avif", ".heic", ".heif")
-# What --save writes. Its folder may be in the one that is read.
-OWN_ENDINGS = ("_fer.jpg", "_fer.webm")
+# How the names end that `Saver` gives. Its folder may be in the one that is read.
+SAVED_PICTURE, SAVED_VIDEO = "_fer.jpg", "_fer.webm"
 
 
 class Source(NamedTuple):
@@ -84,7 +84,7 @@ def _files_of(folder: str) -> Iterator[str]:
         # Hidden ones are a Mac's ._*.jpg, thumbnails and deleted pictures. os.walk visits the folders in this order.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            is_hidden_or_ours = name.startswith(".") or name.endswith(OWN_ENDINGS)
+            is_hidden_or_ours = name.startswith(".") or name.endswith((SAVED_PICTURE, SAVED_VIDEO))
             if name.lower().endswith(PICTURE_SUFFIXES + video.SUFFIXES) and not is_hidden_or_ours:
                 yield os.path.join(parent, name)
     yield from unlisted

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fer_jax import config as config_lib
 from fer_jax.recipe.images import scale_pixels, standardize
 
 
@@ -81,11 +82,12 @@ class Preprocessing:
 
 def make_preprocessing(config: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Preprocessing:
     """Returns the preprocessing of a config for images of this shape."""
-    crop, view = config["augment"]["crop"], config["evaluation"]["view"]
-    # 'auto' is the view that the network was trained on.
-    if view == "auto":
-        view = "centre_crop" if crop else "whole"
-    return Preprocessing(image_shape, standardize=config["preprocessing"]["standardize"], crop=crop, view=view)
+    return Preprocessing(
+        image_shape,
+        standardize=config["preprocessing"]["standardize"],
+        crop=config["augment"]["crop"],
+        view=config_lib.training_view(config),
+    )
 
 
 def predict_views(

@@ -2,8 +2,8 @@
 
 OPTIONS are those of `python -m fer_jax.main`. This script is for trying out a run on several hosts with one
 machine, on its CPU unless JAX_PLATFORMS names another device; to use all accelerators of the machine, a single process
-is enough. Signals are forwarded to all processes.
-When one fails, the others get a minute to notice. The exit status is that of the first process that failed.
+is enough. Signals are forwarded to all processes. When one fails, the others get a minute to notice. The exit status is
+that of the first process that failed.
 """
 
 import argparse
