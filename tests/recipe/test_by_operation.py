@@ -13,7 +13,7 @@ from fer_jax.recipe import by_operation, optimizer, state
 
 MODEL = {
     "depth": 10,
-    "stages": 4,
+    "stages": 2,
     "width": 6,
     "stem_kernel": 3,
     "stem_stride": 2,

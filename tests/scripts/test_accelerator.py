@@ -19,7 +19,7 @@ TINY = [
     "--nets",
     "wrn16_4",
     "--model",
-    '{"depth": 10, "width": 2, "dtype": "float32"}',
+    '{"depth": 10, "stages": 2, "width": 2, "dtype": "float32"}',
     "--batch",
     "8",
     "--rounds",
@@ -133,7 +133,7 @@ def test_finished_rounds_are_kept_where_the_time_is_over():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_only_bfloat16_has_a_share_of_the_peak_which_is_of_bfloat16(dtype, monkeypatch):
     monkeypatch.setattr(accelerator, "TASKS", {"inference": 1 / 3})
-    model = {"depth": 10, "width": 2, "conv": "lax", "dtype": dtype}
+    model = {"depth": 10, "stages": 2, "width": 2, "conv": "lax", "dtype": dtype}
     arguments = argparse.Namespace(model=model, batch=2, contestants=["ours"], rounds=1, peers_python=None)
     machine = {"platform": "cpu", "dtype": "bfloat16", "peak": 1e12, "flops": {"wrn16_4": 10**6}}
     clock = accelerator.Clock(time.monotonic() + 300)

@@ -23,7 +23,7 @@ from scripts.benchmark import conv, peers, trace
 from scripts.benchmark.peers import ours
 from scripts.benchmark.peers.worker import Worker, serve
 
-TINY = {"depth": 10, "width": 4, "stem_kernel": 3, "stem_stride": 2, "stem_pool": False, "conv": "lax"}
+TINY = {"depth": 10, "stages": 2, "width": 4, "stem_kernel": 3, "stem_stride": 2, "stem_pool": False, "conv": "lax"}
 SPEC = {"peer": "ours", "task": "step", "batch": 2, "image_size": 48, "model": TINY}
 
 

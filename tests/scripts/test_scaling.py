@@ -81,7 +81,7 @@ def test_two_processes_are_measured_and_predicted():
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     command = [sys.executable, "-m", "scripts.benchmark", "scaling", "--measure", "--batch=4", "--rounds=1"]
     done = subprocess.run(
-        [*command, '--model={"depth": 10, "width": 4, "conv": "lax"}'],
+        [*command, '--model={"depth": 10, "stages": 2, "width": 4, "conv": "lax"}'],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -91,6 +91,6 @@ def test_two_processes_are_measured_and_predicted():
     assert done.returncode == 0, done.stderr
     one, gradients, statistics, *steps = map(float, re.findall(r"([\d.]+) ms", done.stdout))
     own, own_measured, synchronised, synchronised_measured = steps
-    # Messages: 3 arrays for each of 12 convolutions with a norm, 2 of the head, 24 of statistics. Figures are rounded.
-    assert own == synchronised == pytest.approx(one + gradients + (3 * 12 + 2 + 24) * statistics, abs=2)
+    # Messages: 3 arrays for each of 6 convolutions with a norm, 2 of the head, 12 of statistics. Figures are rounded.
+    assert own == synchronised == pytest.approx(one + gradients + (3 * 6 + 2 + 12) * statistics, abs=2)
     assert min(own_measured, synchronised_measured) > 0

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 # The smallest network, with the convolution that compiles fastest.
-TINY = {"model.depth": 10, "model.width": 2, "model.dtype": "float32", "model.conv": "lax"}
+TINY = {"model.depth": 10, "model.stages": 2, "model.width": 2, "model.dtype": "float32", "model.conv": "lax"}
 
 
 def write_faces(path: pathlib.Path) -> pathlib.Path:
