@@ -140,7 +140,7 @@ def limited(arguments, kilobytes):
 
 
 def test_a_disk_that_is_full_when_a_checkpoint_is_written_is_one_line_and_status_4(csv_file, tmp_path):
-    arguments = command(csv_file, tmp_path, num_epochs=5000)
+    arguments = command(csv_file, tmp_path, num_epochs=5000, **{"model.stages": 4})
     process = start(arguments)
     _wait_for(tmp_path / "checkpoints" / "2", process)
     process.send_signal(signal.SIGTERM)

@@ -80,7 +80,7 @@ def test_the_map_s_mean_and_the_bias_are_the_logits(tmp_path):
 
 
 def test_float16_halves_the_file_and_changes_little(tmp_path):
-    trained = random_network(width=16)
+    trained = random_network(stages=4, width=16)
     sizes = {}
     for dtype in ("float32", "float16"):
         onnx_file.write(trained, tmp_path / f"{dtype}.onnx", dtype=dtype)

@@ -25,7 +25,7 @@ def test_an_image_gets_the_network_s_answers_under_their_names(preprocessing, op
 
 
 def test_smaller_weights_make_a_smaller_file_that_answers_nearly_the_same(tmp_path):
-    trained = random_network(width=16)
+    trained = random_network(stages=4, width=16)
     images = random_images(9, trained.preprocessing)
     expected = predict(trained, images)["probabilities"]
     sizes, differences = [], []

@@ -13,7 +13,7 @@ from fer_jax.inference.trained_model import TrainedModel, make_model
 # Preprocessing and options of networks that an exporter can get wrong.
 CASES = [
     (Preprocessing((13, 14, 1)), {}),
-    (Preprocessing((12, 13, 3), standardize=True), {"depth": 50, "stages": 4, "width": 2, "squeeze_excitation": True}),
+    (Preprocessing((12, 13, 3), standardize=True), {"depth": 50, "width": 2, "squeeze_excitation": True}),
     (
         Preprocessing((14, 14, 1), crop=11, view="ten_crops"),
         {"depth": 18, "stages": 3, "stem_kernel": 3, "stem_stride": 1, "stem_pool": False},
@@ -26,7 +26,8 @@ def random_network(
 ) -> TrainedModel:
     """Returns a network with these options of `config.model`, by default the smallest, for images of 13x13."""
     preprocessing = preprocessing or Preprocessing((13, 13, 1))
-    options = {"depth": 10, "stages": 2, "width": 4, "dtype": "float32", "conv": "lax"} | options
+    smallest = {} if "depth" in options else {"depth": 10, "stages": 2}  # a depth that is asked for has all its stages
+    options = smallest | {"width": 4, "dtype": "float32", "conv": "lax"} | options
     config = make_config(**{f"model.{key}": value for key, value in options.items()})
     model = make_model(config.model, num_classes=len(class_names))
     images = jax.ShapeDtypeStruct((1, *preprocessing.image_shape), np.float32)
