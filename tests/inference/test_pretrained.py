@@ -4,9 +4,11 @@ import os
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 
+from fer_jax import parallel
 from fer_jax.data import embedded
 from fer_jax.inference import weights
 from fer_jax.inference.trained_model import TrainedModel
@@ -18,7 +20,8 @@ FILE = pathlib.Path(weights.resolve("pretrained"))
 
 @pytest.fixture(scope="module")
 def trained() -> TrainedModel:
-    return TrainedModel.load("pretrained")
+    # On one device: each of several would do the whole computation.
+    return TrainedModel.load("pretrained", mesh=parallel.make_mesh(jax.devices()[:1]))
 
 
 def row_of_card(name: str) -> list[str]:
