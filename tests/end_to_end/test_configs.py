@@ -20,6 +20,7 @@ from fer_jax.models.flops import training_flops
 from fer_jax.recipe.state import num_parameters
 from fer_jax.system.terminal import Terminal
 from tests.end_to_end.conftest import read_metrics
+from tests.support.tiny_run import TINY
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
 
@@ -37,14 +38,7 @@ def test_a_config_holds_values_that_go_together_and_says_its_command(path):
 @pytest.mark.parametrize("name", ["wrn16_4", "resnet34_gpu"])
 def test_a_recipe_trains_a_small_network(name, csv_file, run, tmp_path):
     config = read(next(path for path in CONFIGS if path.stem == name))
-    small = {
-        "model.depth": 10,
-        "model.stages": 2,
-        "model.width": 2,
-        "model.dtype": "float32",
-        "model.conv": "lax",
-        "batch_size": 8,
-    }
+    small = TINY | {"batch_size": 8}
     data = {"dataset.path": str(csv_file), "dataset.cache_dir": str(csv_file.parent / "prepared")}
     # These are 50 steps, of which the last five are without mixing.
     short = {"num_epochs": 10, "optimizer.warmup_epochs": 0.5, "mix.off_epochs": 1 if config.mix.off_epochs else 0}

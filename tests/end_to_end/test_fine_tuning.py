@@ -14,6 +14,7 @@ from fer_jax.errors import UserError
 from fer_jax.exports import torch_folder
 from fer_jax.inference.preprocessing import Preprocessing
 from fer_jax.inference.trained_model import TrainedModel
+from tests.end_to_end.conftest import read_metrics
 from tests.end_to_end.test_main import command
 from tests.support.checkpoints import read_arrays
 from tests.support.commands import start
@@ -86,15 +87,25 @@ def test_other_classes_take_all_but_the_head_and_the_head_is_the_one_that_a_fres
     assert tuned["weights['params']['head']['kernel']"].shape[-1] == 3
 
 
-def test_the_same_classes_take_the_head_too(make_config, run, weights_file, tmp_path, capsys):
-    config = make_config(**{"optimizer.learning_rate": 1e-6, "num_epochs": 1, "model.init": str(weights_file)})
-    assert run(config, tmp_path / "tuned") == 0
+def test_the_same_classes_take_the_head_too_and_the_first_epoch_is_better_than_a_fresh_one(
+    make_config, run, tmp_path, capsys
+):
+    network = {"model.stages": 4}  # two stages learn too little in ten steps
+    assert run(make_config(**network), tmp_path / "trained") == 0
+    weights_file = tmp_path / "net.safetensors"
+    TrainedModel.load(tmp_path / "trained").save(weights_file)
+    values = network | {"optimizer.learning_rate": 1e-6, "num_epochs": 1}
+    assert run(make_config(**values, **{"model.init": str(weights_file)}), tmp_path / "tuned") == 0
     assert f"Starts from {weights_file}: all layers.\n" in capsys.readouterr().out
+    assert run(make_config(**values), tmp_path / "fresh") == 0
+    # At this learning rate the network hardly changes, except for its batch statistics.
+    losses = {name: read_metrics(tmp_path / name)[-1]["loss"] for name in ("tuned", "fresh")}
+    assert losses["tuned"] < losses["fresh"]
     stored = safetensors.numpy.load_file(weights_file)
     tuned = {in_file(key): value for key, value in read_arrays(tmp_path / "tuned").items() if key.startswith("weights")}
     assert tuned.keys() == stored.keys()
     for name in stored:
-        if name.startswith("params"):  # at this learning rate all but the batch statistics hardly changes
+        if name.startswith("params"):
             np.testing.assert_allclose(tuned[name], stored[name], atol=1e-5, err_msg=name)
 
 

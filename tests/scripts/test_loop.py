@@ -3,18 +3,11 @@
 import pytest
 
 from scripts.benchmark import loop
+from tests.support.tiny_run import TINY
 
 
 def test_each_epoch_has_its_steps_and_what_is_beside_them():
-    options = [
-        "model.depth=10",
-        "model.stages=2",
-        "model.width=2",
-        "model.conv=lax",
-        "model.dtype=float32",
-        "train.steps_per_call=2",
-    ]
-    options = [f"--config.{option}" for option in options]
+    options = [f"--config.{key}={value}" for key, value in (TINY | {"train.steps_per_call": 2}).items()]
     sizes = {"train": 64 * 5 + 3, "validation": 70}
     epochs = loop.measure(options, num_epochs=3, step_seconds=0.002, sizes=sizes)
     assert len(epochs) == 3
